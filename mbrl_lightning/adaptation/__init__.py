@@ -1,0 +1,1 @@
+"""From transitions of a task to what is believed of it: context -> belief."""

@@ -1,0 +1,32 @@
+"""The table of contents: one file per paper or method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.algorithms.dr_ppo import DRPPO
+from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.errors import ConfigError, did_you_mean
+from mbrl_lightning.schema import Config
+from mbrl_lightning.seeds import Streams
+
+ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
+    "gssm_aps": GSSMAPS,      # Wang & van Hoof, ICML 2022: amortized policy search
+    "gssm": GSSM,             # the same model, unconditioned policy, fine-tuned at meta-test
+    "dr_ppo": DRPPO,          # the model-free rival: PPO with domain randomisation
+}
+
+
+def make_algorithm(cfg: Config, family: TaskFamily) -> Algorithm:
+    """Build `cfg.algorithm` with weights drawn from the `init` stream of `cfg.seed`.
+
+    Raises:
+        ConfigError: no such algorithm.
+    """
+    if cfg.algorithm not in ALGORITHMS:
+        raise ConfigError(f"no algorithm '{cfg.algorithm}'{did_you_mean(cfg.algorithm, ALGORITHMS)}",
+                          f"choose one of {', '.join(ALGORITHMS)}")
+    Streams(cfg.seed).seed_globals()
+    return ALGORITHMS[cfg.algorithm](family, cfg)

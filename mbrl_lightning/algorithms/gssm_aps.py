@@ -1,0 +1,226 @@
+"""GSSM with amortized policy search (Wang & van Hoof, ICML 2022), and GSSM with a policy fine-tuned at meta-test.
+
+    Algorithm 1  collect -> fit {phi, theta} on Eq. 7 -> improve the policy in imagined tasks   MetaLoop, GSSMAPS.improve
+    Algorithm 2  memory by pi_e -> z_c -> act; or fine-tune in imagination, then act        GSSMAPS.adapt, GSSM.fine_tune
+    Eq. 9-10     J by back-propagation through imagined rollouts                            policy_search.pathwise
+    Eq. 11, 16   J by PPO on [s, z_c]                                                       policy_search.ppo
+Departures: several policy restarts are searched at once and chosen by their imagined return under ensemble members that no
+policy was trained on; imagined data never enters the model's buffer (Algorithm 1 says so, section E does not).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.schema import Config
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.dynamics.graph import GraphDynamics
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.imagination import ImaginedStreams, mean_return
+from mbrl_lightning.policy_search.pathwise import PathwiseLoss
+from mbrl_lightning.policy_search.policies import Policy
+from mbrl_lightning.policy_search.ppo import PPO
+from mbrl_lightning.step import GradientStep
+
+
+class GSSMAPS(Algorithm):
+    """One policy pi(a | s, z_c) for all tasks, improved in imagined tasks.
+
+    Args:
+        family: the task family.
+        cfg: the run's configuration.
+        conditioned: the policy sees z_c (APS).
+    """
+
+    dynamics: GraphDynamics
+
+    def __init__(self, family: TaskFamily, cfg: Config, conditioned: bool = True) -> None:
+        super().__init__(family, cfg)
+        self.dynamics = GraphDynamics(self.spec, cfg.dynamics)
+        search, latent = cfg.search, cfg.dynamics.latent_dim if conditioned else 0
+        self.pathwise = search.method == "pathwise"
+        # a pathwise policy learns no deviation of its own: it explores with a fixed one
+        sizes = replace(cfg.policy, initial_std=max(cfg.loop.action_noise, 0.01)) if self.pathwise else cfg.policy
+        self.policy = Policy(self.spec, sizes, latent, squash=self.pathwise)
+        self.members = slice(0, cfg.dynamics.members - search.holdout)
+        if self.pathwise:
+            self.restarts = Policy(self.spec, sizes, latent, search.restarts, squash=True)
+            searched = list(self.restarts.net.parameters())
+        else:
+            self.ppo = PPO(self.policy, search, cfg.policy)
+            searched = self.ppo.trained_parameters()
+        self.optimizers = {"dynamics": self.dynamics.configure_optimizers(),
+                           "policy": torch.optim.Adam(searched, lr=search.lr, fused=True)}
+        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
+        self.register_buffer("ranking", torch.arange(search.restarts))
+
+    # -- belief
+
+    @torch.no_grad()
+    def adapt(self, context: TensorDictBase) -> TensorDict:
+        """Belief q(z_c | context) `[M]`; its `latent` is the mean. No gradient step (Algorithm 2)."""
+        belief = self.dynamics.infer(context)
+        return belief.set("latent", belief["loc"])
+
+    def explorers(self, belief: TensorDict) -> TensorDict:
+        """Each row is driven by one of the better half of the restarts, in turn."""
+        if not self.pathwise:
+            return belief
+        best = self.ranking[: max(len(self.ranking) // 2, 1)]
+        chosen = best[torch.arange(len(belief)) % len(best)]
+        own = {name: value.detach()[chosen] for name, value in self.restarts.net.named_parameters()}
+        return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
+
+    # -- improvement
+
+    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+        """Policy part of Algorithm 1, with the learning rate falling linearly over the run."""
+        for policy in {self.policy, *([self.restarts] if self.pathwise else [])}:
+            policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
+        done = float(self.rounds) / max(self.cfg.loop.iterations, 1)
+        for group in self.optimizers["policy"].param_groups:
+            group["lr"] = self.cfg.search.lr * max(1 - done, 0.1)
+        self.dynamics.requires_grad_(False)
+        metrics = self._improve_pathwise(real, step) if self.pathwise else self._improve_ppo(real, step)
+        self.dynamics.requires_grad_(True)
+        self.dynamics.log_scale.requires_grad_(self.cfg.dynamics.learn_scale)
+        self.rounds += 1
+        return metrics
+
+    def _batch(self, real: TaskBuffer, step: GradientStep, tasks: int, rows: int) -> TensorDict:
+        """Beliefs, start states and noise of imagined tasks; z_c is drawn once for each task and call."""
+        drawn = real.draw_tasks(tasks, self.generator)
+        # a quarter of the batches has a shorter context, or none, so that the policy knows those beliefs too
+        draws = torch.rand(2, generator=self.generator).tolist()
+        share = draws[1] if draws[0] < 0.25 else 1.0
+        most = round(share * min(self.cfg.dynamics.context, self.family.context_steps))
+        context = real.draw_context(drawn, most, self.generator)
+        latent = self.cfg.dynamics.latent_dim
+        starts = torch.stack([self._starts(real, rows) for _ in range(tasks)])
+        noise = torch.randn(tasks, rows, latent, generator=self.generator)
+        sample = torch.randn(tasks, latent, generator=self.generator)
+        batch = step.share(TensorDict({"context": context, "observation": starts, "noise": noise, "sample": sample},
+                                      batch_size=[tasks]))
+        belief = self.adapt(batch["context"])
+        belief["latent"] = belief["loc"] + belief["scale"] * batch["sample"]
+        return batch.set("belief", belief)
+
+    def _starts(self, real: TaskBuffer, count: int) -> Tensor:
+        initial = round(self.cfg.search.initial_starts * count)
+        return torch.cat([real.start_states(initial, self.generator, initial=True),
+                          real.start_states(count - initial, self.generator, initial=False)])
+
+    def _improve_pathwise(self, real: TaskBuffer, step: GradientStep) -> dict[str, float]:
+        search = self.cfg.search
+        horizon = search.horizon or self.spec.horizon
+        loss = PathwiseLoss(self.restarts, self.dynamics, horizon, search.gamma, self.members)
+
+        def losses(batch: TensorDict) -> dict[str, Tensor]:
+            return {"loss": loss(batch)["loss_policy"]}
+
+        for _ in range(search.updates):
+            batch = self._batch(real, step, search.tasks, search.rollouts)
+            step(lambda batch=batch: losses(batch), self.optimizers["policy"], search.max_grad_norm, stacked=True)
+        return self._select(real, step, horizon)
+
+    @torch.no_grad()
+    def _select(self, real: TaskBuffer, step: GradientStep, horizon: int) -> dict[str, float]:
+        """Rank the restarts by imagined return under the held-out members and deploy the best."""
+        members = self.members
+        if self.cfg.search.holdout:
+            members = slice(self.members.stop, None)
+        loss = PathwiseLoss(self.restarts, self.dynamics, horizon, 1.0, members)
+        batch = self._batch(real, step, 4 * self.cfg.search.tasks, self.cfg.search.rollouts)
+        returns = step.fabric.all_reduce(loss(batch)["imagined_return"], reduce_op="mean")
+        self.ranking.copy_(returns.argsort(descending=True))
+        best = int(self.ranking[0])
+        for name, value in self.restarts.net.named_parameters():
+            self.policy.net.get_parameter(name).copy_(value[best : best + 1])
+        self.policy.norm.load_state_dict(self.restarts.norm.state_dict())
+        return {"imagined/return": float(returns[best]), "imagined/spread": float(returns.std(unbiased=False))}
+
+    def _improve_ppo(self, real: TaskBuffer, step: GradientStep) -> dict[str, float]:
+        search = self.cfg.search
+        metrics: dict[str, float] = {}
+        returns: list[Tensor] = []
+        for first in range(0, search.updates, search.segments):
+            batch = self._batch(real, step, search.tasks, search.rollouts)
+            streams = self._streams(batch, real, step)
+            latent = batch["belief", "latent"][:, None]
+            for _ in range(min(search.segments, search.updates - first)):
+                data = streams.rollout(lambda o: self.ppo.sample(o, latent.expand(*o.shape[:2], -1), self.generator),
+                                       search.horizon or self.spec.horizon)
+                returns.append(mean_return(data, self.spec))
+                metrics = self.ppo.update(data, latent.unsqueeze(1), step, self.optimizers["policy"], self.generator)
+        out = {f"train/{name}": value for name, value in metrics.items()}
+        return out | {"imagined/return": float(torch.stack(returns[-search.segments:]).mean())}
+
+    def _streams(self, batch: TensorDict, real: TaskBuffer, step: GradientStep) -> ImaginedStreams:
+        return ImaginedStreams(self.dynamics, batch["belief"], batch["observation"], self.spec.horizon, batch["noise"],
+                               self.members, lambda count: self._restarts(real, count), self.cfg.search.noise,
+                               self.generator)
+
+    def _restarts(self, real: TaskBuffer, count: int) -> Tensor:
+        starts = self._starts(real, count)
+        return starts[torch.randperm(count, generator=self.generator)]
+
+
+class GSSM(GSSMAPS):
+    """GSSM without APS: pi(a | s) trained across the imagined tasks, fine-tuned in each test task's own (Algorithm 2)."""
+
+    def __init__(self, family: TaskFamily, cfg: Config) -> None:
+        super().__init__(family, cfg, conditioned=False)
+
+    def fine_tune(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> TensorDict:
+        """K policy-gradient updates in each task's imagined world; belief `[M]` with `policy` parameters `[M, ...]`."""
+        self.dynamics.requires_grad_(False)
+        tune = self._tune_pathwise if self.pathwise else self._tune_ppo
+        own = tune(belief, real, step)
+        self.dynamics.requires_grad_(True)
+        self.dynamics.log_scale.requires_grad_(self.cfg.dynamics.learn_scale)
+        return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
+
+    def _tune_pathwise(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> dict[str, Tensor]:
+        tasks, search = len(belief), self.cfg.search
+        policies = Policy(self.spec, self.cfg.policy, 0, copies=tasks, squash=True)
+        policies.norm.load_state_dict(self.policy.norm.state_dict())
+        with torch.no_grad():
+            for name, value in policies.net.named_parameters():
+                value.copy_(self.policy.net.get_parameter(name).expand_as(value))
+        rows = 4 * len(range(*self.members.indices(self.cfg.dynamics.members)))
+        loss = PathwiseLoss(policies, self.dynamics, search.horizon or self.spec.horizon, search.gamma, self.members,
+                            paired=True)
+        optimizer = torch.optim.Adam(policies.net.parameters(), lr=self.cfg.evaluation.fine_tune_lr, fused=True)
+        for _ in range(self.cfg.evaluation.fine_tune_updates):
+            batch = TensorDict({"observation": real.start_states(tasks * rows, self.generator, initial=True)
+                                .view(tasks, rows, -1), "belief": belief,
+                                "noise": torch.randn(tasks, rows, self.cfg.dynamics.latent_dim,
+                                                     generator=self.generator)}, batch_size=[tasks])
+            step(lambda batch=batch: {"loss": loss(batch)["loss_policy"]}, optimizer, search.max_grad_norm, stacked=True)
+        return {name: value.detach() for name, value in policies.net.named_parameters()}
+
+    def _tune_ppo(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> dict[str, Tensor]:
+        stacks: list[dict[str, Tensor]] = []
+        before = copy.deepcopy((self.policy.state_dict(), self.ppo.state_dict()))
+        for task in range(len(belief)):
+            one = TensorDict({"belief": belief[task : task + 1],
+                              "observation": self._starts(real, self.cfg.search.rollouts).unsqueeze(0),
+                              "noise": torch.randn(1, self.cfg.search.rollouts, self.cfg.dynamics.latent_dim,
+                                                   generator=self.generator)}, batch_size=[1])
+            streams = self._streams(one, real, step)
+            optimizer = torch.optim.Adam(self.ppo.trained_parameters(), lr=self.cfg.evaluation.fine_tune_lr, fused=True)
+            latent = one["belief", "latent"][:, None]
+            for _ in range(self.cfg.evaluation.fine_tune_updates):
+                data = streams.rollout(lambda o: self.ppo.sample(o, latent.expand(*o.shape[:2], -1), self.generator),
+                                       self.cfg.search.horizon or self.spec.horizon)
+                self.ppo.update(data, latent.unsqueeze(1), step, optimizer, self.generator)
+            stacks.append({name: value.detach()[0].clone() for name, value in self.policy.net.named_parameters()})
+            self.policy.load_state_dict(before[0])
+            self.ppo.load_state_dict(before[1])
+        return {name: torch.stack([own[name] for own in stacks]) for name in stacks[0]}

@@ -1,0 +1,226 @@
+"""Checkpoints that survive crashes: staged beside the target, synced, manifest last, then renamed.
+
+`<folder>/step_<number>/` holds `state.pt` and `manifest.json` (size and SHA-256 of the state). A checkpoint
+is complete when its manifest is there and matches. The newest complete one is loaded; none is overwritten,
+and pickled code is never run.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbrl_lightning.console import log
+from mbrl_lightning.errors import ConfigError, StorageError
+from mbrl_lightning.storage import FULL, staging_name, storage_errors, sync_folder, write_synced
+
+FORMAT = 1
+_ATTEMPTS = 3
+_PLAIN = (int, float, bool, str, bytes, type(None), Tensor, torch.nn.Parameter)
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Write the checkpoint of one step, then prune older ones.
+
+    Args:
+        folder: where the checkpoints of a run are; made if missing.
+        step: outer iteration, at least 0. A complete checkpoint of the same step is left as it is.
+        state: plain containers (dict, list, tuple, numbers, text) and tensors.
+        keep: how many checkpoints to keep, at least 1.
+
+    Returns:
+        Folder of the checkpoint.
+
+    Raises:
+        StorageError: if it cannot be written; after a full disk only when pruning and trying again did not
+            help. Older checkpoints are then intact.
+        TypeError: if the state holds an object that could not be loaded without executing code.
+    """
+    target = folder / f"step_{step:08d}"
+    if _fault(target) == "":
+        return target
+    _refuse_foreign(state, "state")
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    with storage_errors(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                _publish(target, step, buffer.getbuffer())
+                break
+            except OSError as error:
+                if error.errno not in FULL or attempt == _ATTEMPTS:
+                    raise
+                log.warning("disk full while saving %s; pruning older checkpoints, then trying again", target)
+                _prune(folder, keep=1)
+        _prune(folder, keep)
+    return target
+
+
+def load(folder: Path) -> tuple[int, dict[str, Any]]:
+    """The newest complete checkpoint, on the CPU. Damaged newer ones are skipped with a warning.
+
+    Args:
+        folder: where the checkpoints of a run are.
+
+    Returns:
+        Its step and state.
+
+    Raises:
+        StorageError: if there is none, or the newest complete one is of another format or holds anything
+            but plain data.
+    """
+    faults: list[str] = []
+    for path in _newest_first(folder):
+        fault = _fault(path)
+        if fault == "":
+            if faults:
+                log.warning("skipped damaged checkpoints (%s); using %s", "; ".join(faults), path)
+            return int(path.name.removeprefix("step_")), _read(path)
+        faults.append(f"{path}: {fault}")
+    what = "; ".join(faults) or "no checkpoint in it"
+    raise StorageError(f"{folder}: {what}", "no step can be loaded: start the run anew with overwrite=true")
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps that have a checkpoint, newest first, complete or not."""
+    return [int(path.name.removeprefix("step_")) for path in _newest_first(folder)]
+
+
+def refuse_mismatch(saved: Mapping[str, Any], present: Mapping[str, Any], source: str) -> None:
+    """Compare the tensors of a checkpoint with those of a model before any is copied.
+
+    Args:
+        saved: state of a module, from a checkpoint.
+        present: state of the module it is meant for.
+        source: where the checkpoint is from, for the message.
+
+    Raises:
+        ConfigError: with one line per name whose shape differs: name, shape saved, shape here.
+    """
+
+    def shape(state: Mapping[str, Any], name: str) -> str:
+        value = state.get(name)
+        return (
+            str(list(value.shape))
+            if isinstance(value, Tensor)
+            else "absent"
+            if name not in state
+            else "other"
+        )
+
+    names = sorted(saved.keys() | present.keys())
+    rows = [(name, shape(saved, name), shape(present, name)) for name in names]
+    lines = [f"{name:<48} {old:<16} {new}" for name, old, new in rows if old != new]
+    if lines:
+        table = "\n  ".join([f"{'tensor':<48} {'checkpoint':<16} this run", *lines[:12]])
+        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
+        raise ConfigError(
+            f"the weights of {source} do not fit:\n  {table}{more}",
+            "give env, algorithm, dynamics and policy the values of that run",
+        )
+
+
+def _publish(target: Path, step: int, data: memoryview) -> None:
+    """Stage, sync, rename. On failure the stage is removed."""
+    stage = staging_name(target)
+    try:
+        stage.mkdir()
+        write_synced(stage / "state.pt", data)
+        files = {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+        manifest = {"format": FORMAT, "step": step, "torch": torch.__version__, "files": files}
+        write_synced(stage / "manifest.json", json.dumps(manifest, indent=1).encode())
+        sync_folder(stage)
+        damaged = staging_name(target)  # a name that `sweep` removes, should we be killed here
+        if target.exists():
+            os.rename(target, damaged)
+        os.rename(stage, target)
+        sync_folder(target.parent)
+        shutil.rmtree(damaged, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove the oldest complete checkpoints beyond `keep`, and damaged ones, by renaming first."""
+    complete = [path for path in _newest_first(folder) if _fault(path, quick=True) == ""]
+    for path in _newest_first(folder):
+        if path not in complete[: max(keep, 1)]:
+            dying = staging_name(path)
+            os.rename(path, dying)
+            shutil.rmtree(dying, ignore_errors=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def _fault(path: Path, quick: bool = False) -> str:
+    """Why a checkpoint is not complete, or nothing. `quick` compares sizes only."""
+    try:
+        files = json.loads((path / "manifest.json").read_text())["files"]
+        for name, expected in files.items():
+            file = path / name
+            if Path(name).name != name or file.stat().st_size != expected["bytes"]:
+                return f"{name} has another size than its manifest says"
+            if not quick and hashlib.sha256(file.read_bytes()).hexdigest() != expected["sha256"]:
+                return f"{name} differs from its checksum"
+        return "" if "state.pt" in files else "manifest names no state"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest unreadable ({type(error).__name__})"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    manifest = json.loads((path / "manifest.json").read_text())
+    if manifest.get("format") != FORMAT:
+        raise StorageError(
+            f"{path}: format {manifest.get('format')}, this version reads {FORMAT}",
+            "use the version of mbrl_lightning that wrote it (see manifest.json of the run)",
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols that no file of ours has
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))  # PyTorch's text advises to load it unsafely
+        reason = f"it asks for {forbidden[1]}" if forbidden else type(error).__name__
+        raise StorageError(
+            f"{path / 'state.pt'}: not plain data, refused without executing it ({reason})",
+            "use only checkpoints that this library wrote",
+        ) from error
+    if not isinstance(state, dict):
+        raise StorageError(
+            f"{path / 'state.pt'}: not a state", "use only checkpoints that this library wrote"
+        )
+    return state
+
+
+def _refuse_foreign(value: Any, where: str) -> None:
+    if type(value) in (dict, OrderedDict):
+        for name, entry in value.items():
+            _refuse_foreign(name, f"{where} (key)")
+            _refuse_foreign(entry, f"{where}[{name!r}]")
+    elif type(value) in (list, tuple):
+        for index, entry in enumerate(value):
+            _refuse_foreign(entry, f"{where}[{index}]")
+    elif type(value) not in _PLAIN:
+        raise TypeError(
+            f"{where} is a {type(value).__name__}: checkpoints hold plain containers and tensors only"
+        )

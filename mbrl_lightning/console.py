@@ -1,0 +1,73 @@
+"""What every command line of the package shares: exit codes, quiet dependencies, which process may speak."""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
+
+log = logging.getLogger(
+    "mbrl_lightning"
+)  # warnings of the package; with no handler Python prints them plainly
+
+
+def guard(command: Callable[[], int | None]) -> int:
+    """Run a command and give its exit status.
+
+    Errors of the package become two lines on stderr; an environment's own exception keeps its traceback above
+    them. Anything unexpected passes through with its traceback.
+
+    Args:
+        command: returns an exit status, or None for 0.
+    """
+    try:
+        return command() or 0
+    except MBRLError as error:
+        if isinstance(error, EnvError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("error[E-INT]: interrupted\n  remedy: run the command again", file=sys.stderr)
+        return 130
+
+
+def rank() -> int:
+    """Number of this process among those of a distributed run, 0 if there is only one.
+
+    Known before PyTorch is imported: torchrun sets RANK, SLURM sets SLURM_PROCID, and Lightning's launcher
+    gives the processes that it starts LOCAL_RANK (and NODE_RANK on further nodes).
+    """
+    for name in ("RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    local, node = os.environ.get("LOCAL_RANK", "0"), os.environ.get("NODE_RANK", "0")
+    return int(local) if node in ("", "0") and local.isdigit() else 1
+
+
+def quiet_libraries() -> None:
+    """Import the PyTorch stack without its chatter. All silenced messages are listed here.
+
+    Raises:
+        ConfigError: if the stack does not load, which means versions that do not belong together.
+    """
+    os.environ.setdefault(
+        "RL_LOGGING_LEVEL", "WARNING"
+    )  # "Initialized LazyTensorStorage ...", read at import
+    try:
+        for name in ("torch", "tensordict", "torchrl"):
+            importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"the PyTorch stack does not load: {error}",
+            "install versions that belong together: pip install 'torch>=2.7' 'torchrl>=0.14.1,<0.15' "
+            "'tensordict>=0.14.3,<0.15'",
+        ) from error
+    for name in ("torchrl", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # hardware tables, launcher lines, tips

@@ -1,0 +1,1 @@
+"""Transitions: collected, at rest, and cut into contexts and targets."""

@@ -1,0 +1,117 @@
+"""Real transitions at rest, in a TorchRL replay buffer, indexed by task."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from mbrl_lightning.errors import EnvError
+
+COLUMNS = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
+
+
+class TaskBuffer:
+    """Transitions of many tasks; batches of M tasks x N transitions are drawn with one gather.
+
+    Args:
+        parameters: number P of task parameters.
+        capacity: transitions kept; the oldest are dropped beyond it.
+    """
+
+    def __init__(self, parameters: int, capacity: int = 200_000) -> None:
+        self.storage = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity))
+        self.tasks = torch.zeros(0, parameters, dtype=torch.float64)
+        self.num_steps = 0
+        self._rows: dict[bool, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.storage)
+
+    def add_tasks(self, tasks: Tensor) -> Tensor:
+        """Register task parameters `[M, P]`; returns their indices `[M]`."""
+        first = len(self.tasks)
+        self.tasks = torch.cat([self.tasks, tasks.double()])
+        return torch.arange(first, len(self.tasks))
+
+    def extend(self, data: TensorDictBase, index: Tensor, exploratory: bool) -> None:
+        """Add the valid rows of `data` `[B, T]`, row b of task `index[b]`.
+
+        Args:
+            data: what `collect` gave.
+            index: task indices `[B]`.
+            exploratory: collected by the exploration policy (such rows make up contexts).
+
+        Raises:
+            EnvError: a reward or observation is not finite; nothing is added.
+        """
+        for key in COLUMNS[:4]:
+            if not bool(torch.isfinite(data[key]).all()):
+                raise EnvError(f"the environment gave a non-finite {key}", "check the family with "
+                               "`python -m mbrl_lightning.check_env NAME`; nothing of this batch was kept")
+        flat = data.select(*COLUMNS, "initial").clone()
+        flat["task"] = index.unsqueeze(1).expand(data.shape)
+        flat["exploratory"] = torch.full(data.shape, exploratory)
+        flat = flat[data["valid"]]
+        self.storage.extend(flat)
+        self.num_steps += len(flat)
+        self._rows.clear()
+
+    def transitions(self) -> TensorDict:
+        """All transitions `[N]`."""
+        return self.storage[:]
+
+    def rows(self, exploratory: bool) -> tuple[Tensor, Tensor]:
+        """Row numbers by task `[tasks, most]` and how many are valid `[tasks]`; of all rows, or of the exploratory ones."""
+        if exploratory not in self._rows:
+            data = self.transitions()
+            kept = data["exploratory"].nonzero().squeeze(-1) if exploratory else torch.arange(len(data))
+            tasks = data["task"][kept]
+            order = torch.argsort(tasks, stable=True)
+            counts = torch.bincount(tasks, minlength=len(self.tasks))
+            table = torch.zeros(len(self.tasks), max(int(counts.max()), 1), dtype=torch.long)
+            columns = torch.arange(len(order)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+            table[tasks[order], columns] = kept[order]
+            self._rows[exploratory] = table, counts
+        return self._rows[exploratory]
+
+    def draw_tasks(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices `[count]` of tasks that have exploratory data, without repetition while there are enough."""
+        known = self.rows(exploratory=True)[1].nonzero().squeeze(-1)
+        rounds = -(-count // len(known))
+        return torch.cat([known[torch.randperm(len(known), generator=generator)] for _ in range(rounds)])[:count]
+
+    def draw_targets(self, tasks: Tensor, count: int, generator: torch.Generator) -> TensorDict:
+        """Transitions `[M, count]` of the given tasks, any policy's, with replacement."""
+        table, counts = self.rows(exploratory=False)
+        column = (torch.rand(len(tasks), count, generator=generator) * counts[tasks].unsqueeze(1)).long()
+        return self.storage[:][table[tasks.unsqueeze(1), column]]
+
+    def draw_context(self, tasks: Tensor, count: int, generator: torch.Generator) -> TensorDict:
+        """Exploratory transitions `[M, K]`, without replacement, K = `count` or what the poorest task has."""
+        table, counts = self.rows(exploratory=True)
+        count = min(count, int(counts[tasks].min()))
+        order = torch.rand(len(tasks), table.shape[1], generator=generator)
+        order = order.masked_fill(torch.arange(table.shape[1]) >= counts[tasks].unsqueeze(1), 2.0)
+        column = order.topk(count, dim=1, largest=False).indices
+        return self.storage[:][table[tasks.unsqueeze(1), column]]
+
+    def start_states(self, count: int, generator: torch.Generator, initial: bool) -> Tensor:
+        """Real states `[count, S]`, of the first steps of episodes or of any step that did not end one."""
+        data = self.transitions()
+        kept = (data["initial"] if initial else ~data["next", "terminated"].squeeze(-1)).nonzero().squeeze(-1)
+        return data["observation"][kept[torch.randint(len(kept), (count,), generator=generator)]]
+
+    def state_dict(self) -> dict[str, object]:
+        """Plain tensors and numbers."""
+        data = self.transitions().flatten_keys(".").to_dict() if len(self) else {}
+        return {"data": {str(k): v.clone() for k, v in data.items()}, "tasks": self.tasks, "num_steps": self.num_steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore into an empty buffer."""
+        if state["data"]:
+            length = len(state["data"]["task"])
+            self.storage.extend(TensorDict(state["data"], batch_size=[length]).unflatten_keys("."))
+        self.tasks, self.num_steps = state["tasks"], state["num_steps"]
+        self._rows.clear()

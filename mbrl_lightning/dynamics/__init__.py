@@ -1,0 +1,1 @@
+"""Dynamics models: p(next observation | observation, action, belief), each a LightningModule."""

@@ -1,0 +1,155 @@
+"""Acrobot with varying link masses (GSSM): swing a double pendulum up by torque on its elbow.
+
+Physics of gymnasium's Acrobot-v1 ("book" equations, one Runge-Kutta step of 0.2 s, moments of inertia not
+changed with the masses). Observation (theta1, theta1', theta2, theta2') in the papers' order, angles wrapped
+to [-pi, pi].
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.family import Box, TaskFamily
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.envs.torch_simulator import Canvas, TorchSimulator
+
+GRAVITY, DT, LENGTH, CENTRE, INERTIA = 9.8, 0.2, 1.0, 0.5, 1.0
+MAX_SPEED_1, MAX_SPEED_2 = 4 * math.pi, 9 * math.pi
+HORIZON, CONTEXT_STEPS, TEST_TASKS, TEST_SEED = 200, 50, 33, 20270
+OBSERVATION_NAMES = ("angle_1 [rad]", "velocity_1 [rad/s]", "angle_2 [rad]", "velocity_2 [rad/s]")
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """The same angle in [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+def _limit(state: Tensor) -> Tensor:
+    first, speed, second, spin = state.unbind(-1)
+    speed, spin = speed.clamp(-MAX_SPEED_1, MAX_SPEED_1), spin.clamp(-MAX_SPEED_2, MAX_SPEED_2)
+    return torch.stack([wrap(first), speed, wrap(second), spin], -1)
+
+
+def derivative(state: Tensor, torque: Tensor, tasks: Tensor) -> Tensor:
+    """Time derivative [..., 4] of the state [..., 4] under ``torque`` [...] (N m), tasks [..., 2] in kg."""
+    first, speed, second, spin = state.unbind(-1)
+    m1, m2 = tasks.unbind(-1)
+    sin, cos = second.sin(), second.cos()
+    d1 = m1 * CENTRE**2 + m2 * (LENGTH**2 + CENTRE**2 + 2 * LENGTH * CENTRE * cos) + 2 * INERTIA
+    d2 = m2 * (CENTRE**2 + LENGTH * CENTRE * cos) + INERTIA
+    phi2 = m2 * CENTRE * GRAVITY * (first + second).sin()
+    phi1 = (
+        -m2 * LENGTH * CENTRE * spin * (spin + 2 * speed) * sin
+        + (m1 * CENTRE + m2 * LENGTH) * GRAVITY * first.sin()
+        + phi2
+    )
+    elbow = (torque + d2 / d1 * phi1 - m2 * LENGTH * CENTRE * speed**2 * sin - phi2) / (
+        m2 * CENTRE**2 + INERTIA - d2**2 / d1
+    )
+    return torch.stack([speed, -(d2 * elbow + phi1) / d1, spin, elbow], -1)
+
+
+def transition(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
+    """One step: state [..., 4], one-hot action [..., 3], tasks [..., 2]."""
+    torque = action_features(action)[..., 0]
+    k1 = derivative(state, torque, tasks)
+    k2 = derivative(state + DT / 2 * k1, torque, tasks)
+    k3 = derivative(state + DT / 2 * k2, torque, tasks)
+    k4 = derivative(state + DT * k3, torque, tasks)
+    return _limit(state + DT / 6 * (k1 + 2 * k2 + 2 * k3 + k4))
+
+
+def initial(batch: int, generator: torch.Generator) -> Tensor:
+    """U[-0.1, 0.1] on all four entries, float64 [batch, 4]; 0 hangs down."""
+    return 0.2 * torch.rand(batch, 4, generator=generator, dtype=torch.float64, device=generator.device) - 0.1
+
+
+def height(observation: Tensor) -> Tensor:
+    """How far the tip is above the goal line, m [...]."""
+    first, second = observation[..., 0], observation[..., 2]
+    return -LENGTH * first.cos() - LENGTH * (first + second).cos() - LENGTH
+
+
+def succeeded(observation: Tensor) -> Tensor:
+    """Bool [...]: the tip is above the goal line; the episode ends there."""
+    return height(observation) > 0
+
+
+def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """-1 per step until the goal is reached, 0 on the step that reaches it."""
+    return succeeded(next_observation).to(next_observation.dtype) - 1
+
+
+def features(observation: Tensor) -> Tensor:
+    """Sin and cos of both angles, velocities scaled to about [-1, 1]: [..., 6]."""
+    first, speed, second, spin = observation.unbind(-1)
+    return torch.stack(
+        [first.sin(), first.cos(), second.sin(), second.cos(), speed / math.pi, spin / (2 * math.pi)], -1
+    )
+
+
+def action_features(action: Tensor) -> Tensor:
+    """The torque in N m, [..., 1], of a one-hot action [..., 3]: -1, 0 or +1."""
+    return action[..., 2:3] - action[..., 0:1]
+
+
+def target(observation: Tensor, next_observation: Tensor) -> Tensor:
+    """Differences, those of the angles taken the short way round: [..., 4]."""
+    first, speed, second, spin = (next_observation - observation).unbind(-1)
+    return torch.stack([wrap(first), speed, wrap(second), spin], -1)
+
+
+def untarget(observation: Tensor, change: Tensor) -> Tensor:
+    """Inverse of :func:`target`: angles wrapped, velocities clipped to the physics' limits."""
+    return _limit(observation + change)
+
+
+def picture(state: Tensor, task: Tensor) -> np.ndarray:
+    """Both links and the goal line."""
+    canvas, (first, _, second, _) = Canvas(2.2), state.tolist()
+    canvas.segment((-2.2, LENGTH), (2.2, LENGTH), 0.03, (230, 120, 120))
+    elbow = (LENGTH * math.sin(first), -LENGTH * math.cos(first))
+    tip = (elbow[0] + LENGTH * math.sin(first + second), elbow[1] - LENGTH * math.cos(first + second))
+    canvas.segment((0.0, 0.0), elbow, 0.12 * float(task[0]), (60, 60, 60))
+    canvas.segment(elbow, tip, 0.12 * float(task[1]), (40, 90, 170))
+    return canvas.picture
+
+
+SPEC = EnvSpec(
+    "acrobot",
+    OBSERVATION_NAMES,
+    action_dim=3,
+    horizon=HORIZON,
+    unit="step",
+    reward=reward,
+    termination=succeeded,
+    features=features,
+    target=target,
+    untarget=untarget,
+    discrete=True,
+    action_features=action_features,
+    change=target,
+)
+
+
+def acrobot() -> TaskFamily:
+    """Link masses U[0.8, 1.2] kg each; 33 fixed test tasks; 50 random-policy transitions as context.
+
+    Reported as return / 200 with nothing lost after success: -0.45 is success after 90 steps. Extreme tasks:
+    masses in [0.5, 1.6] with at least one of the two outside the training range.
+    """
+    train, beyond = Box((0.8, 0.8), (1.2, 1.2)), Box((0.5, 0.5), (1.6, 1.6))
+    return TaskFamily(
+        spec=SPEC,
+        parameters=("mass_1", "mass_2"),
+        draw=train.sample,
+        build=lambda tasks: TorchSimulator(SPEC, tasks, initial, transition, picture),
+        rescale=train.scale,
+        test=train.draws(TEST_TASKS, TEST_SEED),
+        extreme=beyond.draws(TEST_TASKS, TEST_SEED + 1, outside=train),
+        context_steps=CONTEXT_STEPS,
+    )

@@ -1,0 +1,149 @@
+"""Task families: a spec, what varies from task to task, and fixed unseen tasks to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.spec import EnvSpec, Simulator
+from mbrl_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Box:
+    """Independent ranges for P task parameters, uniform or log-uniform.
+
+    Attributes:
+        low: P lower ends.
+        high: P upper ends.
+        log: draw and scale in logarithms (both ends must be positive).
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.low) != len(self.high) or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
+            raise ConfigError(
+                f"task ranges {self.low} .. {self.high} are not low < high.", "Give (low, high) pairs."
+            )
+        if self.log and min(self.low) <= 0:
+            raise ConfigError(
+                f"log-uniform task ranges need positive ends, got {self.low}.", "Use log=False."
+            )
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in (self.low, self.high))
+        return (low.log(), high.log()) if self.log else (low, high)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """N draws, float64 [n, P]."""
+        low, high = self._ends()
+        unit = torch.rand(
+            n, len(self.low), generator=generator, dtype=torch.float64, device=generator.device
+        ).cpu()
+        value = low + unit * (high - low)
+        return value.exp() if self.log else value
+
+    def scale(self, tasks: Tensor) -> Tensor:
+        """The parameters mapped so that the box is [-1, 1], same shape and dtype as ``tasks``."""
+        low, high = (end.to(tasks) for end in self._ends())
+        return (2 * (tasks.log() if self.log else tasks) - low - high) / (high - low)
+
+    def contains(self, tasks: Tensor) -> Tensor:
+        """Bool [...]: all parameters inside the box (ends included)."""
+        return (self.scale(tasks).abs() <= 1).all(-1)
+
+    def draws(self, n: int, seed: int, outside: Box | None = None) -> Tensor:
+        """N fixed draws from ``seed``, float64 [n, P], all outside the box ``outside`` if one is given."""
+        generator = torch.Generator().manual_seed(seed)
+        if outside is None:
+            return self.sample(n, generator)
+        kept = torch.empty(0, len(self.low), dtype=torch.float64)
+        while len(kept) < n:
+            fresh = self.sample(4 * n, generator)
+            kept = torch.cat([kept, fresh[~outside.contains(fresh)]])
+        return kept[:n]
+
+
+def grid_of(*values: Sequence[float]) -> Tensor:
+    """Every combination of the given values, float64 [product of lengths, number of arguments]."""
+    return torch.cartesian_prod(*(torch.tensor(list(axis), dtype=torch.float64) for axis in values))
+
+
+@dataclass(frozen=True)
+class TaskFamily:
+    """One body or problem, a distribution of training tasks, and fixed unseen tasks.
+
+    Attributes:
+        spec: what all tasks share.
+        parameters: names of the P numbers that make a task.
+        draw: (n, generator) -> float64 [n, P], training tasks. Called through :meth:`sample`.
+        build: tasks [B, P] -> Simulator. Called through :meth:`simulate`.
+        rescale: tasks [..., P] -> about [-1, 1], what a policy that is told the truth is given. See
+            :meth:`scale`.
+        test: float64 [n, P], unseen tasks inside the training range, the same in every run.
+        extreme: float64 [n, P], tasks outside the training range (may have 0 rows).
+        context_steps: K, random-policy transitions a meta-test gives before the policy acts.
+        grid: float64 [n, P] if training tasks are a finite set, else None.
+    """
+
+    spec: EnvSpec
+    parameters: tuple[str, ...]
+    draw: Callable[[int, torch.Generator], Tensor]
+    build: Callable[[Tensor], Simulator]
+    rescale: Callable[[Tensor], Tensor]
+    test: Tensor
+    extreme: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
+    context_steps: int = 50
+    grid: Tensor | None = None
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """N training tasks, float64 [n, P]."""
+        return self.draw(n, generator)
+
+    def simulate(self, tasks: Tensor) -> Simulator:
+        """A simulator with one row per row of ``tasks`` [B, P].
+
+        Raises:
+            ConfigError: ``tasks`` is not [B, P].
+        """
+        if tasks.ndim != 2 or tasks.shape[1] != len(self.parameters):
+            raise ConfigError(
+                f"{self.spec.name}: tasks {tuple(tasks.shape)} do not fit parameters {self.parameters}.",
+                f"Give a tensor [number of environments, {len(self.parameters)}].",
+            )
+        return self.build(tasks.double())
+
+    def scale(self, tasks: Tensor) -> Tensor:
+        """Parameters about [-1, 1] over the training range (in logarithms where drawn so), same shape."""
+        return self.rescale(tasks)
+
+    def check_disjoint(self) -> None:
+        """Raise ConfigError if a test or extreme task is also a training task of the grid."""
+        if self.grid is None:
+            return
+        for split, tasks in (("test", self.test), ("extreme", self.extreme)):
+            if tasks.shape[0] == 0:
+                continue
+            same = (tasks[:, None] - self.grid[None]).abs().amax(-1) < 1e-9
+            if same.any():
+                row = int(same.any(1).nonzero()[0])
+                raise ConfigError(
+                    f"{self.spec.name}: {split} task {tasks[row].tolist()} is also a training task.",
+                    "Move the test values off the training grid.",
+                )
+
+
+def draw_from(grid: Tensor) -> Callable[[int, torch.Generator], Tensor]:
+    """A ``TaskFamily.draw`` that picks rows of ``grid`` [G, P] uniformly, with replacement."""
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(grid), (n,), generator=generator, device=generator.device)
+        return grid[rows.to(grid.device)]
+
+    return draw

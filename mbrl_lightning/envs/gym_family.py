@@ -1,0 +1,190 @@
+"""A task family over the user's own gymnasium environment: what varies, and the reward as a torch function.
+
+Example (examples/pendulum.py has it whole)::
+
+    def family():
+        return gym_family("Pendulum-v1", parameters={"m": (0.5, 2.0), "l": (0.6, 1.4)}, reward=reward)
+
+then ``python -m mbrl_lightning.check_env env.file=FILE`` and ``python -m mbrl_lightning.fit env.file=FILE
+...``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.family import Box, TaskFamily
+from mbrl_lightning.envs.gym_simulator import GymSimulator, StateAccess
+from mbrl_lightning.envs.spec import EnvSpec, add_difference, difference, identity, never
+from mbrl_lightning.errors import ConfigError
+
+SetTask = Callable[[gymnasium.Env, dict[str, float]], None]
+
+
+def gym_family(
+    env: str | Callable[[], gymnasium.Env],
+    parameters: Mapping[str, tuple[float, float]],
+    reward: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    set_task: SetTask | Mapping[str, str] | None = None,
+    termination: Callable[[Tensor], Tensor] = never,
+    training_termination: Callable[[Tensor], Tensor] | None = None,
+    horizon: int | None = None,
+    unit: Literal["step", "episode"] = "episode",
+    angles: Sequence[int] = (),
+    log: bool = False,
+    test_tasks: int = 20,
+    test_seed: int = 20280,
+    extreme: Mapping[str, tuple[float, float]] | None = None,
+    context_steps: int = 200,
+    observation_names: Sequence[str] | None = None,
+    name: str | None = None,
+    state_access: StateAccess | None = None,
+) -> TaskFamily:
+    """Make a task family of a gymnasium environment with a flat observation.
+
+    Args:
+        env: an environment id, or a function that builds one environment.
+        parameters: range (low, high) of every number that varies from task to task.
+        reward: (obs [..., S], action [..., A], next_obs [..., S]) -> [...], batched torch. Continuous actions
+            arrive clipped and normalised to [-1, 1], discrete ones one-hot; ``check_env`` compares it with
+            the environment's.
+        set_task: writes a task into an environment, (env, {parameter: value}); or {parameter: attribute of
+            ``env.unwrapped``}; default: attributes named like the parameters. Called before every reset.
+        termination: next_obs [..., S] -> bool [...], the environment's own ``terminated``.
+        training_termination: where training episodes are cut besides (a fall), or None.
+        horizon: steps per episode; default: the id's own limit.
+        unit: returns as mean per "step" or sum per "episode".
+        angles: observation entries in radians; networks see their sine and cosine, models predict wrapped
+            changes.
+        log: draw the parameters log-uniformly.
+        test_tasks: number of fixed unseen tasks drawn from the same ranges with ``test_seed``.
+        test_seed: seed of the test tasks.
+        extreme: wider ranges; as many fixed tasks outside the training ranges. None: no extreme tasks.
+        context_steps: random-policy transitions given before the policy acts at meta-test.
+        observation_names: S names; default "observation 0" ...
+        name: family name; default: the id.
+        state_access: how to read and write an environment's hidden state, if it is neither a MuJoCo
+            environment nor one with an attribute ``state``. Only needed by what saves and restores
+            simulators.
+
+    Raises:
+        ConfigError: spaces or ranges that do not fit.
+    """
+    make = functools.partial(gymnasium.make, env, disable_env_checker=True) if isinstance(env, str) else env
+    probe = make()
+    space, steps = probe.observation_space, horizon or getattr(probe.spec, "max_episode_steps", None)
+    label = name or (env if isinstance(env, str) else str(getattr(probe.spec, "id", "gym")))
+    discrete, action_dim = _action_space(label, probe.action_space)
+    names = tuple(parameters)
+    apply = _setter(label, probe, names, set_task)
+    probe.close()
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise ConfigError(
+            f"{label}: observation space {space} is not flat.", "Wrap it in FlattenObservation."
+        )
+    if steps is None:
+        raise ConfigError(f"{label}: the environment has no step limit.", "Give horizon=.")
+    size = space.shape[0]
+    if observation_names is not None and len(observation_names) != size:
+        raise ConfigError(
+            f"{label}: {len(observation_names)} names for {size} observations.", "Name each or none."
+        )
+    features, target = _angle_functions(sorted(angles), size)
+    spec = EnvSpec(
+        label,
+        tuple(observation_names or (f"observation {i}" for i in range(size))),
+        action_dim=action_dim,
+        horizon=steps,
+        unit=unit,
+        reward=reward,
+        termination=termination,
+        features=features,
+        target=target,
+        untarget=add_difference,
+        discrete=discrete,
+        training_termination=training_termination,
+        change=target,
+    )
+    train = _box(parameters, names, log)
+    beyond = _box(extreme, names, log) if extreme else None
+    return TaskFamily(
+        spec=spec,
+        parameters=names,
+        draw=train.sample,
+        build=lambda tasks: GymSimulator(spec, make, apply, tasks, state_access),
+        rescale=train.scale,
+        test=train.draws(test_tasks, test_seed),
+        extreme=beyond.draws(test_tasks, test_seed + 1, outside=train) if beyond else train.draws(0, 0),
+        context_steps=context_steps,
+    )
+
+
+def _box(ranges: Mapping[str, tuple[float, float]], names: tuple[str, ...], log: bool) -> Box:
+    missing = set(names) ^ set(ranges)
+    if missing:
+        raise ConfigError(
+            f"parameters {sorted(missing)} have only one of a training and an extreme range.", "Give both."
+        )
+    return Box(tuple(float(ranges[n][0]) for n in names), tuple(float(ranges[n][1]) for n in names), log)
+
+
+def _action_space(label: str, space: gymnasium.Space) -> tuple[bool, int]:
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return True, int(space.n)
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.is_bounded():
+        return False, space.shape[0]
+    raise ConfigError(
+        f"{label}: action space {space} is neither Discrete nor a bounded flat Box.", "Wrap the actions."
+    )
+
+
+def _setter(
+    label: str, probe: gymnasium.Env, names: tuple[str, ...], set_task: SetTask | Mapping[str, str] | None
+) -> Callable[[gymnasium.Env, Sequence[float]], None]:
+    """(env, values in the order of ``names``) from the three forms of ``set_task``."""
+    if callable(set_task):
+        return lambda env, values: set_task(env, dict(zip(names, values, strict=True)))
+    attributes = [(set_task or {}).get(n, n) for n in names]
+    for attribute in attributes:
+        if not hasattr(probe.unwrapped, attribute):
+            raise ConfigError(
+                f"{label}: the environment has no attribute {attribute!r} to set.",
+                "Give set_task={parameter: attribute} or a function (env, values).",
+            )
+
+    def apply(env: gymnasium.Env, values: Sequence[float]) -> None:
+        for attribute, value in zip(attributes, values, strict=True):
+            setattr(env.unwrapped, attribute, value)
+
+    return apply
+
+
+def _angle_functions(
+    angles: list[int], size: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]:
+    """Features and target for observations of which the entries ``angles`` are angles."""
+    if not angles:
+        return identity, difference
+    if angles[0] < 0 or angles[-1] >= size:
+        raise ConfigError(f"angles={angles} do not index {size} observations.", f"Use 0 .. {size - 1}.")
+    others: list[Any] = [i for i in range(size) if i not in angles]
+
+    def features(observation: Tensor) -> Tensor:
+        turned = observation[..., angles]
+        return torch.cat([observation[..., others], turned.sin(), turned.cos()], -1)
+
+    def target(observation: Tensor, next_observation: Tensor) -> Tensor:
+        change = next_observation - observation
+        wrapped = torch.remainder(change + torch.pi, 2 * torch.pi) - torch.pi
+        turning = torch.zeros(size, dtype=torch.bool, device=change.device)
+        turning[angles] = True
+        return torch.where(turning, wrapped, change)
+
+    return features, target

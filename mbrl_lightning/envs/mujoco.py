@@ -1,0 +1,238 @@
+"""B MuJoCo bodies stepped together over bare ``mj_step``, one compiled model per task.
+
+With nominal parameters the states are bit-equal to gymnasium's environments of the same body.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.offscreen import Camera
+from mbrl_lightning.envs.spec import EnvSpec, require_finite
+from mbrl_lightning.errors import EnvError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MujocoBody:
+    """What distinguishes one body from another; positions nq, velocities nv, P task parameters.
+
+    Attributes:
+        xml: file name among gymnasium's assets, or a path.
+        frame_skip: physics steps per control step.
+        control_scale: control = control_scale * action.
+        edit: (model, nominal model, task [P]) writes the task into ``model``; derived constants follow by
+            themselves.
+        noise: (batch, generator) -> float64 ([batch, nq], [batch, nv]) added to the model's rest pose.
+        observe: (qpos [B, nq], qvel [B, nv], qpos before the step [B, nq]) -> [B, S], float64 arrays.
+    """
+
+    xml: str
+    frame_skip: int
+    control_scale: float
+    edit: Callable[[mujoco.MjModel, mujoco.MjModel, np.ndarray], None]
+    noise: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+    observe: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _forward_warning(message: str) -> None:
+    if "settotalmass" not in message:  # a deprecated attribute of gymnasium's half_cheetah.xml, harmless
+        _log.warning("MuJoCo: %s", message)
+
+
+@functools.cache
+def nominal_model(xml: str) -> mujoco.MjModel:
+    """The unchanged model of ``xml`` (shared: copy it before editing).
+
+    Unless the program has its own handler, MuJoCo's warnings are sent to ``logging`` from here on: without
+    one MuJoCo writes a file MUJOCO_LOG.TXT into the current folder.
+
+    Raises:
+        EnvError: the file is missing or does not compile.
+    """
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_forward_warning)
+    path = Path(xml)
+    if not path.exists():
+        found = importlib.util.find_spec("gymnasium")
+        for folder in (found.submodule_search_locations or []) if found else []:
+            path = Path(folder) / "envs" / "mujoco" / "assets" / xml
+    try:
+        return mujoco.MjModel.from_xml_path(str(path))
+    except ValueError as error:
+        raise EnvError(
+            f"{xml}: {error}", "Install gymnasium[mujoco] or give the path of a valid XML."
+        ) from error
+
+
+def task_model(body: MujocoBody, task: np.ndarray) -> mujoco.MjModel:
+    """A copy of the body's nominal model with ``task`` [P] written into it."""
+    nominal = nominal_model(body.xml)
+    model = copy.copy(nominal)
+    body.edit(model, nominal, task)
+    # Inverse weights and subtree masses keep their old values after an edit unless told.
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+    # A diverged state must be seen as such; by default MuJoCo puts the body back to its rest pose without a
+    # word.
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+    return model
+
+
+class MujocoSimulator:
+    """A :class:`~mbrl_lightning.envs.spec.Simulator` over MuJoCo.
+
+    Args:
+        spec: the family's spec.
+        body: the body.
+        tasks: [B, P] float64.
+        threads: MuJoCo steps of different rows run in this many threads; results do not depend on it. Pays
+            for bodies whose step takes 0.3 ms or more (humanoids).
+    """
+
+    def __init__(self, spec: EnvSpec, body: MujocoBody, tasks: Tensor, threads: int = 1) -> None:
+        self.batch_size = len(tasks)
+        self._spec, self._body, self._threads = spec, body, threads
+        self._models = [task_model(body, task) for task in tasks.cpu().numpy()]
+        self._datas = [mujoco.MjData(model) for model in self._models]
+        self._cells = [(m, d, d.ctrl) for m, d in zip(self._models, self._datas, strict=True)]
+        self._views = [d.qpos for d in self._datas], [d.qvel for d in self._datas]
+        nominal = nominal_model(body.xml)
+        self._rest = nominal.qpos0.copy()
+        self._qpos = np.tile(self._rest, (self.batch_size, 1))
+        self._qvel = np.zeros((self.batch_size, nominal.nv))
+        self._observation = torch.zeros(self.batch_size, spec.observation_dim)
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._camera: tuple[int, Camera] | None = None
+
+    def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
+        """See Simulator.reset."""
+        positions, velocities = (part.cpu().numpy() for part in self._body.noise(self.batch_size, generator))
+        for row in self._rows(mask):
+            model, data, _ = self._cells[row]
+            mujoco.mj_resetData(model, data)
+            data.qpos[:] = self._rest + positions[row]
+            data.qvel[:] = velocities[row]
+            mujoco.mj_forward(model, data)
+        self._read()
+        return self._observe(self._qpos, mask)
+
+    def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See Simulator.step."""
+        clipped = np.clip(action.detach().cpu().numpy(), -1.0, 1.0)
+        control = clipped.astype(np.float64) * self._body.control_scale
+        rows = self._rows(mask)
+        if not math.isfinite(control.sum()):  # MuJoCo would take such a control for zero
+            bad = [row for row in rows if not np.isfinite(control[row]).all()]
+            if bad:
+                raise EnvError(
+                    f"{self._spec.name}: task {bad[0]} got a non-finite action.", "Check the policy's output."
+                )
+        before = self._qpos.copy()
+        if self._pool is None:
+            self._advance(rows, control)
+        else:
+            parts = [rows[part :: self._threads] for part in range(self._threads)]
+            list(self._pool.map(self._advance, parts, [control] * self._threads))
+        self._read()
+        return self._observe(before, mask)
+
+    def _rows(self, mask: Tensor | None) -> range | list[int]:
+        return range(self.batch_size) if mask is None else torch.nonzero(mask).flatten().tolist()
+
+    def _advance(self, rows: range | list[int], control: np.ndarray) -> None:
+        step, skip, cells = mujoco.mj_step, self._body.frame_skip, self._cells
+        for row in rows:
+            model, data, ctrl = cells[row]
+            ctrl[:] = control[row]
+            try:
+                step(model, data, skip)
+            except Exception as error:
+                raise EnvError(
+                    f"{self._spec.name}: MuJoCo failed in task {row}: {error}",
+                    "Narrow the family's parameter ranges.",
+                ) from error
+
+    def _read(self) -> None:
+        np.concatenate(self._views[0], out=self._qpos.reshape(-1))
+        np.concatenate(self._views[1], out=self._qvel.reshape(-1))
+
+    def _observe(self, before: np.ndarray, mask: Tensor | None) -> Tensor:
+        with np.errstate(over="ignore"):  # a diverged state becomes inf and is reported below
+            values = self._body.observe(self._qpos, self._qvel, before).astype(np.float32)
+        fresh = torch.from_numpy(values)
+        if mask is not None:
+            fresh = torch.where(mask.cpu()[:, None], fresh, self._observation)
+        self._observation = fresh
+        if not math.isfinite(values.sum()):
+            require_finite(self._spec, fresh)
+        return fresh.clone()
+
+    def state(self) -> Tensor:
+        """See Simulator.state: MuJoCo's integration state (with warm start), then the last observation."""
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty((self.batch_size, mujoco.mj_stateSize(self._models[0], kind)))
+        for row, (model, data, _) in enumerate(self._cells):
+            mujoco.mj_getState(model, data, physics[row], kind)
+        return torch.cat([torch.from_numpy(physics), self._observation.double()], -1)
+
+    def set_state(self, state: Tensor) -> None:
+        """See Simulator.set_state; the continuation is bit-exact."""
+        size = state.shape[1] - self._spec.observation_dim
+        physics, observation = state[:, :size].cpu().double(), state[:, size:].cpu()
+        for (model, data, _), values in zip(self._cells, physics.numpy(), strict=True):
+            mujoco.mj_setState(model, data, np.ascontiguousarray(values), mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._observation = observation.float()
+        self._read()
+
+    def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
+        """See Simulator.render; uint8 [height, width, 3] from the camera that follows the body.
+
+        Raises:
+            EnvError: this machine has no way to draw off screen.
+        """
+        if self._camera is None or self._camera[0] != index:
+            self._close_camera()
+            self._camera = index, Camera(self._models[index], height, width)
+        # Drawn from a copy: computing body positions in place would touch the solver's warm start.
+        data = copy.copy(self._datas[index])
+        mujoco.mj_forward(self._models[index], data)
+        return self._camera[1].picture(data)
+
+    def close(self) -> None:
+        """See Simulator.close."""
+        self._close_camera()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _close_camera(self) -> None:
+        if self._camera is not None:
+            self._camera[1].close()
+            self._camera = None
+
+
+def scale_mass_and_damping(
+    model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray, scale_inertia: bool
+) -> None:
+    """Write task = (mass scale, damping scale): all body masses and joint dampings, from nominal values.
+
+    ``scale_inertia`` scales the rotational inertias with the masses (what a denser body has); CaDM and GSSM
+    leave them.
+    """
+    model.body_mass[:] = nominal.body_mass * task[0]
+    model.dof_damping[:] = nominal.dof_damping * task[1]
+    if scale_inertia:
+        model.body_inertia[:] = nominal.body_inertia * task[0]

@@ -1,0 +1,196 @@
+"""Slim-Humanoid with varying mass and damping (GSSM, after CaDM and mbbl).
+
+Observation (45): torso height, quaternion (w first), 17 joint angles, then the 23 velocities: torso linear
+(world frame), torso angular (torso frame), joints.
+
+A dynamics model predicts the 23 velocity changes only; positions follow by integration (see
+:func:`untarget`).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
+from mbrl_lightning.envs.mujoco import MujocoBody, MujocoSimulator, scale_mass_and_damping
+from mbrl_lightning.envs.spec import EnvSpec
+
+DT, FRAME_SKIP, HORIZON, CONTEXT_STEPS = 0.015, 5, 1000, 500
+CONTROL_SCALE, CONTROL_COST, ALIVE_BONUS, SPEED_WEIGHT = 0.4, 0.1, 5.0, 0.25 / 0.015
+POSITIONS, X_VELOCITY, UPRIGHT = 22, 22, (1.0, 2.0)
+HEIGHT_WEIGHT, TURN_WEIGHT = 0.5, 0.6
+JOINTS = (
+    "abdomen_z", "abdomen_y", "abdomen_x", "right_hip_x", "right_hip_z", "right_hip_y", "right_knee",
+    "left_hip_x", "left_hip_z", "left_hip_y", "left_knee", "right_shoulder1", "right_shoulder2",
+    "right_elbow", "left_shoulder1", "left_shoulder2", "left_elbow",
+)  # fmt: skip
+OBSERVATION_NAMES = (
+    "z [m]",
+    *(f"quaternion_{part}" for part in "wxyz"),
+    *(f"{joint} [rad]" for joint in JOINTS),
+    *(f"{axis}_velocity [m/s]" for axis in "xyz"),
+    *(f"{axis}_angular_velocity [rad/s]" for axis in "xyz"),
+    *(f"{joint}_velocity [rad/s]" for joint in JOINTS),
+)
+
+
+def observe(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """[B, 45] from positions [B, 24] and velocities [B, 23]."""
+    return np.concatenate([qpos[:, 2:], qvel], 1)
+
+
+def upright(observation: Tensor) -> Tensor:
+    """Bool [...]: torso height within [1, 2] m."""
+    height = observation[..., 0]
+    return (height >= UPRIGHT[0]) & (height <= UPRIGHT[1])
+
+
+def fallen(observation: Tensor) -> Tensor:
+    """Bool [...]: not :func:`upright`."""
+    return ~upright(observation)
+
+
+def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """50/3 x torso forward velocity after the step + 5 while upright - 0.1 |0.4 action|^2.
+
+    The factor 50/3 is mbbl's 0.25/0.015, kept by CaDM and GSSM. Standing still for an episode is worth 5000;
+    a forward dive that lands after a second 1000 to 2000.
+    """
+    effort = CONTROL_COST * CONTROL_SCALE**2 * action.square().sum(-1)
+    return SPEED_WEIGHT * next_observation[..., X_VELOCITY] + ALIVE_BONUS * upright(next_observation) - effort
+
+
+def rotation(quaternion: Tensor) -> Tensor:
+    """Rotation matrix [..., 3, 3] torso to world of a quaternion [..., 4], w first, of any length."""
+    w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
+    entries = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+
+
+def features(observation: Tensor) -> Tensor:
+    """Height, rotation matrix, joints, torso velocity in world and torso frame, other velocities: [..., 53].
+
+    A quaternion and its negative are the same pose; the matrix says so. Contact and drag act in the torso's
+    frame.
+    """
+    height, quaternion, joints, linear, rest = observation.split([1, 4, 17, 3, 20], -1)
+    matrix = rotation(quaternion)
+    local = (matrix * linear[..., :, None]).sum(-2)  # matrix transposed times velocity
+    return torch.cat([height, matrix.flatten(-2), joints, linear, local, rest], -1)
+
+
+def target(observation: Tensor, next_observation: Tensor) -> Tensor:
+    """The 23 velocity changes, [..., 23]."""
+    return next_observation[..., POSITIONS:] - observation[..., POSITIONS:]
+
+
+def turn(quaternion: Tensor, angle: Tensor) -> Tensor:
+    """Unit quaternion [..., 4] after a further rotation by the vector ``angle`` [..., 3], torso frame."""
+    w, axis = quaternion.split([1, 3], -1)
+    half = angle / 2
+    size = half.norm(dim=-1, keepdim=True)
+    cos, sin = size.cos(), half * torch.sinc(size / torch.pi)
+    real = w * cos - (axis * sin).sum(-1, keepdim=True)
+    product = torch.cat([real, w * sin + cos * axis + torch.linalg.cross(axis, sin)], -1)
+    return product / product.norm(dim=-1, keepdim=True)
+
+
+def untarget(observation: Tensor, change: Tensor) -> Tensor:
+    """Velocities plus ``change`` [..., 23]; positions integrated over the step.
+
+    Height moves with the mean of old and new velocity, rotation and joints with 0.4 old + 0.6 new: torques
+    start with the step, so velocities change early in it. Left over of the true position changes, as rms over
+    their standard deviation (nominal and test tasks, random actions of random amplitude, true velocity
+    changes):
+
+    | weight of the new velocity | upright: height, rotation, joints | on the ground |
+    |---|---|---|
+    | 0.5 (trapezoid) | .030, .115, .167 | .18, .20, .26 |
+    | 0.6 | .042, .073, .099 | .14, .15, .16 |
+    | 0.7 | .068, .111, .150 | .19, .19, .17 |
+    | 1 (semi-implicit) | .158, .349, .494 | .52, .53, .54 |
+    | 0 (explicit) | .162, .522, .760 | .73, .81, .95 |
+    """
+    velocity = observation[..., POSITIONS:]
+    height = observation[..., :1] + DT * (velocity[..., 2:3] + HEIGHT_WEIGHT * change[..., 2:3])
+    step = DT * (velocity[..., 3:] + TURN_WEIGHT * change[..., 3:])
+    quaternion = turn(observation[..., 1:5], step[..., :3])
+    return torch.cat(
+        [height, quaternion, observation[..., 5:POSITIONS] + step[..., 3:], velocity + change], -1
+    )
+
+
+def reset_noise(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """U[-0.01, 0.01] on all 24 positions and 23 velocities, as gymnasium and CaDM do."""
+    noise = (
+        0.02 * torch.rand(batch, 47, generator=generator, dtype=torch.float64, device=generator.device) - 0.01
+    )
+    return noise[:, :24], noise[:, 24:]
+
+
+def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
+    """What the return hides, of episodes [..., T]: a dive and a walk may score alike.
+
+    Returns:
+        [...] each: share of upright steps, the first step that is not upright (T if none), forward metres
+        (integrated from the torso's velocity).
+    """
+    before, after = episodes["observation"], episodes["next", "observation"]
+    standing = upright(after).to(after.dtype)
+    path = DT * (before[..., X_VELOCITY] + after[..., X_VELOCITY]) / 2 * episodes["valid"]
+    return {
+        "upright/share": standing.mean(-1),
+        "upright/first_fall": standing.cumprod(-1).sum(-1),
+        "distance": path.sum(-1),
+    }
+
+
+SPEC = EnvSpec(
+    "slim_humanoid",
+    OBSERVATION_NAMES,
+    action_dim=17,
+    horizon=HORIZON,
+    unit="episode",
+    reward=reward,
+    features=features,
+    target=target,
+    untarget=untarget,
+    training_termination=fallen,
+    metrics=metrics,
+)
+
+
+def slim_humanoid(scale_inertia: bool = False, threads: int = 1) -> TaskFamily:
+    """GSSM's family: mass scale and damping scale on a grid.
+
+    Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Episodes never end before
+        1000 steps; training episodes are cut at the fall. Extreme tasks: {.5, .7, 1.3,
+    1.5}^2. Returns are sums over 1000 steps; uniform random policy about -1170.
+
+    Args:
+        scale_inertia: scale rotational inertias with the masses (CaDM and GSSM: no).
+        threads: threads for MuJoCo; results do not depend on it.
+    """
+    train = grid_of(*[(0.8, 0.9, 1.0, 1.1, 1.2)] * 2)
+    edit = functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia)
+    body = MujocoBody("humanoid.xml", FRAME_SKIP, CONTROL_SCALE, edit, reset_noise, observe)
+    return TaskFamily(
+        spec=SPEC,
+        parameters=("mass_scale", "damping_scale"),
+        draw=draw_from(train),
+        build=lambda tasks: MujocoSimulator(SPEC, body, tasks, threads),
+        rescale=Box((0.8, 0.8), (1.2, 1.2)).scale,
+        test=grid_of(*[(0.85, 0.95, 1.05, 1.15)] * 2),
+        extreme=grid_of(*[(0.5, 0.7, 1.3, 1.5)] * 2),
+        context_steps=CONTEXT_STEPS,
+        grid=train,
+    )

@@ -1,0 +1,164 @@
+"""What observations, actions, rewards and dynamics targets of a task family mean, once, in batched torch.
+
+The real environment, imagined rollouts and planners all call the same functions, so a reward can never differ
+between them. Shapes: ``...`` any batch, S observation, A action, F features, U action features, Y dynamics
+target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.errors import EnvError
+
+
+def difference(observation: Tensor, next_observation: Tensor) -> Tensor:
+    """The plainest dynamics target: ``next_observation - observation``, [..., S]."""
+    return next_observation - observation
+
+
+def add_difference(observation: Tensor, target: Tensor) -> Tensor:
+    """Inverse of :func:`difference`: ``observation + target``, [..., S]."""
+    return observation + target
+
+
+def never(next_observation: Tensor) -> Tensor:
+    """Termination of a family whose episodes end by the time limit only: all False, [...]."""
+    return torch.zeros(next_observation.shape[:-1], dtype=torch.bool, device=next_observation.device)
+
+
+def identity(value: Tensor) -> Tensor:
+    """The value itself; the default for features and action features."""
+    return value
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """The fixed part of a task family: everything but the task.
+
+    Continuous actions are always normalised to [-1, 1]; the simulator clips them and scales them to physical
+    units. Reward functions receive the normalised, *clipped* action and scale it themselves where the physics
+    needs it.
+
+    Attributes:
+        name: family name, used in messages and result rows.
+        observation_names: one name per observation entry (S of them), with units where they are not obvious.
+        action_dim: A; for discrete actions the number of choices (actions are then one-hot floats).
+        horizon: steps per episode.
+        unit: how returns are reported: "step" divides the sum of rewards by ``horizon``, "episode" keeps the
+            sum.
+        reward: (obs [..., S], action [..., A], next_obs [..., S]) -> [...].
+        termination: next_obs [..., S] -> bool [...]; True where the MDP itself ends.
+        features: obs [..., S] -> [..., F], what networks see.
+        target: (obs, next_obs) -> [..., Y], what a dynamics model predicts.
+        untarget: (obs [..., S], target [..., Y]) -> next_obs [..., S].
+        discrete: actions are one-hot.
+        action_features: action [..., A] -> [..., U], what a dynamics model sees of the action.
+        training_termination: next_obs -> bool [...] or None. Training episodes are cut there and imagination
+            treats it as terminal; evaluation episodes run on.
+        change: (obs, next_obs) -> [..., S], the change in which prediction errors are measured (angles
+            wrapped).
+        metrics: evaluation episodes [..., T] -> further numbers by name, [...] each (upright share, distance
+            ...).
+    """
+
+    name: str
+    observation_names: tuple[str, ...]
+    action_dim: int
+    horizon: int
+    unit: Literal["step", "episode"]
+    reward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    termination: Callable[[Tensor], Tensor] = never
+    features: Callable[[Tensor], Tensor] = identity
+    target: Callable[[Tensor, Tensor], Tensor] = difference
+    untarget: Callable[[Tensor, Tensor], Tensor] = add_difference
+    discrete: bool = False
+    action_features: Callable[[Tensor], Tensor] = identity
+    training_termination: Callable[[Tensor], Tensor] | None = None
+    change: Callable[[Tensor, Tensor], Tensor] = difference
+    metrics: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
+
+    @property
+    def observation_dim(self) -> int:
+        """S."""
+        return len(self.observation_names)
+
+    @property
+    def feature_dim(self) -> int:
+        """F, the width of ``features``."""
+        return self.features(torch.zeros(1, self.observation_dim)).shape[-1]
+
+    @property
+    def action_feature_dim(self) -> int:
+        """U, the width of ``action_features``."""
+        return self.action_features(torch.zeros(1, self.action_dim)).shape[-1]
+
+    @property
+    def target_dim(self) -> int:
+        """Y, the width of ``target``."""
+        zeros = torch.zeros(1, self.observation_dim)
+        return self.target(zeros, zeros).shape[-1]
+
+    def random_action(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Uniform random actions [*batch, A] float32: in [-1, 1], or one-hot for discrete families."""
+        if self.discrete:
+            choice = torch.randint(self.action_dim, batch, generator=generator, device=generator.device)
+            return torch.nn.functional.one_hot(choice, self.action_dim).float()
+        return torch.rand(*batch, self.action_dim, generator=generator, device=generator.device) * 2 - 1
+
+
+class Simulator(Protocol):
+    """B environments of one family, each with its own task. No rewards and no automatic resets."""
+
+    batch_size: int
+
+    def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
+        """Draw initial states for the rows in ``mask`` (bool [B], None: all); returns obs [B, S] float32.
+
+        Draws are made for all rows whatever the mask, so what a row gets does not depend on the other rows.
+        """
+
+    def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Advance the rows in ``mask`` (None: all) by one control step; returns next obs [B, S] float32.
+
+        Rows outside ``mask`` are not stepped and keep their observation.
+
+        Raises:
+            EnvError: a stepped row has a non-finite observation or the physics raised.
+        """
+
+    def state(self) -> Tensor:
+        """Everything needed to continue exactly, float64 [B, X]."""
+
+    def set_state(self, state: Tensor) -> None:
+        """Restore what :meth:`state` gave."""
+
+    def render(self, index: int = 0) -> np.ndarray:
+        """Picture of row ``index``, uint8 [height, width, 3]."""
+
+    def close(self) -> None:
+        """Release what the simulator holds; calling it twice does no harm."""
+
+
+def require_finite(spec: EnvSpec, observation: Tensor) -> None:
+    """Raise EnvError naming the first non-finite row and component of ``observation`` [B, S]."""
+    # A sum is one cheap reduction and is non-finite whenever an entry is (observations never reach 1e38).
+    if torch.isfinite(observation.sum()):
+        return
+    bad = torch.nonzero(~torch.isfinite(observation))
+    if len(bad) == 0:
+        return
+    task, component = bad[0].tolist()
+    raise EnvError(
+        f"{spec.name}: task {task} has a non-finite {spec.observation_names[component]} after the step "
+        f"({len(bad)} bad entries in this batch).",
+        "Narrow the family's parameter ranges or limit the actions; "
+        f"`python -m mbrl_lightning.check_env {spec.name}` shows whether random actions do it too.",
+    )

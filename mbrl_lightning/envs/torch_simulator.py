@@ -1,0 +1,91 @@
+"""Families with closed-form dynamics: B environments advanced as one float64 torch batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.spec import EnvSpec, require_finite
+
+
+class TorchSimulator:
+    """A :class:`~mbrl_lightning.envs.spec.Simulator` whose state *is* the observation, kept in float64.
+
+    Args:
+        spec: the family's spec; S = length of the state.
+        tasks: [B, P] float64.
+        initial: (batch, generator) -> [batch, S] float64.
+        transition: (state [B, S], action [B, A] clipped, tasks [B, P]) -> next state [B, S], all float64.
+        draw: (state row [S], task row [P]) -> uint8 [height, width, 3].
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        tasks: Tensor,
+        initial: Callable[[int, torch.Generator], Tensor],
+        transition: Callable[[Tensor, Tensor, Tensor], Tensor],
+        draw: Callable[[Tensor, Tensor], np.ndarray],
+    ) -> None:
+        self.batch_size = len(tasks)
+        self._spec, self._tasks = spec, tasks
+        self._initial, self._transition, self._draw = initial, transition, draw
+        self._state = tasks.new_zeros(self.batch_size, spec.observation_dim)
+
+    def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
+        """See Simulator.reset."""
+        fresh = self._initial(self.batch_size, generator).to(self._state)
+        self._state = fresh if mask is None else torch.where(mask[:, None], fresh, self._state)
+        return self._state.float()
+
+    @torch.no_grad()
+    def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See Simulator.step."""
+        stepped = self._transition(self._state, action.to(self._state).clamp(-1, 1), self._tasks)
+        self._state = stepped if mask is None else torch.where(mask[:, None], stepped, self._state)
+        observation = self._state.float()
+        require_finite(self._spec, observation)
+        return observation
+
+    def state(self) -> Tensor:
+        """See Simulator.state; X = S."""
+        return self._state.clone()
+
+    def set_state(self, state: Tensor) -> None:
+        """See Simulator.set_state."""
+        self._state = state.to(self._state).clone()
+
+    def render(self, index: int = 0) -> np.ndarray:
+        """See Simulator.render."""
+        return self._draw(self._state[index].cpu(), self._tasks[index].cpu())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Canvas:
+    """A white uint8 picture with world coordinates, for stick figures.
+
+    Args:
+        half_width: the picture shows [-half_width, half_width] in both directions, in metres.
+        pixels: height and width.
+    """
+
+    def __init__(self, half_width: float, pixels: int = 256) -> None:
+        line = (np.arange(pixels) + 0.5) / pixels * 2 * half_width - half_width
+        self._x, self._y = np.meshgrid(line, -line)
+        self.picture = np.full((pixels, pixels, 3), 255, dtype=np.uint8)
+
+    def segment(
+        self, start: tuple[float, float], end: tuple[float, float], width: float, colour: tuple[int, int, int]
+    ) -> None:
+        """Draw a line with round ends; a dot if both ends are equal. ``width`` in metres."""
+        (x0, y0), (x1, y1) = start, end
+        dx, dy = x1 - x0, y1 - y0
+        along = ((self._x - x0) * dx + (self._y - y0) * dy) / max(dx * dx + dy * dy, 1e-12)
+        along = np.clip(along, 0, 1)
+        distance = np.hypot(self._x - x0 - along * dx, self._y - y0 - along * dy)
+        self.picture[distance <= width / 2] = colour

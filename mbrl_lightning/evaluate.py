@@ -1,0 +1,170 @@
+"""Meta-test a finished or running run: `python -m mbrl_lightning.evaluate run=RUN [tasks=test] [episodes=10]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbrl_lightning.config import read_run_config
+from mbrl_lightning.console import guard
+from mbrl_lightning.errors import ConfigError, did_you_mean
+
+HELP = """usage: python -m mbrl_lightning.evaluate run=RUN [key=value ...]
+
+Loads the newest checkpoint of a run, adapts on unseen tasks without touching the run, prints the meta-test table and
+writes evaluation_<tasks>.csv and figures into RUN/evaluation.
+
+  run=RUN         run folder, e.g. runs/cartpole/gssm_aps/seed0
+  tasks=test      test (unseen, inside the training range), extreme (outside it) or train (fresh draws)
+  episodes=1      episodes per task and context length
+  context=K       transitions of the exploration policy at shot 1; default: the family's
+  seed=0          of the evaluation's own random stream
+  figures=true    draw latent space, imagined against real, adaptation curve
+  video=false     film the policy in the first unseen task
+"""
+
+
+@dataclass
+class Options:
+    """Keys of the command line."""
+
+    run: str = ""
+    tasks: str = "test"
+    episodes: int = 1
+    context: int | None = None
+    seed: int = 0
+    figures: bool = True
+    video: bool = False
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Options from `key=value` words; all problems at once.
+
+    Raises:
+        ConfigError: unknown key, wrong value, no run.
+    """
+    options, problems = Options(), []
+    known = Options.__dataclass_fields__
+    for word in argv:
+        key, sign, value = word.partition("=")
+        if not sign or key not in known:
+            problems.append(f"'{word}': unknown key{did_you_mean(key, known)}")
+            continue
+        try:
+            setattr(options, key, _read(key, value))
+        except ValueError:
+            problems.append(f"{word}: not a valid value")
+    if options.tasks not in ("test", "extreme", "train"):
+        problems.append(f"tasks={options.tasks}: choose test, extreme or train")
+    if options.episodes < 1 or (options.context is not None and options.context < 1):
+        problems.append("episodes and context must be at least 1")
+    if not options.run:
+        problems.append("run= is missing")
+    if problems:
+        raise ConfigError("; ".join(problems), "see python -m mbrl_lightning.evaluate --help")
+    return options
+
+
+def _read(key: str, value: str) -> Any:
+    if key in ("run", "tasks"):
+        return value
+    if key in ("figures", "video"):
+        if value.lower() not in ("true", "false"):
+            raise ValueError(value)
+        return value.lower() == "true"
+    return int(value)
+
+
+def load_run(folder: str | Path) -> Any:
+    """The loop of a run as it was at its newest complete checkpoint, for looking at and evaluating.
+
+    Args:
+        folder: run folder.
+
+    Returns:
+        A `MetaLoop` that writes nothing; its `results` hold the run's rows.
+
+    Raises:
+        ConfigError: no run there.
+        StorageError: no complete checkpoint.
+    """
+    cfg = read_run_config(folder)
+    from mbrl_lightning import checkpoint
+    from mbrl_lightning.algorithms import make_algorithm
+    from mbrl_lightning.envs import family_of
+    from mbrl_lightning.loop import MetaLoop
+    from mbrl_lightning.results import read_results
+
+    _, state = checkpoint.load(Path(folder) / "checkpoints")
+    cfg.devices, cfg.num_nodes, cfg.strategy = 1, 1, "auto"
+    family = family_of(cfg.env)
+    algorithm = make_algorithm(cfg, family)
+    loop = MetaLoop(cfg, family, algorithm, quiet=True)
+    checkpoint.refuse_mismatch(state["algorithm"], algorithm.state_dict(), str(folder))
+    loop.load_state_dict(state)
+    loop.results.rows.extend(read_results(folder))
+    return loop
+
+
+def evaluate(run: str | Path, tasks: str = "test", episodes: int = 1, context: int | None = None, seed: int = 0,
+             figures: bool = True, video: bool = False) -> Any:
+    """Meta-test the newest checkpoint of a run.
+
+    Args:
+        run: run folder.
+        tasks: `test`, `extreme` or `train`.
+        episodes: per task and context length.
+        context: K, transitions at shot 1; None: the family's.
+        seed: of the evaluation stream.
+        figures: draw into `run/evaluation`.
+        video: film one unseen task.
+
+    Returns:
+        `Results` with the new rows alone.
+    """
+    loop = load_run(run)
+    from mbrl_lightning import diagnostics
+    from mbrl_lightning.results import Results
+
+    loop.cfg.evaluation.episodes = episodes
+    loop.cfg.evaluation.context = context
+    folder = Path(run) / "evaluation"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"evaluation_{tasks}.csv"
+    path.unlink(missing_ok=True)
+    loop.results = Results(path, loop.cfg.algorithm, loop.cfg.conf, loop.cfg.seed)
+    loop.streams["evaluation"].manual_seed(seed)
+    if tasks == "extreme" and not len(loop.family.extreme):
+        raise ConfigError(f"{loop.family.spec.name} has no extreme tasks", "use tasks=test")
+    loop.evaluate(full=True, split=tasks)
+    if figures:
+        diagnostics.draw(loop, folder)
+    if video:
+        diagnostics.film(loop, folder / "policy.mp4")
+    return loop.results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv or not argv:
+        print(HELP)
+        return 0 if argv else 2
+
+    def command() -> int:
+        options = parse(argv)
+        results = evaluate(**vars(options))
+        from mbrl_lightning.report import table
+
+        print(table(results.rows))
+        print(f"written to {Path(options.run) / 'evaluation'}")
+        return 0
+
+    return guard(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Meta-train and meta-test: `python -m mbrl_lightning.fit conf=NAME [key=value ...]`, or `fit(conf=...)`.
+
+PyTorch is imported inside functions, after the configuration has been checked: a typo answers within a second.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbrl_lightning.config import compose, load_config, to_yaml
+from mbrl_lightning.console import guard, log, quiet_libraries
+from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
+from mbrl_lightning.run import Run, run_folder
+from mbrl_lightning.schema import Config
+from mbrl_lightning.signals import StopFlag
+from mbrl_lightning.usage import help_text
+
+if TYPE_CHECKING:
+    from mbrl_lightning.envs.family import TaskFamily
+    from mbrl_lightning.loop import MetaLoop
+    from mbrl_lightning.results import Results
+
+
+def fit(config: Config | None = None, **overrides: Any) -> "Results":
+    """Train one seed and return its result rows.
+
+    Args:
+        config: a checked configuration; or give
+        **overrides: the same keys as on the command line, sections as dicts:
+            `fit(conf="debug", seed=1, loop={"iterations": 3})`.
+
+    Returns:
+        All rows of the run, also written to its folder; those of a finished run at once.
+
+    Raises:
+        MBRLError: see `mbrl_lightning.errors`; the subclass says what kind of fault it was.
+    """
+    if config is None:
+        config = compose(overrides)
+    elif overrides:
+        raise ConfigError(
+            "fit() takes a Config or keyword overrides, not both", "put the overrides into the Config"
+        )
+    if config.seeds is not None:
+        raise ConfigError(
+            "fit() trains one seed", "call it once per seed, or use the command line for seeds="
+        )
+    run = Run(config)
+    if run.finished:
+        return _finished(run)
+    quiet_libraries()
+    family = build_family(config)
+    with run, StopFlag() as stop:
+        loop = _build_loop(run, family, stop)
+        results = loop.fit()
+        if run.writer:
+            run.finish(dict(loop.times))
+    return results
+
+
+def build_family(config: Config) -> "TaskFamily":
+    """The task family of a configuration: a shipped one by name, or the user's own from a Python file.
+
+    Raises:
+        ConfigError: unknown option, or the file has no `family` function.
+        EnvError: the user's file raised.
+    """
+    from mbrl_lightning.envs import make_family
+
+    if config.env.file is None:
+        return make_family(config.env.name, **config.env.options)
+    specification = importlib.util.spec_from_file_location("mbrl_user_family", config.env.file)
+    if specification is None or specification.loader is None:
+        raise ConfigError(f"env.file={config.env.file}: not a Python file", "give a file that ends in .py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses and pickling look their module up
+    try:
+        specification.loader.exec_module(module)
+        if not hasattr(module, "family"):
+            raise ConfigError(
+                f"env.file={config.env.file}: no function named family",
+                "define family(**options) -> TaskFamily",
+            )
+        family: TaskFamily = module.family(**config.env.options)
+    except MBRLError:
+        raise
+    except Exception as error:
+        raise EnvError(f"env.file={config.env.file} failed: {error}", "see the traceback above") from error
+    return family
+
+
+def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag) -> "MetaLoop":
+    from mbrl_lightning import checkpoint
+    from mbrl_lightning.algorithms import make_algorithm
+    from mbrl_lightning.loop import MetaLoop
+
+    config = run.config
+    loop = MetaLoop(config, family, make_algorithm(config, family), run.folder, stop)
+    source = Path(config.init_from) / "checkpoints" if config.init_from else run.checkpoints
+    resuming = config.resume is not None and bool(checkpoint.steps(run.checkpoints))
+    if config.resume is not None and not resuming:
+        log.warning("%s has no checkpoint yet: starting from the beginning", run.folder)
+        loop.results.truncate(-1)
+    if resuming or config.init_from:
+        _, state = checkpoint.load(run.checkpoints if resuming else source)
+        checkpoint.refuse_mismatch(state["algorithm"], loop.algorithm.state_dict(), str(source))
+        loop.load_state_dict(state, weights_only=not resuming)
+    return loop
+
+
+def _finished(run: Run) -> "Results":
+    from mbrl_lightning.results import Results
+
+    iterations = run.config.loop.iterations
+    print(f"{run.folder} is finished ({iterations} iterations); a larger loop.iterations= would extend it")
+    return Results(run.results, run.config.algorithm, run.config.conf, run.config.seed)
+
+
+def _command(words: Sequence[str]) -> int:
+    if {"-h", "--help", "help"} & set(words):
+        print(help_text())
+        return 0
+    config = load_config([word for word in words if word != "--print-config"])
+    if "--print-config" in words:
+        print(to_yaml(config), end="")
+        return 0
+    if config.seeds is not None:
+        from mbrl_lightning.seed_jobs import fit_seeds
+
+        return fit_seeds(config, words)
+    fit(config)
+    if Run.open(run_folder(config)).writer:
+        from mbrl_lightning.report import report
+
+        report([run_folder(config)])
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; see `--help`.
+
+    Args:
+        argv: words after the program's name; None: those of this process.
+
+    Returns:
+        Exit status, listed in `--help`.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return guard(lambda: _command(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

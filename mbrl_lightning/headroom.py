@@ -1,0 +1,154 @@
+"""What knowing the task is worth in a family: `python -m mbrl_lightning.headroom conf=half_cheetah_wide`.
+
+The same policy (PPO in the true simulator) and the same one-step model, given the true task parameters, not given them, and
+given another task's. No adaptive method can gain more than "with" has over "without" with the same learner, and where there
+is no such gap, a policy that ignores its context looks as good as one that adapts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mbrl_lightning.config import load_config
+from mbrl_lightning.console import guard
+from mbrl_lightning.schema import Config
+
+HELP = """usage: python -m mbrl_lightning.headroom conf=NAME [seeds=0..2] [key=value ...]
+
+Trains PPO in the true simulator (loop.iterations x search.updates x search.tasks x search.horizon real steps, from the
+dr_ppo settings of the conf) and a one-step model, each with and without the true task parameters. Any key of
+`python -m mbrl_lightning.fit --help` may follow. Rows go to headroom.csv in out/NAME/headroom/seed<k>.
+"""
+MODEL_TASKS, MODEL_STEPS, MODEL_UPDATES = 100, 300, 1500
+
+
+def policy_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
+    """Mean return on the unseen tasks with, without and with wrong parameters (PPO, one seed)."""
+    from mbrl_lightning.algorithms.dr_ppo import DRPPO
+    from mbrl_lightning.loop import MetaLoop
+    from mbrl_lightning.meta_test import MetaTest
+    from mbrl_lightning.seeds import Streams
+
+    means: dict[str, float] = {}
+    for arm, told in (("with", True), ("without", False)):
+        Streams(cfg.seed).seed_globals()
+        algorithm = DRPPO(family, cfg, told=told)
+        loop = MetaLoop(cfg, family, algorithm, quiet=True)
+        for iteration in range(cfg.loop.iterations):
+            algorithm.improve(loop.real, loop.step, loop.interact)
+            if (iteration + 1) % 10 == 0:
+                print(f"  policy {arm} parameters: {loop.real.num_steps} real steps", flush=True)
+        test = MetaTest(algorithm, loop.real, loop.step, loop.streams["evaluation"], add)
+        belief = algorithm.tell(family.test)
+        beliefs = {arm: belief} | ({"wrong": test.another(belief)} if told else {})
+        for name, held in beliefs.items():
+            episodes = test.episodes(family.test, test.deterministic(held))
+            means[name] = test.report(f"return/{name}", episodes, "test", loop.real.num_steps)
+    return means
+
+
+def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
+    """Mean one-step nMSE on unseen tasks with, without and with wrong parameters (random actions, one seed)."""
+    from lightning.fabric import Fabric
+
+    from mbrl_lightning.data.batches import context_target
+    from mbrl_lightning.data.buffer import TaskBuffer
+    from mbrl_lightning.data.collect import collect, random_actions
+    from mbrl_lightning.dynamics.mlp import MLPDynamics
+    from mbrl_lightning.meta_test import MetaTest, one_step_error
+    from mbrl_lightning.seeds import Streams
+    from mbrl_lightning.step import GradientStep
+
+    streams, step = Streams(cfg.seed), GradientStep(Fabric(accelerator="cpu", devices=1))
+    real = TaskBuffer(len(family.parameters), MODEL_TASKS * MODEL_STEPS)
+    tasks = family.sample(MODEL_TASKS, streams["tasks"])
+
+    def transitions(chosen: Any) -> Any:
+        act = random_actions(family.spec, streams["envs"])
+        return collect(family.simulate(chosen), family.spec, act, MODEL_STEPS, streams["envs"])
+
+    real.extend(transitions(tasks), real.add_tasks(tasks), exploratory=True)
+    targets, means = transitions(family.test), {}
+    for arm, told in (("with", len(family.parameters)), ("without", 0)):
+        streams.seed_globals()
+        dynamics = MLPDynamics(family.spec, cfg.dynamics, told)
+        dynamics.observe(real.transitions())
+        optimizer = dynamics.configure_optimizers()
+        for update in range(MODEL_UPDATES):
+            for group in optimizer.param_groups:
+                group["lr"] = cfg.dynamics.lr * (1 - update / MODEL_UPDATES)
+            batch = context_target(real, cfg.dynamics, streams["batches"], family.scale, context=1)
+            step(lambda batch=batch, model=dynamics: model.training_step(batch), optimizer, cfg.dynamics.max_grad_norm)
+        belief = dynamics.tell(family.scale(family.test))
+        for name, held in {arm: belief, **({"wrong": MetaTest.another(belief)} if told else {})}.items():
+            errors = one_step_error(dynamics, targets, held)["nmse"]
+            for task, value in enumerate(errors.tolist()):
+                add(f"model/nmse_{name}", value, split="test", task=task)
+            means[name] = float(errors.mean())
+    return means
+
+
+def headroom(cfg: Config, folder: Path | None = None) -> dict[str, dict[str, float]]:
+    """Both for one seed.
+
+    Args:
+        cfg: with `algorithm=dr_ppo`.
+        folder: for `headroom.csv`; None keeps the rows in memory.
+
+    Returns:
+        `policy` and `model`: means for `with`, `without`, `wrong`.
+    """
+    from mbrl_lightning.envs import family_of
+    from mbrl_lightning.results import Results
+
+    family = family_of(cfg.env)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "headroom.csv").unlink(missing_ok=True)
+    results = Results(folder / "headroom.csv" if folder else None, "headroom", cfg.conf, cfg.seed)
+
+    def add(metric: str, value: float, split: str = "", task: int = -1, shot: int = -1) -> None:
+        results.add(metric, value, iteration=0, real_steps=max(shot, 0), split=split, task=task)
+
+    out = {"model": model_headroom(cfg, family, add), "policy": policy_headroom(cfg, family, add)}
+    results.flush()
+    return out
+
+
+def _table(conf: str, seed: int, out: dict[str, dict[str, float]]) -> str:
+    policy, model = out["policy"], out["model"]
+    gain = (policy["with"] - policy["without"]) / max(abs(policy["without"]), 1e-9)
+    return (f"{conf}, seed {seed}, unseen tasks      told      not told  told wrong\n"
+            f"  return of PPO on real steps  {policy['with']:10.4g} {policy['without']:10.4g} {policy['wrong']:10.4g}"
+            f"   told is worth {gain:+.0%}\n"
+            f"  one-step nMSE, random policy {model['with']:10.4g} {model['without']:10.4g} {model['wrong']:10.4g}"
+            f"   not told / told {model['without'] / model['with']:.2f}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in argv or "-h" in argv or not argv:
+        print(HELP)
+        return 0 if argv else 2
+
+    def command() -> int:
+        cfg = load_config([*argv, "algorithm=dr_ppo"])
+        from mbrl_lightning.console import quiet_libraries
+        from mbrl_lightning.seed_lists import parse_seeds
+
+        quiet_libraries()
+        for seed in parse_seeds(cfg.seeds) if cfg.seeds else [cfg.seed]:
+            cfg.seed = seed
+            out = headroom(cfg, Path(cfg.out) / cfg.conf / "headroom" / f"seed{seed}")
+            print(_table(cfg.conf, seed, out), flush=True)
+        return 0
+
+    return guard(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

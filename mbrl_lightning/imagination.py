@@ -1,0 +1,125 @@
+"""Imagined rollouts: a dynamics model, a belief and the family's own reward, stepped as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from mbrl_lightning.dynamics.base import Dynamics
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.errors import DivergedError
+
+ImaginedAct = Callable[[Tensor], dict[str, Tensor]]
+"""Observations `[M, B, S]` -> `action` `[M, B, A]` and whatever else is to be stored beside it."""
+
+
+class ImaginedStreams:
+    """M x B imagined environments that run on from one rollout to the next and start anew where an episode ends.
+
+    The member of the ensemble and the noise of the code belong to a stream, so a stream lives in one sampled world. Rewards
+    and terminations are the family's; a fall that cuts training episodes is terminal here too.
+
+    Args:
+        dynamics: the model.
+        belief: batch `[M]`.
+        start: initial observations `[M, B, S]`.
+        horizon: steps after which an episode is truncated.
+        code_noise: standard normal `[M, B, Z]`; None takes the mean code.
+        members: ensemble members that share out the B streams.
+        restart: count n -> start observations `[n, S]`; None repeats `start`.
+        noise: factor on the model's own deviation, drawn anew each step.
+        generator: for `noise`.
+    """
+
+    def __init__(self, dynamics: Dynamics, belief: TensorDict, start: Tensor, horizon: int,
+                 code_noise: Tensor | None = None, members: slice = slice(None),
+                 restart: Callable[[int], Tensor] | None = None, noise: float = 0.0,
+                 generator: torch.Generator | None = None) -> None:
+        self.dynamics, self.belief, self.start, self.horizon = dynamics, belief, start, horizon
+        self.code_noise, self.members, self.restart = code_noise, members, restart
+        self.noise, self.generator = noise, generator
+        self.observation = start
+        self.age = torch.zeros(start.shape[:2], dtype=torch.long, device=start.device)
+
+    def rollout(self, act: ImaginedAct, steps: int) -> TensorDict:
+        """Run T = `steps` steps on.
+
+        Args:
+            act: the policy.
+            steps: T.
+
+        Returns:
+            Batch `[M, B, T]`: `observation`, what `act` gave, and under `next`: `observation`, `reward`, `terminated`,
+            `truncated`, `done`, `[..., 1]` each. Differentiable in what `act` gave.
+
+        Raises:
+            DivergedError: an imagined state is not finite.
+        """
+        rows: list[dict[str, Tensor]] = []
+        for _ in range(steps):
+            taken = act(self.observation)
+            following, terminated, truncated = self._advance(taken["action"])
+            rows.append(taken | {"observation": self.observation, "following": following,
+                                 "terminated": terminated, "truncated": truncated})
+            self._begin_anew(following, terminated | truncated)
+        data = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
+        if not bool(torch.isfinite(data["following"]).all()):
+            raise DivergedError("an imagined state is not finite", "resume from the last checkpoint with more "
+                                "loop.model_steps or smaller search.bounds")
+        return self._assemble(data)
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spec = self.dynamics.spec
+        action = action if spec.discrete else action.clamp(-1, 1)
+        disturbance = None
+        if self.noise > 0:
+            shape = (*action.shape[:2], spec.target_dim)
+            disturbance = self.noise * torch.randn(shape, generator=self.generator).to(action.device)
+        following = self.dynamics(self.observation, action, self.belief, self.code_noise, self.members, disturbance)
+        terminated = spec.termination(following)
+        if spec.training_termination is not None:
+            terminated = terminated | spec.training_termination(following)
+        self.age = self.age + 1
+        return following, terminated, (self.age >= self.horizon) & ~terminated
+
+    def _begin_anew(self, following: Tensor, done: Tensor) -> None:
+        self.observation = following
+        if not bool(done.any()):
+            return
+        fresh = self.start
+        if self.restart is not None:
+            fresh = torch.zeros_like(following)
+            fresh[done] = self.restart(int(done.sum())).to(following.device)
+        self.observation = torch.where(done.unsqueeze(-1), fresh, following)
+        self.age = torch.where(done, torch.zeros_like(self.age), self.age)
+
+    def _assemble(self, data: dict[str, Tensor]) -> TensorDict:
+        spec = self.dynamics.spec
+        following, terminated, truncated = (data.pop(k) for k in ("following", "terminated", "truncated"))
+        action = data["action"] if spec.discrete else data["action"].clamp(-1, 1)
+        reward = spec.reward(data["observation"], action, following)
+        flags = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+        after = {"observation": following, "reward": reward.unsqueeze(-1)}
+        after |= {name: value.unsqueeze(-1) for name, value in flags.items()}
+        return TensorDict(data | {"next": TensorDict(after, batch_size=reward.shape)}, batch_size=reward.shape)
+
+
+def mean_return(rollout: TensorDict, spec: EnvSpec) -> Tensor:
+    """Imagined return in the family's unit, comparable with the return of real training episodes.
+
+    Where episodes end early: reward over the number of ends. Otherwise the mean reward, times the horizon unless the unit is
+    a mean per step.
+
+    Args:
+        rollout: batch `[M, B, T]`.
+        spec: unit and horizon.
+    """
+    reward = rollout["next", "reward"]
+    if spec.unit == "step":
+        return reward.mean()
+    if spec.training_termination is not None:
+        return reward.sum() / rollout["next", "done"].sum().clamp_min(1)
+    return reward.mean() * spec.horizon

@@ -1,0 +1,248 @@
+"""The one loop: collect real data, fit the dynamics, improve the policy, evaluate, checkpoint. Fabric owns the devices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from tensordict import TensorDict
+from torch import Tensor
+
+from mbrl_lightning import checkpoint
+from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.data.batches import context_target
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import Act, collect, random_actions, training_return
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
+from mbrl_lightning.meta_test import MetaTest
+from mbrl_lightning.progress import Progress
+from mbrl_lightning.results import Results
+from mbrl_lightning.schema import Config
+from mbrl_lightning.seeds import Streams
+from mbrl_lightning.step import GradientStep
+
+
+class Stop(Protocol):
+    """What the loop asks between stages: the signal that wants it to stop, or None."""
+
+    requested: int | None
+
+
+class MetaLoop:
+    """Meta-training (GSSM Algorithm 1) and meta-testing of one algorithm on one task family with one seed.
+
+    Args:
+        cfg: the run's configuration.
+        family: tasks.
+        algorithm: model, policy, belief.
+        folder: where checkpoints and results go; None keeps everything in memory.
+        stop: asked at iteration boundaries.
+        quiet: no progress lines.
+
+    Raises:
+        ConfigError: train and test tasks overlap, or the task batches do not divide among the devices.
+    """
+
+    def __init__(self, cfg: Config, family: TaskFamily, algorithm: Algorithm, folder: Path | None = None,
+                 stop: Stop | None = None, quiet: bool = False) -> None:
+        if not cfg.allow_overlap:
+            family.check_disjoint()
+        self.cfg, self.family, self.algorithm, self.folder, self.stop = cfg, family, algorithm, folder, stop
+        torch.set_num_threads(cfg.threads)
+        self.fabric = Fabric(accelerator=cfg.accelerator, devices=cfg.devices, num_nodes=cfg.num_nodes,
+                             strategy=cfg.strategy, precision=cfg.precision)                  # type: ignore[arg-type]
+        self.fabric.launch()
+        for name, count in (("dynamics.tasks", cfg.dynamics.tasks), ("search.tasks", cfg.search.tasks)):
+            if count % self.fabric.world_size:
+                raise ConfigError(f"{name}={count} tasks do not divide among {self.fabric.world_size} devices",
+                                  f"make {name} a multiple of the number of devices")
+        algorithm.to(self.fabric.device)
+        self.step = GradientStep(self.fabric)
+        self.streams = Streams(cfg.seed)
+        self.real = TaskBuffer(len(family.parameters), cfg.loop.buffer)
+        path = folder / "results.csv" if folder is not None and self.fabric.is_global_zero else None
+        self.results = Results(path, cfg.algorithm, cfg.conf or family.spec.name, cfg.seed)
+        self.progress = Progress(cfg, self.fabric.is_global_zero and not quiet, folder)
+        self.iteration = 0
+        self.tasks = torch.zeros(0, len(family.parameters), dtype=torch.float64)
+        self.index = torch.zeros(0, dtype=torch.long)
+        self.times: dict[str, float] = {}
+
+    # -- the loop
+
+    def fit(self) -> Results:
+        """Run all iterations and the final meta-test; returns the rows.
+
+        Raises:
+            Interrupted, Preempted: a signal came; the state was saved.
+            DivergedError: a loss, gradient or imagined state is not finite; the last checkpoint is intact.
+        """
+        loop = self.cfg.loop
+        began = time.perf_counter()
+        while self.iteration < loop.iterations:
+            with self._timed("collect"):
+                metrics = self._collect()
+            with self._timed("model"):
+                metrics |= self._fit_dynamics()
+            with self._timed("policy"):
+                metrics |= self.algorithm.improve(self.real, self.step, self.interact)
+            self.iteration += 1
+            last = self.iteration == loop.iterations
+            if last or (loop.evaluate_every and self.iteration % loop.evaluate_every == 0):
+                with self._timed("evaluate"):
+                    metrics |= self.evaluate(full=last)
+            self._record(metrics)
+            self.times["total"] = self.times.get("total", 0.0) + time.perf_counter() - began
+            began = time.perf_counter()
+            self.progress.line(self.iteration, self.real.num_steps, metrics, self.times)
+            if last or self.iteration % loop.checkpoint_every == 0:
+                self.save()
+            self._heed_signals()
+        return self.results
+
+    def _collect(self) -> dict[str, float]:
+        """Exploration data of new tasks, then the policy's own episodes (all of them counted as real steps)."""
+        if self.algorithm.on_policy:
+            return {}
+        loop, first = self.cfg.loop, self.iteration == 0
+        steps = loop.episode_steps or self.family.spec.horizon
+        if self.iteration % loop.redraw_every == 0:
+            self.tasks = self.family.sample(loop.tasks_per_iteration, self.streams["tasks"])
+            self.index = self.real.add_tasks(self.tasks)
+            random_steps = loop.exploration_steps + first * loop.episodes_per_task * steps
+            if random_steps:
+                act = random_actions(self.family.spec, self.streams["envs"])
+                self.real.extend(self._simulate(self.tasks, act, random_steps), self.index, exploratory=True)
+        if first or loop.episodes_per_task == 0:
+            return {}
+        context = self.real.draw_context(self.index, self.family.context_steps, self.streams["envs"])
+        belief = self.algorithm.adapt(context.to(self.fabric.device))
+        rows = torch.arange(len(self.tasks)).repeat_interleave(loop.episodes_per_task)
+        belief = self.algorithm.explorers(belief[rows])
+
+        def act(observation: Tensor) -> Tensor:
+            noise = self.algorithm.policy.noise((len(observation),), self.streams["envs"])
+            device = self.fabric.device
+            return self.algorithm.policy.act(observation.to(device), belief, noise.to(device)).cpu()
+
+        data = self._simulate(self.tasks[rows], act, steps)
+        self.real.extend(data, self.index[rows], exploratory=False)
+        return {"real/return": training_return(data, self.family.spec)}
+
+    def _simulate(self, tasks: Tensor, act: Act, steps: int) -> TensorDict:
+        simulator = self.family.simulate(tasks)
+        try:
+            return collect(simulator, self.family.spec, act, steps, self.streams["envs"])
+        finally:
+            simulator.close()
+
+    def interact(self, tasks: Tensor, act: Act, steps: int) -> TensorDict:
+        """Real interaction asked for by an algorithm: collected, stored, counted.
+
+        Args:
+            tasks: `[B, P]`.
+            act: the policy.
+            steps: T.
+
+        Returns:
+            `[B, T]`.
+        """
+        data = self._simulate(tasks, act, steps)
+        self.real.extend(data, self.real.add_tasks(tasks), exploratory=False)
+        return data
+
+    def _fit_dynamics(self) -> dict[str, float]:
+        dynamics, loop = self.algorithm.dynamics, self.cfg.loop
+        if dynamics is None:
+            return {}
+        transitions = self.real.transitions().to(self.fabric.device)
+        dynamics.observe(transitions, self.cfg.search.bounds)
+        steps = loop.first_model_steps if self.iteration == 0 else loop.model_steps
+        steps += loop.last_model_steps * (self.iteration == loop.iterations - 1)
+        total: dict[str, float] = {}
+        for _ in range(steps):
+            batch = self.step.share(context_target(self.real, self.cfg.dynamics, self.streams["batches"],
+                                                   self.family.scale))
+            losses = self.step(lambda batch=batch: dynamics.training_step(batch),
+                               self.algorithm.optimizers["dynamics"], self.cfg.dynamics.max_grad_norm)
+            total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
+        return {f"train/model_{name}": value for name, value in total.items()}
+
+    # -- evaluation, rows, state
+
+    def evaluate(self, full: bool, split: str | None = None) -> dict[str, float]:
+        """Meta-test on unseen tasks; draws from the evaluation stream alone, so it cannot change what is learned."""
+        summary: dict[str, float] = {}
+        test = MetaTest(self.algorithm, self.real, self.step, self.streams["evaluation"], self._add)
+        with torch.random.fork_rng(devices=[]):
+            split = split or self.cfg.evaluation.split
+            tasks = {"test": self.family.test, "extreme": self.family.extreme}.get(split)
+            if tasks is None:
+                tasks = self.family.sample(16, torch.Generator().manual_seed(10_000 + self.cfg.seed))
+            if len(tasks):
+                summary = test.run(tasks, split, full)
+            if full and split == "test" and len(self.family.extreme):
+                test.run(self.family.extreme, "extreme", full=False)
+        self.results.flush()
+        return summary
+
+    def _add(self, metric: str, value: float, split: str = "", task: int = -1, shot: int = -1) -> None:
+        self.results.add(metric, value, iteration=self.iteration, real_steps=self.real.num_steps, split=split, task=task,
+                         shot=shot, unit=self.family.spec.unit if "return" in metric else "")
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if name.split("/")[0] in ("imagined", "real", "train"):
+                self._add(name, value)
+        for stage, seconds in self.times.items():
+            self._add(f"time/{stage}", seconds)
+        self.results.flush()
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.times[stage] = self.times.get(stage, 0.0) + time.perf_counter() - began
+
+    def _heed_signals(self) -> None:
+        signal = self.stop.requested if self.stop is not None else None
+        if signal is None or self.iteration >= self.cfg.loop.iterations:
+            return
+        self.save()
+        kind = Interrupted if signal == 2 else Preempted
+        raise kind(f"stopped by signal {signal} after iteration {self.iteration}, state saved",
+                   f"continue with resume={self.folder}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on exactly: plain containers and tensors."""
+        optimizers = {name: value.state_dict() for name, value in self.algorithm.optimizers.items()}
+        return {"algorithm": self.algorithm.state_dict(), "optimizers": optimizers, "real": self.real.state_dict(),
+                "streams": self.streams.state_dict(), "generator": self.algorithm.generator.get_state(),
+                "iteration": self.iteration, "tasks": self.tasks, "index": self.index, "times": dict(self.times),
+                "gradient_steps": self.step.count}
+
+    def load_state_dict(self, state: dict[str, Any], weights_only: bool = False) -> None:
+        """Restore what `state_dict` gave; with `weights_only` just networks and normalisers, for a new run."""
+        self.algorithm.load_state_dict(state["algorithm"])
+        if weights_only:
+            return
+        for name, value in state["optimizers"].items():
+            self.algorithm.optimizers[name].load_state_dict(value)
+        self.real.load_state_dict(state["real"])
+        self.algorithm.generator.set_state(state["generator"].cpu())
+        self.iteration, self.tasks, self.index = state["iteration"], state["tasks"], state["index"]
+        self.times, self.step.count = dict(state["times"]), state["gradient_steps"]
+        self.results.truncate(self.iteration)
+        self.streams.load_state_dict(state["streams"])
+
+    def save(self) -> None:
+        """Write a checkpoint (rank 0), if there is a folder."""
+        if self.folder is not None and self.fabric.is_global_zero:
+            checkpoint.save(self.folder / "checkpoints", self.iteration, self.state_dict(), self.cfg.loop.keep)
+        self.fabric.barrier()

@@ -1,0 +1,267 @@
+"""The meta-test (GSSM Algorithm 2), written once for all algorithms.
+
+On unseen tasks the exploration policy gives a context; after 0, K/2, K, 2K of its transitions the algorithm adapts and acts.
+Beside the return stand the controls that tell adapting from ignoring: another task's belief, the sampled policy, random
+actions; and, where there is a model, its one-step and multi-step error with the right and with a wrong task's context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import Act, collect, episode_returns, random_actions
+from mbrl_lightning.dynamics.base import Dynamics
+from mbrl_lightning.step import GradientStep
+
+Add = Callable[..., None]
+"""`Results.add` with iteration and real steps already given: `add(metric, value, split=, task=, shot=)`."""
+MULTI_STEPS = 10
+
+
+@dataclass
+class MetaTest:
+    """One meta-test.
+
+    Attributes:
+        algorithm: what is tested; never changed by it.
+        real: training data (start states of imagined fine-tuning).
+        step: takes the gradient steps of methods that fine-tune.
+        generator: the evaluation stream.
+        add: receives the rows.
+    """
+
+    algorithm: Algorithm
+    real: TaskBuffer
+    step: GradientStep
+    generator: torch.Generator
+    add: Add
+
+    def run(self, tasks: Tensor, split: str, full: bool) -> dict[str, float]:
+        """Test on `tasks` `[M, P]`.
+
+        Args:
+            tasks: unseen task parameters.
+            split: name for the rows.
+            full: everything; otherwise the return after K transitions alone.
+
+        Returns:
+            Means over tasks of the main metrics.
+        """
+        cfg, family = self.algorithm.cfg.evaluation, self.algorithm.family
+        size = cfg.context or family.context_steps
+        shots = sorted({round(size * shot) for shot in cfg.shots}) if full else [size]
+        context = self.context(tasks, max([*shots, size, 1]))
+        summary: dict[str, float] = {}
+        for shot in shots:
+            belief = self.adapt(context, shot)
+            episodes = self.episodes(tasks, self.deterministic(belief))
+            summary["return/policy"] = self.report("return/policy", episodes, split, shot)
+            self._body_metrics(episodes, split, shot)
+            if shot == size:
+                reference, at_size = episodes, belief
+        summary["return/policy"] = self.report("", reference, split, size)
+        if full:
+            self._controls(tasks, at_size, split, size)
+            if self.algorithm.dynamics is not None:
+                summary |= self._model_errors(tasks, at_size, reference, context, split, size)
+                self._probe(tasks, context[:, :size], split, size)
+        return summary
+
+    # -- interaction
+
+    def context(self, tasks: Tensor, steps: int) -> TensorDict:
+        """Random-policy transitions `[M, steps]` of the tasks."""
+        simulator = self.algorithm.family.simulate(tasks)
+        try:
+            spec = self.algorithm.spec
+            return collect(simulator, spec, random_actions(spec, self.generator), steps, self.generator)
+        finally:
+            simulator.close()
+
+    def adapt(self, context: TensorDict, shot: int) -> TensorDict:
+        """Belief after the first `shot` transitions, on the CPU where the environments are."""
+        device = self.step.fabric.device
+        return self.algorithm.adapt(context[:, :shot].to(device)).cpu()
+
+    def deterministic(self, belief: TensorDict) -> Callable[[int], Act]:
+        """Best actions under `belief` `[M]`."""
+        return lambda episodes: self._act(belief, episodes, sampled=False)
+
+    def _act(self, belief: TensorDict, episodes: int, sampled: bool) -> Act:
+        rows = torch.arange(len(belief)).repeat_interleave(episodes)
+        repeated, policy = belief[rows], self.algorithm.policy
+        device = next(policy.parameters()).device
+        repeated = repeated.to(device)
+
+        def act(observation: Tensor) -> Tensor:
+            noise = policy.noise((len(observation),), self.generator).to(device) if sampled else None
+            return policy.act(observation.to(device), repeated, noise).cpu()
+
+        return act
+
+    def episodes(self, tasks: Tensor, actor: Callable[[int], Act]) -> TensorDict:
+        """Evaluation episodes `[M, episodes, T]`; T is the horizon or less."""
+        count = self.algorithm.cfg.evaluation.episodes
+        simulator = self.algorithm.family.simulate(tasks.repeat_interleave(count, 0))
+        try:
+            spec = self.algorithm.spec
+            data = collect(simulator, spec, actor(count), spec.horizon, self.generator, training=False)
+        finally:
+            simulator.close()
+        return data.unflatten(0, (len(tasks), count))
+
+    # -- measures
+
+    def _rows(self, metric: str, values: Tensor, split: str, shot: int) -> float:
+        for task, value in enumerate(values.tolist() if metric else []):
+            self.add(metric, value, split=split, task=task, shot=shot)
+        return float(values.mean())
+
+    def report(self, metric: str, episodes: TensorDict, split: str, shot: int) -> float:
+        """Add one row a task with its mean return over episodes `[M, episodes, T]`; returns the mean over tasks."""
+        returns = episode_returns(episodes.reshape(-1, episodes.shape[-1]), self.algorithm.spec)
+        return self._rows(metric, returns.view(episodes.shape[:2]).mean(1), split, shot)
+
+    def _body_metrics(self, episodes: TensorDict, split: str, shot: int) -> None:
+        if self.algorithm.spec.metrics is not None:
+            for name, value in self.algorithm.spec.metrics(episodes).items():
+                self._rows(name, value.mean(1), split, shot)
+
+    def _controls(self, tasks: Tensor, belief: TensorDict, split: str, shot: int) -> None:
+        cfg = self.algorithm.cfg.evaluation
+        self.report("return/random", self.episodes(
+            tasks, lambda count: random_actions(self.algorithm.spec, self.generator)), split, shot)
+        if cfg.sampled:
+            episodes = self.episodes(tasks, lambda count: self._act(belief, count, sampled=True))
+            self.report("return/sampled", episodes, split, shot)
+        if cfg.wrong_belief and len(tasks) > 1:
+            episodes = self.episodes(tasks, self.deterministic(self.another(belief)))
+            self.report("return/wrong_belief", episodes, split, shot)
+        with torch.random.fork_rng(devices=[]):
+            tuned = self.algorithm.fine_tune(belief.to(self.step.fabric.device), self.real, self.step)
+        if tuned is not None:
+            episodes = self.episodes(tasks, self.deterministic(tuned.cpu()))
+            self.report("return/fine_tuned", episodes, split, shot)
+
+    @staticmethod
+    def another(belief: TensorDict) -> TensorDict:
+        """Each task gets the belief of the task half the list away."""
+        return belief[torch.arange(len(belief)).roll(max(len(belief) // 2, 1))]
+
+    def _model_errors(self, tasks: Tensor, belief: TensorDict, episodes: TensorDict, context: TensorDict, split: str,
+                      shot: int) -> dict[str, float]:
+        device, dynamics = self.step.fabric.device, self.algorithm.dynamics
+        assert dynamics is not None
+        fresh = self.context(tasks, context.shape[1])
+        onpolicy = _first_valid(episodes.flatten(1, 2), 1000)
+        summary = {}
+        for suffix, targets in (("", onpolicy), ("_random", fresh)):
+            right = one_step_error(dynamics, targets.to(device), belief.to(device))
+            wrong = one_step_error(dynamics, targets.to(device), self.another(belief).to(device))
+            for name, value in right.items():
+                summary[f"model/{name}{suffix}"] = self._rows(f"model/{name}{suffix}", value, split, shot)
+            for name in ("mse", "nmse"):
+                self._rows(f"model/wrong_{name}{suffix}", wrong[name], split, shot)
+        steps = multi_step_error(dynamics, episodes[:, 0].to(device), belief.to(device))
+        self._rows("model/multi_step_nmse", steps, split, shot)
+        return summary
+
+    def _probe(self, tasks: Tensor, context: TensorDict, split: str, shot: int) -> None:
+        """Linear read-out of the task parameters from the latent, fitted on fresh training tasks, scored on `tasks`."""
+        family = self.algorithm.family
+        training = family.sample(64, self.generator)
+        belief, seen = self.adapt(context, shot), self.adapt(self.context(training, shot), shot)
+        if "scale" in belief.keys():
+            scale, spread = float(belief["scale"].mean()), float(belief["loc"].std(0).norm() / belief["loc"].shape[1] ** 0.5)
+            self.add("latent/scale", scale, split=split, shot=shot)
+            self.add("latent/spread", spread, split=split, shot=shot)
+            self.add("latent/collapse", float(spread < 0.1 * scale), split=split, shot=shot)
+        scores = linear_probe(seen["latent"], family.scale(training), belief["latent"], family.scale(tasks))
+        for name, score in zip(family.parameters, scores.tolist(), strict=True):
+            self.add(f"probe/r2/{name}", score, split=split, shot=shot)
+
+
+def _first_valid(data: TensorDict, most: int) -> TensorDict:
+    """Up to `most` valid transitions of each row of `[M, N]`, as many as the poorest row has, spread evenly."""
+    count = min(most, int(data["valid"].sum(1).min()))
+    order = torch.argsort((~data["valid"]).int(), dim=1, stable=True)
+    lengths = data["valid"].sum(1, keepdim=True)
+    picks = (torch.arange(count) * lengths / count).long()
+    rows = torch.arange(len(data)).unsqueeze(1)
+    return data[rows, order.gather(1, picks)]
+
+
+@torch.no_grad()
+def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) -> dict[str, Tensor]:
+    """Error of the predicted change of the observation, per task.
+
+    Args:
+        dynamics: the model.
+        targets: real transitions `[M, N]`.
+        belief: batch `[M]`.
+
+    Returns:
+        `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (each output's error over the variance of its change
+        in all targets, then the mean), and `null_mse`, `null_nmse` of a model that predicts no change.
+    """
+    observation, following = targets["observation"], targets["next", "observation"]
+    predicted = dynamics.predict(observation, targets["action"], belief)
+    spec = dynamics.spec
+    change = spec.change(observation, following)
+    error = (spec.change(observation, predicted) - change).square()
+    variance = change.flatten(0, 1).var(0).clamp_min(1e-8)
+    return {"mse": error.mean((1, 2)), "nmse": (error / variance).mean((1, 2)),
+            "null_mse": change.square().mean((1, 2)), "null_nmse": (change.square() / variance).mean((1, 2))}
+
+
+@torch.no_grad()
+def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDict) -> Tensor:
+    """Normalised error after ten open-loop steps along real actions, `[M]`.
+
+    Args:
+        dynamics: the model.
+        episodes: real episodes `[M, T]`.
+        belief: batch `[M]`.
+    """
+    steps = min(MULTI_STEPS, episodes.shape[1])
+    count = max(min(50, (episodes.shape[1] - steps) // steps), 1)
+    first = torch.arange(count) * steps
+    observation = start = episodes["observation"][:, first]
+    for t in range(steps):
+        observation = dynamics.predict(observation, episodes["action"][:, first + t], belief)
+    truth = episodes["next", "observation"][:, first + steps - 1]
+    change = dynamics.spec.change(start, truth)
+    error = (dynamics.spec.change(start, observation) - change).square() * episodes["valid"][:, first + steps - 1, None]
+    return (error / change.flatten(0, 1).var(0).clamp_min(1e-8)).mean((1, 2))
+
+
+def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:
+    """Ridge regression of the parameters on the latent; R^2 on held-out tasks.
+
+    Args:
+        latent: `[N, Z]`.
+        parameters: `[N, P]`.
+        test_latent: `[M, Z]`.
+        test_parameters: `[M, P]`.
+
+    Returns:
+        `[P]`; 1 is perfect, 0 the mean, below 0 worse.
+    """
+    if latent.shape[1] == 0:
+        return torch.zeros(parameters.shape[1])
+    loc, scale = latent.double().mean(0), latent.double().std(0).clamp_min(1e-12)
+    ones = torch.ones(len(latent), 1, dtype=torch.float64)
+    design = torch.cat([(latent.double() - loc) / scale, ones], 1)
+    gram = design.T @ design + 1e-3 * len(latent) * torch.eye(design.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, design.T @ parameters.double())
+    test = torch.cat([(test_latent.double() - loc) / scale, torch.ones(len(test_latent), 1, dtype=torch.float64)], 1)
+    residual = (test @ weights - test_parameters.double()).square().sum(0)
+    total = (test_parameters.double() - test_parameters.double().mean(0)).square().sum(0)
+    return 1 - residual / total.clamp_min(1e-12)

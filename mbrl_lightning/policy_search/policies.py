@@ -1,0 +1,101 @@
+"""Belief-conditioned policies pi(a | s, z) and values V(s, z) (GSSM Table 8, section 4.3)."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from mbrl_lightning.schema import PolicyConfig
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.networks import Normalizer, StackedMLP, StackedRBF
+
+
+class Policy(nn.Module):
+    """C policies of equal size, one for each restart of a search or for each fine-tuned task.
+
+    Args:
+        spec: features and actions.
+        cfg: `mlp` or `rbf`, sizes, initial deviation.
+        latent_dim: Z; 0 is the unconditioned policy.
+        copies: C.
+        squash: tanh on the mean action (back-propagation through rollouts needs a smooth bound; PPO clips instead).
+    """
+
+    def __init__(self, spec: EnvSpec, cfg: PolicyConfig, latent_dim: int, copies: int = 1, squash: bool = False) -> None:
+        super().__init__()
+        self.spec, self.latent_dim, self.copies = spec, latent_dim, copies
+        self.squash = squash and not spec.discrete
+        self.norm = Normalizer(spec.feature_dim)
+        inputs = spec.feature_dim + latent_dim
+        self.net: StackedMLP | StackedRBF
+        if cfg.kind == "rbf":
+            self.net = StackedRBF(copies, inputs, cfg.hidden[0], spec.action_dim)
+        else:
+            self.net = StackedMLP(copies, [inputs, *cfg.hidden, spec.action_dim], cfg.activation)
+            if not squash:
+                self.net.scale_output(0.1)
+        self.log_std = nn.Parameter(torch.full((copies, 1, spec.action_dim), float(cfg.initial_std)).log())
+
+    def inputs(self, observation: Tensor, latent: Tensor) -> Tensor:
+        """Standardised features and the latent, `[..., F + Z]`; the latent is cut off for an unconditioned policy."""
+        return torch.cat([self.norm(self.spec.features(observation)), latent[..., : self.latent_dim]], -1)
+
+    def head(self, inputs: Tensor, copies: slice = slice(None)) -> Tensor:
+        """Mean actions (or logits) `[C, N, A]` for inputs `[C, N, F + Z]`."""
+        out = self.net(inputs, copies)
+        return torch.tanh(out) if self.squash else out
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation `[..., A]` of the first copy, for inputs `[..., F + Z]` (what TorchRL's losses call)."""
+        loc = self.head(inputs.reshape(1, -1, inputs.shape[-1]), slice(0, 1)).view(*inputs.shape[:-1], -1)
+        return loc, self.log_std[0, 0].clamp(-5.0, 1.0).exp().expand_as(loc)
+
+    def choose(self, loc: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions from means (or logits) `[..., A]`: the best one, or sampled with `noise` `[..., A]`.
+
+        Args:
+            loc: means, or logits of a discrete action.
+            noise: standard normal (continuous) or uniform in (0, 1) (discrete, by the Gumbel trick); None is greedy.
+        """
+        if self.spec.discrete:
+            scores = loc if noise is None else loc - torch.log(-torch.log(noise.clamp(1e-9, 1 - 1e-7)))
+            return nn.functional.one_hot(scores.argmax(-1), self.spec.action_dim).float()
+        return loc if noise is None else loc + self.log_std[0, 0].clamp(-5.0, 1.0).exp() * noise
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Noise for `choose`, `[*shape, A]`."""
+        draw = torch.rand if self.spec.discrete else torch.randn
+        return draw(*shape, self.spec.action_dim, generator=generator, device=generator.device)
+
+    def act(self, observation: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
+        """Actions `[M, A]` in M tasks, one row each: the belief's own policy where it carries one, else the first copy.
+
+        Args:
+            observation: `[M, S]`.
+            belief: batch `[M]` with `latent` `[M, Z]`; `policy` (parameters `[M, ...]`) if fine-tuned.
+            noise: see `choose`.
+        """
+        inputs = self.inputs(observation, belief["latent"])
+        if "policy" not in belief.keys():
+            return self.choose(self(inputs)[0], noise)
+        own = dict(belief["policy"].items())
+        loc = torch.func.functional_call(self.net, own, (inputs.unsqueeze(1),)).squeeze(1)
+        return self.choose(torch.tanh(loc) if self.squash else loc, noise)
+
+
+class Value(nn.Module):
+    """State value V(s, z) on the same inputs as the policy; predicts in units of the return's spread.
+
+    Args:
+        inputs: width F + Z.
+        cfg: sizes.
+    """
+
+    def __init__(self, inputs: int, cfg: PolicyConfig) -> None:
+        super().__init__()
+        self.net = StackedMLP(1, [inputs, *cfg.hidden, 1], cfg.activation)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Values `[..., 1]` for inputs `[..., F + Z]`."""
+        return self.net(inputs.reshape(1, -1, inputs.shape[-1])).view(*inputs.shape[:-1], 1)

@@ -1,0 +1,173 @@
+"""Several seeds in one command: a process each, `jobs` at a time, finished ones skipped, then a report."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mbrl_lightning.config import differences, read_run_config
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.run import Run, run_folder
+from mbrl_lightning.schema import Config
+from mbrl_lightning.signals import StopFlag
+from mbrl_lightning.validation import parse_seeds
+
+_OWN_KEYS = ("seeds", "jobs", "seed", "overwrite")
+_POLL = 0.1  # seconds
+
+
+@dataclasses.dataclass
+class Job:
+    """One seed to train.
+
+    Attributes:
+        seed: root seed.
+        folder: of its run.
+        words: command line of its process.
+        status: exit status once done; 0 from the start if the run is finished already.
+    """
+
+    seed: int
+    folder: Path
+    words: list[str]
+    status: int | None = None
+
+
+def plan(config: Config, words: Sequence[str]) -> list[Job]:
+    """What is to be done for each seed: start, resume, or nothing.
+
+    Args:
+        config: the checked configuration, with `seeds`.
+        words: the command line it came from.
+
+    Raises:
+        ConfigError: if a run of one of the seeds exists with another configuration.
+    """
+    kept = [word for word in words if word.partition("=")[0] not in _OWN_KEYS]
+    jobs, problems = [], []
+    for seed in parse_seeds(config.seeds or ""):
+        one = dataclasses.replace(config, seed=seed, seeds=None)
+        job = Job(seed, run_folder(one), [*kept, f"seed={seed}"])
+        jobs.append(job)
+        if config.overwrite:
+            job.words.append("overwrite=true")
+        elif (job.folder / "config.yaml").exists():
+            problems += [f"{job.folder}: {line}" for line in differences(read_run_config(job.folder), one)]
+            job.words = [word for word in job.words if not word.startswith("init_from=")]  # the run knows it
+            job.words.append(f"resume={job.folder}")
+            job.status = 0 if Run(dataclasses.replace(one, resume=str(job.folder))).finished else None
+    if problems:
+        text = "\n  - ".join(["runs of these seeds exist with another configuration:", *problems])
+        raise ConfigError(text, "set out= to keep both, or overwrite=true to replace them")
+    return jobs
+
+
+def fit_seeds(config: Config, words: Sequence[str]) -> int:
+    """Train all seeds, then report on those that are finished.
+
+    A signal is passed on once to every running process; they save and end, and no further one is started.
+
+    Args:
+        config: the checked configuration, with `seeds`.
+        words: the command line it came from.
+
+    Returns:
+        Exit status of the first seed, in the order given, that failed; 0 if none did.
+    """
+    jobs = plan(config, words)
+    for job in jobs:
+        if job.status == 0:
+            print(f"seed {job.seed}: {job.folder} is finished, skipped", flush=True)
+    with StopFlag() as stop:
+        _work_through([job for job in jobs if job.status is None], config, stop)
+    folders = [job.folder for job in jobs if job.status == 0]
+    if folders and stop.requested is None:
+        from mbrl_lightning.report import report
+
+        report(folders)
+    if stop.requested is not None:
+        return 130 if stop.requested == signal.SIGINT else 75
+    return next((job.status for job in jobs if job.status), 0)
+
+
+def _work_through(waiting: list[Job], config: Config, stop: StopFlag) -> None:
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}  # by slot
+    told = False
+    try:
+        while running or (waiting and stop.requested is None):
+            for slot in set(range(config.jobs)) - running.keys():
+                if waiting and stop.requested is None:
+                    job = waiting.pop(0)
+                    running[slot] = (job, _start(job, slot, config))
+            if stop.requested is not None and not told:
+                told = True
+                for _, process in running.values():
+                    process.send_signal(stop.requested)
+            for slot, (job, process) in list(running.items()):
+                job.status = process.poll()
+                if job.status is not None:
+                    del running[slot]
+                    _announce(job, config)
+            time.sleep(_POLL)
+    finally:  # a second signal, or an error of ours: leave no process behind
+        for _, process in running.values():
+            process.kill()
+        for _, process in running.values():
+            process.wait()
+
+
+def _start(job: Job, slot: int, config: Config) -> subprocess.Popen[bytes]:
+    """A process in a group of its own: the terminal's Ctrl-C reaches it once, through us."""
+    environment = os.environ | {StopFlag.PARENT: str(os.getpid())}
+    environment.setdefault("OMP_NUM_THREADS", str(config.threads))
+    devices = _cuda_devices() if config.accelerator in ("cuda", "gpu") and config.devices == 1 else []
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    command = _command(job)
+    print(f"seed {job.seed}: {job.folder}", flush=True)
+    if config.jobs == 1:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    _log_file(job).parent.mkdir(parents=True, exist_ok=True)
+    with open(_log_file(job), "ab") as output:  # side by side their lines would mix
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _command(job: Job) -> list[str]:
+    return [sys.executable, "-m", "mbrl_lightning.fit", *job.words]
+
+
+def _log_file(job: Job) -> Path:
+    return job.folder.with_name(f"{job.folder.name}.log")
+
+
+def _cuda_devices() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _announce(job: Job, config: Config) -> None:
+    assert job.status is not None
+    if job.status < 0:  # ended by a signal, told the way shells do
+        job.status = 128 - job.status
+    if job.status == 0:
+        print(f"seed {job.seed}: done", flush=True)
+        return
+    print(f"seed {job.seed}: failed with exit status {job.status}", file=sys.stderr, flush=True)
+    if config.jobs > 1:
+        tail = _log_file(job).read_text(errors="replace").splitlines()[-5:]
+        print(
+            "\n".join([f"  the end of {_log_file(job)}:", *(f"  {line}" for line in tail)]), file=sys.stderr
+        )

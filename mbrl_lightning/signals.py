@@ -1,0 +1,58 @@
+"""The flag that asks a run to stop at its next safe point."""
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+
+class StopFlag:
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop reads where it can save.
+
+    A second signal ends the process at once by SystemExit (open files and locks are released); a third one
+    without any clean-up. Outside the main thread no handler can be set, and the flag stays down.
+
+    Attributes:
+        requested: number of the signal that came, or None.
+    """
+
+    PARENT = "MBRL_PARENT"  # set for processes that must not outlive the one that started them
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._count = 0
+        self._before: dict[int, Any] = {}
+        # Processes further down inherit the variable, but it is not about them.
+        self._parent = os.getppid() if os.environ.get(self.PARENT) == str(os.getppid()) else 0
+
+    @property
+    def requested(self) -> int | None:
+        """Number of the signal that came; SIGTERM also when the starting process is gone."""
+        if self._signal is None and self._parent and os.getppid() != self._parent:
+            return int(signal.SIGTERM)
+        return self._signal
+
+    def __enter__(self) -> "StopFlag":
+        with contextlib.suppress(ValueError):  # not the main thread
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+                if hasattr(signal, name):
+                    number = int(getattr(signal, name))
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        status = 130 if number == signal.SIGINT else 75
+        if self._count > 2:
+            os._exit(status)
+        if self._count == 2:
+            sys.exit(status)
+        self._signal = number
+        os.write(2, b"stopping after this iteration; a second signal stops at once\n")

@@ -1,0 +1,94 @@
+"""One gradient step on any number of devices, and the finite guard on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mbrl_lightning.errors import DivergedError
+
+Batch = TypeVar("Batch", Tensor, TensorDictBase)
+Losses = Mapping[str, Tensor]
+
+
+class GradientStep:
+    """Backward, average over ranks, clip, step: the only place where parameters change.
+
+    Every rank draws the same global batch and works on its share of the tasks (`share`), so gradients averaged over ranks
+    are those of one process with the whole batch. Averaging is one flat all-reduce instead of DistributedDataParallel's
+    wrapper: losses that bypass a module's `forward` (TorchRL's, functional ones) then need no second way.
+
+    Args:
+        fabric: launched Fabric.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.count = 0
+
+    def share(self, batch: Batch) -> Batch:
+        """This rank's part of a global batch, cut along its first dimension, on this rank's device."""
+        size = len(batch) // self.fabric.world_size
+        first = size * self.fabric.global_rank
+        return batch[first : first + size].to(self.fabric.device)
+
+    def __call__(self, losses: Callable[[], Losses], optimizer: Optimizer, max_grad_norm: float = 0.0,
+                 stacked: bool = False) -> dict[str, float]:
+        """Take one step on `losses()["loss"]`.
+
+        Args:
+            losses: computes a mapping with `loss` and whatever else is to be logged, under this run's precision.
+            optimizer: of the parameters to move.
+            max_grad_norm: clip the norm of the gradient to this; 0 leaves it.
+            stacked: the first dimension of every parameter counts copies; clip each copy by its own norm.
+
+        Returns:
+            The losses as numbers.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite; parameters are as before the step.
+        """
+        with self.fabric.autocast():
+            values = losses()
+        optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(values["loss"])
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.fabric.world_size > 1:
+            self._average(gradients)
+        norms = _norms(gradients, stacked)
+        if not bool(torch.isfinite(values["loss"] + norms.sum())):
+            raise DivergedError(f"loss {float(values['loss'])} or gradient norm {norms.tolist()} is not finite at "
+                                f"gradient step {self.count}", "resume from the last checkpoint with a smaller lr, or "
+                                "a smaller search.max_grad_norm")
+        if max_grad_norm > 0:
+            _clip(gradients, norms, max_grad_norm)
+        optimizer.step()
+        self.count += 1
+        return {name: float(value.detach()) for name, value in values.items()}
+
+    def _average(self, gradients: list[Tensor]) -> None:
+        flat = torch.cat([g.flatten() for g in gradients])
+        flat = self.fabric.all_reduce(flat, reduce_op="mean")
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _norms(gradients: list[Tensor], stacked: bool) -> Tensor:
+    if stacked:
+        return torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    return torch.stack(torch._foreach_norm(gradients)).norm().unsqueeze(0)
+
+
+def _clip(gradients: list[Tensor], norms: Tensor, limit: float) -> None:
+    factors = (limit / norms.clamp_min(1e-12)).clamp_max(1.0)
+    if len(factors) == 1:
+        torch._foreach_mul_(gradients, float(factors[0]))
+        return
+    for gradient in gradients:
+        gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))

@@ -1,0 +1,111 @@
+"""Ranges, choices and what must fit together in a configuration whose types are already right."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mbrl_lightning.errors import did_you_mean
+from mbrl_lightning.schema import ENVIRONMENTS, FIELDS, Config, get
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from `0..4` (both ends count), `[0,3]` or `0,3`.
+
+    Raises:
+        ValueError: for any other text, repeated seeds, or more than 1000 of them.
+    """
+    bare = text.strip().removeprefix("[").removesuffix("]")
+    span = re.fullmatch(r"\s*(\d{1,9})\s*\.\.\s*(\d{1,9})\s*", bare)
+    if span:
+        seeds = list(range(int(span[1]), min(int(span[2]), int(span[1]) + 1000) + 1))
+    elif re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", bare):
+        seeds = [int(word) for word in bare.split(",")]
+    else:
+        raise ValueError(f"seeds={text}: write a range 0..4 or a list [0,3]")
+    if not 0 < len(seeds) <= 1000 or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds={text}: between 1 and 1000 different seeds are expected")
+    return seeds
+
+
+def _limits_broken(value: Any, limits: Mapping[str, Any]) -> str:
+    """What is wrong with one value, or nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be finite"
+    if "choices" in limits and value not in limits["choices"]:
+        return f"must be one of {', '.join(limits['choices'])}{did_you_mean(value, limits['choices'])}"
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        return f"is not a name: lower-case letters, digits and _ only ({limits['pattern']})"
+    for name, text, broken in (
+        ("minimum", "at least", lambda bound: value < bound),
+        ("maximum", "at most", lambda bound: value > bound),
+        ("above", "more than", lambda bound: value <= bound),
+        ("below", "less than", lambda bound: value >= bound),
+    ):
+        if name in limits and broken(limits[name]):
+            return f"must be {text} {limits[name]}"
+    return ""
+
+
+def range_problems(config: Config) -> list[str]:
+    """Everything that is out of range or does not fit together."""
+    problems = []
+    for key, entry in FIELDS.items():
+        value = get(config, key)
+        for item in value if isinstance(value, list) else [value]:
+            broken = _limits_broken(item, entry.metadata) if item not in (None, "") else ""
+            if broken:
+                problems.append(f"{key}={value}: {broken}")
+    return problems + _cross_problems(config)
+
+
+def _cross_problems(config: Config) -> list[str]:
+    ranks = config.devices * config.num_nodes
+    shared = {key: get(config, key) for key in ("loop.tasks_per_iteration", "dynamics.tasks", "search.tasks")}
+    name = config.env.name
+    model_based = config.algorithm != "dr_ppo"
+    searched = config.dynamics.members - config.search.holdout  # members that imagined rollouts are shared among
+    checks = [
+        (ranks > 0 and value % ranks != 0, f"{key}={value}: not divisible by devices x num_nodes = {ranks}")
+        for key, value in shared.items()
+    ]
+    checks += [
+        (
+            model_based and searched < 1,
+            f"search.holdout={config.search.holdout}: leaves none of dynamics.members={config.dynamics.members}",
+        ),
+        (
+            model_based and searched > 0 and config.search.rollouts % searched != 0,
+            f"search.rollouts={config.search.rollouts}: not a multiple of dynamics.members - search.holdout = "
+            f"{searched}",
+        ),
+        (
+            config.algorithm == "dr_ppo" and config.search.method != "ppo",
+            f"search.method={config.search.method}: dr_ppo has no model to differentiate; it needs ppo",
+        ),
+        (not config.evaluation.shots, "evaluation.shots=[]: at least one is needed"),
+        (
+            config.policy.kind == "rbf" and len(config.policy.hidden) != 1,
+            "policy.hidden: rbf takes one number of centres",
+        ),
+        (
+            config.loop.exploration_steps == 0 and config.loop.episodes_per_task == 0,
+            "loop.exploration_steps=0 and loop.episodes_per_task=0: no data would be collected",
+        ),
+        (
+            config.env.file is None and name not in (*ENVIRONMENTS, ""),
+            f"env.name={name}: unknown task family{did_you_mean(name, ENVIRONMENTS)}; "
+            f"known: {', '.join(ENVIRONMENTS)}",
+        ),
+        (
+            config.env.file is not None and not os.path.isfile(config.env.file),
+            f"env.file={config.env.file}: no such file",
+        ),
+    ]
+    problems = [text for broken, text in checks if broken]
+    try:
+        parse_seeds(config.seeds or "0")
+    except ValueError as error:
+        problems.append(str(error))
+    return problems

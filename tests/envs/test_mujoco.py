@@ -1,0 +1,234 @@
+"""MuJoCo families against gymnasium, exact continuation, and what is said when physics breaks."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from mbrl_lightning.envs import make_family, mujoco, slim_humanoid
+from mbrl_lightning.errors import EnvError
+
+BODIES = ["half_cheetah", "slim_humanoid"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gymnasium_twin(name):
+    """Gymnasium's environment of the body, and the scale from our actions to its."""
+    if name == "half_cheetah":
+        return gymnasium.make("HalfCheetah-v5", disable_env_checker=True).unwrapped, 1.0
+    parts = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+    options = {f"include_{part}_in_observation": False for part in parts}
+    return gymnasium.make("Humanoid-v5", disable_env_checker=True, **options).unwrapped, 0.4
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """No test may leave MuJoCo's log file behind."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_nominal_states_equal_gymnasium_bit_for_bit(name):
+    family, draws = make_family(name), generator()
+    mujoco.nominal_model("half_cheetah.xml")  # routes the warning of gymnasium's own load to logging
+    env, scale = gymnasium_twin(name)
+    simulator = family.simulate(torch.ones(2, 2))
+    observation = simulator.reset(draws)
+    env.reset(seed=0)
+    data = simulator._datas[1]
+    env.set_state(data.qpos.copy(), data.qvel.copy())
+    for _ in range(150):
+        action = family.spec.random_action((2,), draws)
+        following = simulator.step(action)
+        theirs, reward, *_ = env.step(scale * action[1].numpy().astype(np.float64))
+        assert np.array_equal(env.data.qpos, data.qpos)
+        assert np.array_equal(env.data.qvel, data.qvel)
+        width = len(theirs)
+        assert np.array_equal(following[1, -width:].numpy(), theirs.astype(np.float32))
+        if name == "half_cheetah":
+            ours = family.spec.reward(observation, action, following)[1]
+            assert ours.item() == pytest.approx(reward, abs=1e-5)
+        observation = following
+
+
+def test_humanoid_reward_against_the_definition():
+    family, draws = make_family("slim_humanoid"), generator()
+    simulator = family.simulate(family.test[:4])
+    observation, seen = simulator.reset(draws), set()
+    for _ in range(60):
+        action = family.spec.random_action((4,), draws)
+        following = simulator.step(action)
+        reward = family.spec.reward(observation, action, following)
+        for row, data in enumerate(simulator._datas):
+            up = bool(1 <= data.qpos[2] <= 2)
+            seen.add(up)
+            expected = 50 / 3 * data.qvel[0] - 0.1 * float((data.ctrl**2).sum()) + 5 * up
+            assert reward[row].item() == pytest.approx(expected, abs=1e-4)
+            assert bool(family.spec.training_termination(following)[row]) is not up
+        assert not family.spec.termination(following).any()
+        observation = following
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_state_continues_exactly_in_another_simulator(name):
+    family, draws = make_family(name), generator()
+    first, second = (family.simulate(family.test[:3]) for _ in range(2))
+    first.reset(draws)
+    actions = [family.spec.random_action((3,), draws) for _ in range(40)]
+    for action in actions:
+        first.step(action)
+    second.set_state(first.state())
+    assert second.state().equal(first.state())
+    for action in actions:
+        assert second.step(action).equal(first.step(action))
+
+
+def test_rows_do_not_depend_on_their_neighbours_or_threads():
+    family, draws = make_family("slim_humanoid"), generator()
+    threaded = make_family("slim_humanoid", threads=2).simulate(family.test[:3])
+    alone, together = family.simulate(family.test[1:2]), family.simulate(family.test[:3])
+    together.reset(draws)
+    start = together.state()
+    threaded.set_state(start)
+    alone.set_state(start[1:2])
+    for _ in range(20):
+        action = family.spec.random_action((3,), draws)
+        following = together.step(action)
+        assert threaded.step(action).equal(following)
+        assert alone.step(action[1:2]).equal(following[1:2])
+    threaded.close()
+
+
+def test_masked_rows_are_not_stepped():
+    family, draws = make_family("half_cheetah"), generator()
+    simulator = family.simulate(family.test[:3])
+    observation = simulator.reset(draws)
+    mask = torch.tensor([True, False, True])
+    action = family.spec.random_action((3,), draws)
+    before = simulator.state()[1]
+    following = simulator.step(action, mask)
+    assert following[1].equal(observation[1])
+    assert simulator.state()[1].equal(before)
+    assert not following[0].equal(observation[0])
+
+
+def test_task_edits_start_from_nominal_values_and_update_derived_ones():
+    nominal = mujoco.nominal_model("half_cheetah.xml")
+    family = make_family("half_cheetah", scale_inertia=True)
+    model = family.simulate(torch.tensor([[1.2, 0.8]]))._models[0]
+    np.testing.assert_allclose(model.body_mass, 1.2 * nominal.body_mass)
+    np.testing.assert_allclose(model.body_inertia, 1.2 * nominal.body_inertia)
+    np.testing.assert_allclose(model.dof_damping, 0.8 * nominal.dof_damping)
+    np.testing.assert_allclose(model.body_subtreemass[1], 1.2 * 14.0)
+    plain = make_family("half_cheetah").simulate(torch.tensor([[1.2, 0.8]]))._models[0]
+    np.testing.assert_array_equal(plain.body_inertia, nominal.body_inertia)
+    flipped = make_family("half_cheetah_flip").simulate(torch.tensor([[1, -1, 1, 1, 0.7, 1]]))._models[0]
+    ratio = flipped.actuator_gear[:, 0] / nominal.actuator_gear[:, 0]
+    np.testing.assert_allclose(ratio, [1, -1, 1, 1, 0.7, 1])
+
+
+def test_divergence_is_reported_by_task_and_component(caplog):
+    family, draws = make_family("half_cheetah_flip"), generator()
+    tasks = family.test[:3].clone()
+    tasks[1] = 1e7
+    simulator = family.simulate(tasks)
+    simulator.reset(draws)
+    with pytest.raises(EnvError, match=r"half_cheetah_flip: task 1 has a non-finite x_speed_mean"):
+        for _ in range(50):
+            simulator.step(family.spec.random_action((3,), draws))
+    assert "MuJoCo" in caplog.text
+
+
+def test_non_finite_actions_are_reported():
+    family = make_family("half_cheetah")
+    simulator = family.simulate(family.test[:2])
+    simulator.reset(generator())
+    action = torch.zeros(2, 6)
+    action[1, 3] = float("nan")
+    with pytest.raises(EnvError, match="task 1 got a non-finite action"):
+        simulator.step(action)
+
+
+def test_missing_model_is_reported():
+    with pytest.raises(EnvError, match="nowhere"):
+        mujoco.nominal_model("nowhere.xml")
+
+
+def test_rendering_or_its_clear_refusal():
+    family, draws = make_family("half_cheetah"), generator()
+    simulator, twin = family.simulate(family.test[:2]), family.simulate(family.test[:2])
+    simulator.reset(draws)
+    twin.set_state(simulator.state())
+    try:
+        pictures = [simulator.render(index) for index in (0, 1)]
+    except EnvError as error:
+        pytest.skip(str(error))
+    assert pictures[0].shape == (240, 320, 3)
+    assert pictures[0].std() > 5
+    action = family.spec.random_action((2,), draws)
+    assert simulator.step(action).equal(twin.step(action)), "drawing changed the physics"
+    simulator.close()
+    simulator.close()
+
+
+def test_humanoid_positions_follow_from_velocities():
+    """Left over of the true position changes while upright: the shares stated in ``untarget``."""
+    family, draws = make_family("slim_humanoid"), generator()
+    spec, simulator = family.spec, family.simulate(family.test)
+    observation, rows = simulator.reset(draws), []
+    size = torch.rand(16, 1, generator=draws)
+    for _ in range(25):
+        following = simulator.step(size * spec.random_action((16,), draws))
+        up = slim_humanoid.upright(observation)
+        rows.append(torch.stack([observation[up], following[up]]))
+        observation = following
+    before, after = torch.cat(rows, 1).double()
+    predicted = spec.untarget(before, spec.target(before, after))
+    torch.testing.assert_close(predicted[:, 22:], after[:, 22:])
+    moved = (after - before).var(0, correction=0)
+    left = (predicted - after).square().mean(0)
+    for part, limit in ((slice(0, 1), 0.05), (slice(1, 5), 0.15), (slice(5, 22), 0.15)):
+        assert (left[part].mean() / moved[part].mean()).sqrt() < limit
+
+
+def test_humanoid_rotation_and_turn_agree_with_mujoco():
+    import mujoco as engine
+
+    draws = generator()
+    quaternion = torch.nn.functional.normalize(torch.randn(20, 4, generator=draws, dtype=torch.float64), dim=-1)
+    angle = torch.randn(20, 3, generator=draws, dtype=torch.float64)
+    matrices, turned = slim_humanoid.rotation(3 * quaternion), slim_humanoid.turn(quaternion, angle)
+    for row in range(20):
+        matrix, moved = np.zeros(9), quaternion[row].numpy().copy()
+        engine.mju_quat2Mat(matrix, moved)
+        engine.mju_quatIntegrate(moved, angle[row].numpy().copy(), 1.0)
+        np.testing.assert_allclose(matrices[row].flatten(), matrix, atol=1e-12)
+        np.testing.assert_allclose(turned[row], moved, atol=1e-12)
+
+
+def episodes(observation, following, valid):
+    content = {"observation": observation, "valid": valid}
+    after = TensorDict({"observation": following}, batch_size=valid.shape)
+    return TensorDict(content | {"next": after}, batch_size=valid.shape)
+
+
+def test_metrics():
+    spec = make_family("slim_humanoid").spec
+    before, after = torch.zeros(1, 4, 45), torch.zeros(1, 4, 45)
+    before[..., 22], after[..., 22] = 1.0, 3.0
+    after[..., 0] = torch.tensor([1.4, 1.2, 0.9, 1.1])
+    values = spec.metrics(episodes(before, after, torch.ones(1, 4, dtype=torch.bool)))
+    assert values["upright/share"].item() == 0.75
+    assert values["upright/first_fall"].item() == 2
+    assert values["distance"].item() == pytest.approx(4 * 0.015 * 2)
+    cheetah = make_family("half_cheetah").spec
+    speed = torch.full((1, 4, 18), 2.0)
+    valid = torch.tensor([[True, True, True, False]])
+    assert cheetah.metrics(episodes(speed, speed, valid))["distance"].item() == pytest.approx(0.3)

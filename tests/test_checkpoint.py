@@ -1,0 +1,283 @@
+"""Checkpoints under faults: kill at every file operation, full disk, damage, unsafe pickles, signals. Faults 1 to 5,
+18 to 21 and 26 of the reliability list."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import warnings
+
+import pytest
+import torch
+
+from mbrl_lightning import checkpoint, storage
+from mbrl_lightning.errors import ConfigError, StorageError
+from mbrl_lightning.signals import StopFlag
+from mbrl_lightning.storage import sweep
+
+KILLED = 9
+
+
+def state(number):
+    return {"weights": torch.full((64,), float(number)), "iteration": number, "nested": {"a": [1, (2.0, None, "x", True)]}}
+
+
+def in_child(work):
+    """Exit status of a forked process that runs `work`; PyTorch is already imported there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads at a fork: the child uses none of them
+        child = os.fork()
+    if child == 0:
+        status = 99
+        try:
+            status = work() or 0
+        except SystemExit as error:
+            status = error.code
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def count_calls(monkeypatch, act):
+    """Patch every operation that changes the disk; `act(k, name)` runs before the k-th of them."""
+    calls = []
+
+    def wrap(owner, name):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            calls.append(name)
+            act(len(calls), name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
+        wrap(os, name)
+    wrap(shutil, "rmtree")
+    return calls
+
+
+def test_round_trip_with_optimizer_and_generators(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    network(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    given = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    checkpoint.save(tmp_path / "c", 3, given, keep=2)
+    step, found = checkpoint.load(tmp_path / "c")
+    assert step == 3
+    assert torch.equal(found["rng"], given["rng"])
+    network.load_state_dict(found["network"])
+    optimizer.load_state_dict(found["optimizer"])
+    assert str(found["optimizer"]) == str(given["optimizer"])
+
+
+def test_newest_wins_and_old_ones_are_pruned(tmp_path):
+    for number in (1, 2, 10):
+        checkpoint.save(tmp_path, number, state(number), keep=2)
+    assert names(tmp_path) == ["step_00000002", "step_00000010"]
+    assert checkpoint.load(tmp_path)[0] == 10
+    assert checkpoint.steps(tmp_path) == [10, 2]
+
+
+def test_kill_at_every_file_operation_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    calls = count_calls(monkeypatch, lambda number, name: None)
+    checkpoint.save(tmp_path / "dry", 1, state(1), keep=1)
+    checkpoint.save(tmp_path / "dry", 2, state(2), keep=1)
+    before_second = calls.index("rmtree") if "rmtree" in calls else len(calls)
+    assert before_second > 8
+    monkeypatch.undo()
+    seen = set()
+    for kill_at in range(1, len(calls)):
+        folder = tmp_path / f"kill{kill_at}"
+        checkpoint.save(folder, 1, state(1), keep=1)
+
+        def work(folder=folder, kill_at=kill_at):
+            count_calls(monkeypatch, lambda number, name: os._exit(KILLED) if number == kill_at else None)
+            checkpoint.save(folder, 2, state(2), keep=1)
+
+        status = in_child(work)
+        assert status in (0, KILLED)
+        sweep(folder)
+        step, found = checkpoint.load(folder)
+        assert found["weights"].tolist() == [float(step)] * 64
+        assert not [name for name in names(folder) if "tmp" in name]
+        seen.add((status, step))
+    assert seen == {(KILLED, 1), (KILLED, 2), (0, 2)}  # killed before and after the rename, and not at all
+
+
+def test_staging_is_on_the_file_system_of_the_target(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    renamed = []
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: renamed.append((a, b)) or rename(a, b))
+    target = checkpoint.save(tmp_path, 1, state(1), keep=1)
+    ((source, destination),) = renamed
+    assert destination == target
+    assert source.parent == target.parent
+
+
+def full_disk(monkeypatch, failures, code=errno.ENOSPC):
+    """The first `failures` writes put down half of their bytes and fail."""
+    left = [failures]
+    write = storage.write_synced
+
+    def failing(path, data):
+        if left[0] > 0:
+            left[0] -= 1
+            path.write_bytes(bytes(data[: len(data) // 2]))
+            raise OSError(code, os.strerror(code))
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_synced", failing)
+
+
+def test_full_disk_once_is_survived_by_pruning(tmp_path, monkeypatch, caplog):
+    for number in (1, 2):
+        checkpoint.save(tmp_path, number, state(number), keep=2)
+    full_disk(monkeypatch, 1)
+    checkpoint.save(tmp_path, 3, state(3), keep=3)
+    assert names(tmp_path) == ["step_00000002", "step_00000003"]
+    assert "disk full" in caplog.text
+
+
+def test_full_disk_for_good_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state(1), keep=2)
+    full_disk(monkeypatch, 3)
+    with pytest.raises(StorageError, match="No space left") as caught:
+        checkpoint.save(tmp_path, 2, state(2), keep=2)
+    assert caught.value.exit_code == 5
+    assert names(tmp_path) == ["step_00000001"]
+    assert checkpoint.load(tmp_path)[1]["iteration"] == 1
+
+
+def test_other_write_errors_are_not_tried_again(tmp_path, monkeypatch):
+    full_disk(monkeypatch, 1, errno.EACCES)
+    with pytest.raises(StorageError, match="Permission denied"):
+        checkpoint.save(tmp_path, 1, state(1), keep=1)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", range(10))
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, place, damage):
+    for number in (1, 2):
+        path = checkpoint.save(tmp_path, number, state(number), keep=2) / "state.pt"
+    data = bytearray(path.read_bytes())
+    offset = place * (len(data) - 1) // 9
+    if damage == "flip":
+        data[offset] ^= 1
+        path.write_bytes(data)
+    else:
+        os.truncate(path, offset)
+    step, found = checkpoint.load(tmp_path)
+    assert (step, found["iteration"]) == (1, 1)
+    assert "step_00000002" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": 3}', '{"files": {}}', '{"files": {"../x": {}}}'])
+def test_damaged_manifest_counts_as_incomplete(tmp_path, text):
+    checkpoint.save(tmp_path, 1, state(1), keep=2)
+    (checkpoint.save(tmp_path, 2, state(2), keep=2) / "manifest.json").write_text(text)
+    assert checkpoint.load(tmp_path)[0] == 1
+
+
+def test_nothing_to_load_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(StorageError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "absent")
+    (checkpoint.save(tmp_path, 1, state(1), keep=1) / "state.pt").unlink()
+    with pytest.raises(StorageError, match=r"step_00000001: state\.pt is missing"):
+        checkpoint.load(tmp_path)
+
+
+def test_complete_checkpoint_of_the_same_step_is_left_and_a_damaged_one_replaced(tmp_path):
+    path = checkpoint.save(tmp_path, 1, state(1), keep=1) / "state.pt"
+    inode = path.stat().st_ino
+    checkpoint.save(tmp_path, 1, state(1), keep=1)
+    assert path.stat().st_ino == inode
+    path.write_bytes(b"damaged")
+    checkpoint.save(tmp_path, 1, state(1), keep=1)
+    assert checkpoint.load(tmp_path)[1]["iteration"] == 1
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def forge(folder, data, **manifest):
+    """A checkpoint whose manifest is right, whatever its content."""
+    path = folder / "step_00000009"
+    path.mkdir(parents=True)
+    (path / "state.pt").write_bytes(data)
+    files = {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    (path / "manifest.json").write_text(json.dumps({"format": checkpoint.FORMAT, "step": 9, "files": files} | manifest))
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("dump", [lambda value, path: torch.save(value, path), lambda v, p: p.write_bytes(pickle.dumps(v))])
+def test_unsafe_pickle_is_refused_and_not_executed(tmp_path, dump, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    dump({"x": Payload(tmp_path / "executed")}, tmp_path / "evil")
+    forge(tmp_path / "c", (tmp_path / "evil").read_bytes())
+    with pytest.raises(StorageError, match="refused without executing"):
+        checkpoint.load(tmp_path / "c")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_format_and_other_content_are_refused(tmp_path):
+    torch.save([1], tmp_path / "list")
+    data = (tmp_path / "list").read_bytes()
+    forge(tmp_path / "a", data, format=99)
+    with pytest.raises(StorageError, match="format 99, this version reads"):
+        checkpoint.load(tmp_path / "a")
+    forge(tmp_path / "b", data)
+    with pytest.raises(StorageError, match="not a state"):
+        checkpoint.load(tmp_path / "b")
+
+
+def test_objects_that_need_code_are_refused_when_saving(tmp_path):
+    with pytest.raises(TypeError, match=r"state\['a'\]\[0\]\['b'\] is a float64"):
+        checkpoint.save(tmp_path, 1, {"a": [{"b": torch.zeros(1).double().numpy()[0]}]}, keep=1)
+    assert names(tmp_path) == []
+
+
+def test_weights_of_another_architecture_are_refused_with_both_shapes():
+    saved, present = torch.nn.Linear(3, 4).state_dict(), torch.nn.Linear(3, 5).state_dict()
+    checkpoint.refuse_mismatch(saved, saved, "x")
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.refuse_mismatch(saved, present | {"extra": torch.zeros(2)}, "runs/x")
+    rows = [line.split() for line in str(caught.value).splitlines()]
+    assert ["bias", "[4]", "[5]"] in rows
+    assert ["extra", "absent", "[2]"] in rows
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_signal_during_the_save(tmp_path, monkeypatch, signals):
+    """One signal lets the save complete; two discard it. Never half a checkpoint."""
+    checkpoint.save(tmp_path, 1, state(1), keep=1)
+
+    def work():
+        def interrupt(number, name):
+            if number <= signals and name in ("mkdir", "fsync"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        count_calls(monkeypatch, interrupt)
+        with StopFlag() as stop:
+            checkpoint.save(tmp_path, 2, state(2), keep=2)
+            return 7 if stop.requested == signal.SIGTERM else 1
+
+    assert in_child(work) == (7 if signals == 1 else 75)
+    assert names(tmp_path) == (["step_00000001", "step_00000002"] if signals == 1 else ["step_00000001"])
+    assert checkpoint.load(tmp_path)[0] == (2 if signals == 1 else 1)

@@ -1,0 +1,259 @@
+"""Configuration: composition, types, ranges, hostile input. Faults 14 to 17 of the reliability list."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from mbrl_lightning import config as config_module
+from mbrl_lightning.config import (
+    available,
+    compose,
+    conf_root,
+    differences,
+    load_config,
+    read_run_config,
+    to_yaml,
+)
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.schema import ENVIRONMENTS, FIELDS, Config, get
+from mbrl_lightning.usage import help_text
+from mbrl_lightning.validation import parse_seeds
+
+
+def message(*words):
+    with pytest.raises(ConfigError) as caught:
+        load_config(words)
+    return str(caught.value)
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """A conf folder of our own in place of the shipped one."""
+    files = {
+        "default.yaml": "loop: {iterations: 1, keep: 1, model_steps: 1, first_model_steps: 1, last_model_steps: 1}",
+        "mine.yaml": "env: {name: cartpole}\n"
+        "loop: {keep: 2, model_steps: 2, first_model_steps: 2, last_model_steps: 2}\n"
+        "algorithms:\n"
+        "  any: {loop: {first_model_steps: 4, last_model_steps: 4}}\n"
+        "  gssm_aps: {loop: {last_model_steps: 5}}\n"
+        "  dr_ppo: {loop: {last_model_steps: 99}}\n",
+        "cartpole.yaml": "env: {name: cartpole}",
+        "algorithm/gssm_aps.yaml": "loop: {model_steps: 3, first_model_steps: 3, last_model_steps: 3}",
+        "algorithm/dr_ppo.yaml": "search: {method: ppo}",
+    }
+    folder = write_tree(tmp_path / "conf", files)
+    monkeypatch.setattr(config_module, "conf_root", lambda: folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("conf", "algorithm"), list(itertools.product(available(), available("algorithm")))
+)
+def test_every_shipped_combination_is_valid(conf, algorithm, monkeypatch):
+    monkeypatch.setattr(config_module, "conf_root", conf_root)
+    config = load_config([f"conf={conf}", f"algorithm={algorithm}"])
+    assert (config.conf, config.algorithm) == (conf, algorithm)
+
+
+def test_shipped_names_cover_the_known_families(monkeypatch):
+    monkeypatch.setattr(config_module, "conf_root", conf_root)
+    assert set(ENVIRONMENTS) <= set(available())
+    assert (conf_root() / "default.yaml").is_file()
+
+
+def test_layers_override_in_order(root):
+    loop = load_config(["conf=mine"]).loop
+    values = (loop.iterations, loop.keep, loop.model_steps, loop.first_model_steps, loop.last_model_steps)
+    assert values == (1, 2, 3, 4, 5)
+    assert load_config(["conf=mine", "loop.last_model_steps=6"]).loop.last_model_steps == 6
+    assert load_config(["conf=mine", "algorithm=dr_ppo"]).loop.last_model_steps == 99
+
+
+def test_all_errors_at_once_with_the_nearest_names(tmp_path):
+    text = message("conf=carpole", "algorithm=gsm_aps", "loop.iteration=3", "lr=1", "seed=-1", "--seed", "search.lr=abc")
+    for part in (
+        "did you mean 'cartpole'",
+        "did you mean 'gssm_aps'",
+        "did you mean 'loop.iterations'",
+        "did you mean dynamics.lr or search.lr",
+        "seed=-1: must be at least 0",
+        "write seed=VALUE",
+        "search.lr: Value 'abc'",
+    ):
+        assert part in text
+    assert text.startswith("error[E-CFG]: 7 problems")
+    assert "remedy:" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("search.horizon=0", "at least 1"),
+        ("dynamics.members=-1", "at least 1"),
+        ("search.lr=nan", "finite"),
+        ("search.lr=.inf", "finite"),
+        ("search.lr=0", "more than 0"),
+        ("search.gamma=1.01", "at most 1"),
+        ("search.clip_epsilon=1", "less than 1"),
+        ("policy.hidden=[64,0]", "at least 1"),
+        ("policy.hidden=64", "policy.hidden"),
+        ("evaluation.shots=[]", "at least one"),
+        ("evaluation.shots=[.nan]", "finite"),
+        ("seed=1.5", "could not be converted to Integer"),
+        ("seed=true", "could not be converted to Integer"),
+        ("seed=null", "not Optional"),
+        ("overwrite=perhaps", "bool"),
+        ("strategy=dpp", "did you mean 'ddp'"),
+        ("loop=5", "is a section"),
+        ("devices=3", "dynamics.tasks"),
+        ("dynamics.members=5", "search.rollouts"),
+        ("search.holdout=1", "leaves none"),
+        ("seeds=4..0", "different seeds"),
+        ("seeds=[1,1]", "different seeds"),
+        ("env.options.x=.nan", "non-finite"),
+        ("env.name=half_cheeta", "did you mean 'half_cheetah'"),
+        ("env.file=nowhere.py", "no such file"),
+        ("search.gamma=[1", "not readable as YAML"),
+        ("foo", "key=value is expected"),
+        ("a[0]=1", "unknown key"),
+        ("=1", "key=value is expected"),
+        ("_target_=os.system", "unknown key"),
+    ],
+)
+def test_wrong_values_are_refused(word, part):
+    assert part in message("conf=cartpole", word)
+
+
+def test_model_free_method_needs_ppo():
+    assert "needs ppo" in message("conf=cartpole", "algorithm=dr_ppo", "search.method=pathwise")
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("seed=1e3", "seed", 1000),
+        ("loop.iterations=1_000", "loop.iterations", 1000),
+        ("search.horizon=2e1", "search.horizon", 20),
+        ("search.horizon=null", "search.horizon", None),
+        ("policy.hidden=[3.2e1,16]", "policy.hidden", [32, 16]),
+        ("search.lr=1e-3", "search.lr", 1e-3),
+        ("search.lr=1", "search.lr", 1.0),
+        ("seeds=[0,3]", "seeds", "[0,3]"),
+        ("seeds=0..2", "seeds", "0..2"),
+        ("env.options.horizon=50", "env.options", {"horizon": 50}),
+        ("out=a=b", "out", "a=b"),
+    ],
+)
+def test_accepted_values(word, key, value):
+    given = get(load_config(["conf=cartpole", word]), key)
+    assert given == value
+    assert type(given) is type(value)
+
+
+HOSTILE = ["../cartpole", "../../x", "/etc/passwd", "cartpole.yaml", "algorithm/gssm", "", ".", "a b", "Cartpole", "x\0"]
+
+
+@pytest.mark.parametrize("kind", ["conf", "algorithm"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_refused_and_no_file_is_opened(kind, name, root, monkeypatch):
+    opened = []
+    load = config_module.OmegaConf.load
+    monkeypatch.setattr(
+        config_module.OmegaConf, "load", lambda path: opened.append(Path(path).resolve()) or load(path)
+    )
+    with pytest.raises(ConfigError, match="not a name|missing"):
+        compose({"conf": "cartpole"} | {kind: name})
+    assert all(root.resolve() in path.parents for path in opened)
+
+
+def test_link_out_of_the_conf_folder_is_not_followed(root, tmp_path):
+    (tmp_path / "secret.yaml").write_text("seed: 7")
+    (root / "linked.yaml").symlink_to(tmp_path / "secret.yaml")
+    assert "conf=linked: unknown" in message("conf=linked")
+
+
+def test_explicit_path(tmp_path):
+    path = write_tree(tmp_path, {"own_task.yaml": "env: {name: cartpole}\nseed: 3\nalgorithm: dr_ppo"}) / "own_task.yaml"
+    config = load_config([f"conf_file={path}"])
+    assert (config.conf, config.seed, config.algorithm, config.search.method) == ("own_task", 3, "dr_ppo", "ppo")
+    assert "exclude each other" in message(f"conf_file={path}", "conf=cartpole")
+    assert "not readable" in message(f"conf_file={tmp_path}/absent.yaml")
+    bad_name = write_tree(tmp_path, {"a b.yaml": "env: {name: cartpole}"}) / "a b.yaml"
+    assert "is not a name" in message(f"conf_file={bad_name}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "out: ${oc.env:MBRL_TEST_SECRET}",
+        "env: {name: cartpole, options: {x: ['${oc.env:MBRL_TEST_SECRET}']}}",
+        "env: {name: cartpole, options: {'${oc.env:MBRL_TEST_SECRET}': 1}}",
+        "out: '???'",
+        "out: !!python/object/apply:os.system ['touch MARKER']",
+        "env: {name: cartpole, _target_: os.system}",
+        "seed: 1\nseed: 2",
+        "- a list",
+        "a: [1",
+        "loop: {iterations: &x [*x]}",
+        "algorithms: {gssm_app: {}}",
+        "algorithms: 3",
+        "\xff\x00",
+    ],
+)
+def test_injection_and_broken_files_are_refused(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MBRL_TEST_SECRET", "hunter2")
+    Path("evil.yaml").write_text(text.replace("MARKER", "executed"), encoding="latin-1")
+    assert "hunter2" not in message("conf_file=evil.yaml")
+    assert not Path("executed").exists()
+    if "${" in text:
+        assert "hunter2" not in message("conf=cartpole", "out=${oc.env:MBRL_TEST_SECRET}")
+
+
+def test_written_configuration_reads_back_equal(tmp_path):
+    config = load_config(["conf=cartpole", "seed=4", "env.options.a=[1,{b: 2}]", "search.horizon=7", "search.target_kl=null"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_run_config(tmp_path) == config
+
+
+def test_differences_name_what_may_not_change():
+    old = load_config(["conf=cartpole", "loop.iterations=3"])
+    same = load_config(["conf=cartpole", "out=elsewhere", "threads=2", "loop.keep=5", "loop.iterations=999"])
+    assert differences(old, same) == []
+    other = load_config(["conf=cartpole", "search.lr=0.5", "loop.iterations=2"])
+    assert [line.partition(":")[0] for line in differences(old, other)] == ["loop.iterations", "search.lr"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0..2", [0, 1, 2]), ("[0,3]", [0, 3]), ("5", [5]), ("1, 2", [1, 2]), ("7..7", [7])]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "0..", "-1..2", "0..99999999", "1.5", "[[1]]", "0..2..4"])
+def test_wrong_seeds(text):
+    with pytest.raises(ValueError, match="seeds="):
+        parse_seeds(text)
+
+
+def test_help_lists_every_key_conf_and_algorithm():
+    text = help_text()
+    for name in (*FIELDS, *available(), *available("algorithm")):
+        assert name in text
+
+
+def test_defaults_need_no_mutable_sharing():
+    first = Config()
+    first.policy.hidden.append(1)
+    first.env.options["x"] = 1
+    assert Config().policy.hidden != first.policy.hidden
+    assert Config().env.options == {}

@@ -1,0 +1,307 @@
+"""Rows survive crashes and full disks; the statistics give values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mbrl_lightning.errors import StorageError
+from mbrl_lightning.results import (
+    COLUMNS,
+    Results,
+    Row,
+    iqm,
+    read_results,
+    return_unit,
+    score_matrix,
+    sign_test,
+    stratified_bootstrap,
+)
+
+
+def run_with_rows(path: Path | None, iterations: int = 3, seed: int = 0) -> Results:
+    """Two rows for each iteration."""
+    results = Results(path, "gssm_aps", "cartpole", seed)
+    for iteration in range(iterations):
+        results.add("real/return", -1 / 3 + iteration, iteration=iteration, real_steps=100 * iteration)
+        results.add(
+            "return/policy",
+            0.1 * iteration,
+            iteration=iteration,
+            real_steps=100 * iteration,
+            split="test",
+            task=4,
+            shot=25,
+            unit=return_unit("step", 25),
+        )
+    results.flush()
+    return results
+
+
+# -- the file
+
+
+def test_rows_come_back_exactly(tmp_path: Path) -> None:
+    results = run_with_rows(tmp_path / "results.csv")
+    results.add("model/mse", math.inf, iteration=3, real_steps=300)
+    results.add('odd, "name"', 1e-300, iteration=3, real_steps=300, unit="m, s")
+    results.flush()
+    assert read_results(tmp_path) == results.rows
+    assert (tmp_path / "results.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+def test_nan_is_kept(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.csv", "a", "e", 0)
+    results.add("x", math.nan, iteration=0, real_steps=0)
+    results.flush()
+    assert math.isnan(read_results(tmp_path)[0].value)
+
+
+def test_add_writes_nothing_before_flush(tmp_path: Path) -> None:
+    results = run_with_rows(tmp_path / "results.csv")
+    before = (tmp_path / "results.csv").read_bytes()
+    results.add("x", 1.0, iteration=9, real_steps=9)
+    assert (tmp_path / "results.csv").read_bytes() == before
+    assert results.rows[-1].metric == "x"
+
+
+def test_rows_in_memory_need_no_file() -> None:
+    results = run_with_rows(None)
+    results.truncate(0)
+    assert [row.iteration for row in results.rows] == [0, 0]
+
+
+def test_line_breaks_are_refused() -> None:
+    with pytest.raises(ValueError, match="line break"):
+        Results(None, "a", "e", 0).add("a\nb", 1.0, iteration=0, real_steps=0)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40])
+def test_torn_last_line_is_dropped_on_read_and_repaired_on_append(tmp_path: Path, cut: int) -> None:
+    file = tmp_path / "results.csv"
+    whole = run_with_rows(file).rows
+    file.write_bytes(file.read_bytes()[:-cut])
+    with pytest.warns(UserWarning, match="last line"):
+        assert read_results(file) == whole[:-1]
+    again = Results(file, "gssm_aps", "cartpole", 0)
+    again.add("x", 2.0, iteration=5, real_steps=500)
+    again.flush()
+    assert read_results(file) == whole[:-1] + again.rows[-1:]
+
+
+@pytest.mark.parametrize("length", [0, 5])
+def test_torn_header_is_repaired(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "results.csv"
+    file.write_bytes(",".join(COLUMNS).encode()[:length])
+    rows = run_with_rows(file).rows
+    assert read_results(file) == rows
+
+
+@pytest.mark.parametrize("content", ["epoch,loss\n1,2\n3", "hello"])
+def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "results.csv"
+    file.write_text(content)
+    with pytest.raises(StorageError):
+        Results(file, "a", "e", 0)
+    assert file.read_text() == content
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "results.csv"
+    run_with_rows(file)
+    lines = file.read_text().splitlines(keepends=True)
+    lines[3] = lines[3].replace(",1,", ",one,", 1)
+    file.write_text("".join(lines))
+    with pytest.raises(StorageError, match="line 4"):
+        read_results(file)
+
+
+def test_a_full_disk_leaves_whole_rows_and_a_second_try(tmp_path: Path) -> None:
+    file = tmp_path / "results.csv"
+    results = run_with_rows(file)
+    before = file.read_bytes()
+    for task in range(100):
+        results.add("x", task, iteration=4, real_steps=400, task=task)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 1000, hard))  # writes stop amid a row
+    try:
+        with pytest.raises(StorageError, match="cannot append"):
+            results.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == before
+    results.flush()
+    assert read_results(file) == results.rows
+
+
+def test_truncate_keeps_what_a_checkpoint_covers(tmp_path: Path) -> None:
+    file = tmp_path / "results.csv"
+    results = run_with_rows(file)
+    results.add("late", 1.0, iteration=9, real_steps=9)
+    results.truncate(1)
+    assert {row.iteration for row in read_results(file)} == {0, 1}
+    results.add("x", 1.0, iteration=2, real_steps=2)
+    results.flush()
+    assert [row.metric for row in read_results(file)][-2:] == ["return/policy", "x"]
+
+
+KILLED = """
+import os, sys
+from mbrl_lightning.results import Results
+results = Results(sys.argv[1], "gssm_aps", "cartpole", 0)
+def dying(name, real=None):
+    def call(*args):
+        if name == "after-replace":
+            real(*args)
+        os._exit(9)
+    return call
+if sys.argv[2] == "after-replace":
+    os.replace = dying("after-replace", os.replace)
+else:
+    setattr(os, sys.argv[2], dying(sys.argv[2]))
+results.truncate(0)
+"""
+
+
+@pytest.mark.parametrize("point", ["fsync", "replace", "after-replace"])
+def test_a_kill_during_truncation_leaves_old_or_new(tmp_path: Path, point: str) -> None:
+    file = tmp_path / "results.csv"
+    rows = run_with_rows(file).rows
+    done = subprocess.run([sys.executable, "-c", KILLED, str(file), point], check=False)
+    assert done.returncode == 9
+    expected = rows[:2] if point == "after-replace" else rows
+    assert read_results(tmp_path) == expected
+    Results(file, "gssm_aps", "cartpole", 0)
+    assert os.listdir(tmp_path) == ["results.csv"]  # what the kill left over is swept
+
+
+# -- finding files
+
+
+def test_folders_above_runs_are_read(tmp_path: Path) -> None:
+    for seed in range(2):
+        run_with_rows(tmp_path / f"cartpole/gssm_aps/seed{seed}/results.csv", seed=seed)
+    (tmp_path / "cartpole/gssm_aps/seed0/metrics.csv").write_text("epoch,loss\n")
+    assert {row.seed for row in read_results(tmp_path)} == {0, 1}
+    both = read_results([tmp_path, tmp_path / "cartpole/gssm_aps/seed1"])  # named twice, counted once
+    assert len(both) == 12
+
+
+def test_a_folder_of_named_csvs_is_read(tmp_path: Path) -> None:
+    run_with_rows(tmp_path / "cartpole_seed3.csv", seed=3)
+    (tmp_path / "other.csv").write_text("epoch,loss\n1,2\n")
+    assert {row.seed for row in read_results(tmp_path)} == {3}
+
+
+def test_one_run_in_two_files_is_refused(tmp_path: Path) -> None:
+    run_with_rows(tmp_path / "a/results.csv")
+    run_with_rows(tmp_path / "b/results.csv")
+    with pytest.raises(StorageError, match="both hold cartpole gssm_aps seed 0"):
+        read_results(tmp_path)
+
+
+def test_nothing_found_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no such file or folder"):
+        read_results(tmp_path / "absent")
+    with pytest.raises(StorageError, match=r"no results\.csv"):
+        read_results(tmp_path)
+
+
+def test_results_import_neither_torch_nor_pandas() -> None:
+    code = "import sys, mbrl_lightning.results; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- statistics
+
+
+def row(seed: int, task: int, value: float) -> Row:
+    """A row of which only seed, task and value matter."""
+    return Row("a", "e", seed, 0, 0, "test", task, 0, "m", value, "")
+
+
+def test_score_matrix_averages_episodes_and_drops_tasks_not_all_seeds_have() -> None:
+    rows = [row(1, 7, 4.0), row(0, 7, 1.0), row(0, 7, 2.0), row(0, 8, 9.0)]
+    seeds, tasks, scores = score_matrix(rows)
+    assert (seeds, tasks) == ([0, 1], [7])
+    assert scores.tolist() == [[1.5], [4.0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([8, 1, 7, 2, 6, 3, 5, 4], 4.5),  # (3 + 4 + 5 + 6) / 4
+        ([0, 1, 2, 10], 1.5),  # the 10 does not count
+        ([1, 2, 3, 4, 100], 3.0),  # floor(5 / 4) = 1 off each end
+        ([1, 2, 6], 3.0),  # floor(3 / 4) = 0: plain mean
+        ([[1, 2], [3, 60]], 2.5),  # shape does not matter
+        ([1, 2, 3, math.nan], math.nan),
+        ([5], 5.0),
+    ],
+)
+def test_iqm_by_hand(values: list[float], expected: float) -> None:
+    assert iqm(values) == pytest.approx(expected, nan_ok=True)
+
+
+def test_iqm_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        iqm([])
+
+
+def test_bootstrap_draws_seeds_within_each_task() -> None:
+    # Constant within a task: nothing to draw, however far the tasks lie apart. (0 + 1 + 1 + 5) / 4 = 1.75.
+    assert stratified_bootstrap([[0.0, 1.0, 5.0], [0.0, 1.0, 5.0]], reps=50) == (1.75, 1.75)
+
+
+def test_bootstrap_interval_by_hand() -> None:
+    # Two seeds score 0 and 1 on each of 6 tasks: 12 x the mean of a resample is Binomial(12, 1/2), and
+    # P(X <= 2) = 79 / 4096 = 1.9 % < 2.5 % < 7.3 % = 299 / 4096 = P(X <= 3): the interval is 3/12 to 9/12.
+    # (Whole seeds drawn at once would give 0 to 1.)
+    scores = np.array([[0.0] * 6, [1.0] * 6])
+    low, high = stratified_bootstrap(scores, statistic=np.mean, reps=20_000)
+    assert (low, high) == (pytest.approx(3 / 12), pytest.approx(9 / 12))
+
+
+def test_bootstrap_is_reproducible_and_leaves_global_random_state_alone() -> None:
+    scores = np.arange(12.0).reshape(3, 4) ** 2
+    np.random.seed(5)  # noqa: NPY002  (the global state is the point)
+    expected = np.random.random()  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    assert stratified_bootstrap(scores, reps=50) == stratified_bootstrap(scores, reps=50)
+    assert stratified_bootstrap(scores, reps=50) != stratified_bootstrap(scores, reps=50, seed=1)
+    assert np.random.random() == expected  # noqa: NPY002
+
+
+@pytest.mark.parametrize("scores", [[1.0, 2.0], np.zeros((0, 3))])
+def test_bootstrap_wants_seeds_by_tasks(scores: object) -> None:
+    with pytest.raises(ValueError, match=r"\[seeds, tasks\]"):
+        stratified_bootstrap(scores)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "zero", "p"),
+    [
+        (5, 0, 0, 2 / 32),
+        (0, 5, 3, 2 / 32),  # zeros are left out
+        (8, 2, 0, 2 * (1 + 10 + 45) / 1024),
+        (5, 5, 0, 1.0),  # 2 x 638 / 1024 is capped
+        (16, 0, 0, 2 / 65536),
+        (0, 0, 4, 1.0),
+    ],
+)
+def test_sign_test_by_hand(positive: int, negative: int, zero: int, p: float) -> None:
+    outcome = sign_test([0.1] * positive + [-3.0] * negative + [0.0] * zero)
+    assert outcome == (positive, negative, pytest.approx(p))
+
+
+def test_sign_test_of_many_tasks_and_of_nan() -> None:
+    assert sign_test([1.0] * 3000).p == 0.0  # 2 ** -2999, below the smallest float
+    with pytest.raises(ValueError, match="NaN"):
+        sign_test([1.0, math.nan])
