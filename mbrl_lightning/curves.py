@@ -32,7 +32,8 @@ class Curve:
 
     def mean(self) -> tuple[Array, Array]:
         """Grid and mean over seeds and tasks, `[G]` each."""
-        return self.grid, self.scores.mean((1, 2))
+        with np.errstate(invalid="ignore"):
+            return self.grid, self.scores.mean((1, 2))
 
     def band(self) -> tuple[Array, Array, Array]:
         """Interquartile mean and the ends of its 95 % stratified bootstrap interval, `[G]` each."""
@@ -41,6 +42,7 @@ class Curve:
         return middle, ends[:, 0], ends[:, 1]
 
 
+@np.errstate(invalid="ignore")  # infinite values of a diverged run are drawn as far as they can be
 def curve(rows: Sequence[Row], place: Literal["real_steps", "shot"]) -> Curve:
     """The line of one metric of one algorithm.
 

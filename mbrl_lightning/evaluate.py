@@ -156,11 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = parse(argv)
-        results = evaluate(**vars(options))
-        from mbrl_lightning.report import table
+        evaluate(**vars(options))
+        from mbrl_lightning.report import report
 
-        print(table(results.rows))
-        print(f"written to {Path(options.run) / 'evaluation'}")
+        folder = Path(options.run) / "evaluation"
+        print(report([folder / f"evaluation_{options.tasks}.csv"], out=folder))
+        print(f"tables, rows and figures are in {folder}")
         return 0
 
     return guard(command)

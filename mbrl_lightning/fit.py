@@ -1,6 +1,6 @@
 """Meta-train and meta-test: `python -m mbrl_lightning.fit conf=NAME [key=value ...]`, or `fit(conf=...)`.
 
-PyTorch is imported inside functions, after the configuration has been checked: a typo answers within a second.
+PyTorch is imported inside functions, after the configuration has been checked: a typo answers in a second.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import compose, load_config, to_yaml
 from mbrl_lightning.console import guard, log, quiet_libraries
-from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
+from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.run import Run, run_folder
 from mbrl_lightning.schema import Config
 from mbrl_lightning.signals import StopFlag
@@ -64,50 +64,45 @@ def build_family(config: Config) -> "TaskFamily":
     """The task family of a configuration: a shipped one by name, or the user's own from a Python file.
 
     Raises:
-        ConfigError: unknown option, or the file has no `family` function.
-        EnvError: the user's file raised.
+        ConfigError: no such family or option, or the file does not give one.
     """
-    from mbrl_lightning.envs import make_family
+    from mbrl_lightning.envs import load_family, make_family
 
-    if config.env.file is None:
-        return make_family(config.env.name, **config.env.options)
-    specification = importlib.util.spec_from_file_location("mbrl_user_family", config.env.file)
-    if specification is None or specification.loader is None:
-        raise ConfigError(f"env.file={config.env.file}: not a Python file", "give a file that ends in .py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses and pickling look their module up
-    try:
-        specification.loader.exec_module(module)
-        if not hasattr(module, "family"):
-            raise ConfigError(
-                f"env.file={config.env.file}: no function named family",
-                "define family(**options) -> TaskFamily",
-            )
-        family: TaskFamily = module.family(**config.env.options)
-    except MBRLError:
-        raise
-    except Exception as error:
-        raise EnvError(f"env.file={config.env.file} failed: {error}", "see the traceback above") from error
-    return family
+    if config.env.file is not None:
+        return load_family(config.env.file, **config.env.options)
+    return make_family(config.env.name, **config.env.options)
 
 
 def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag) -> "MetaLoop":
+    """The loop as it stood at the newest checkpoint, with the weights of another run, or new."""
     from mbrl_lightning import checkpoint
     from mbrl_lightning.algorithms import make_algorithm
     from mbrl_lightning.loop import MetaLoop
 
     config = run.config
-    loop = MetaLoop(config, family, make_algorithm(config, family), run.folder, stop)
-    source = Path(config.init_from) / "checkpoints" if config.init_from else run.checkpoints
+    loop = MetaLoop(
+        config, family, make_algorithm(config, family), run.folder, stop, watch=lambda it: _draw(it, run)
+    )
     resuming = config.resume is not None and bool(checkpoint.steps(run.checkpoints))
     if config.resume is not None and not resuming:
         log.warning("%s has no checkpoint yet: starting from the beginning", run.folder)
         loop.results.truncate(-1)
     if resuming or config.init_from:
-        _, state = checkpoint.load(run.checkpoints if resuming else source)
+        source = run.folder if resuming else Path(config.init_from or "")
+        _, state = checkpoint.load(source / "checkpoints")
         checkpoint.refuse_mismatch(state["algorithm"], loop.algorithm.state_dict(), str(source))
         loop.load_state_dict(state, weights_only=not resuming)
     return loop
+
+
+def _draw(loop: "MetaLoop", run: Run) -> None:
+    """Figures of the present state, and at the end the film that was asked for."""
+    from mbrl_lightning import diagnostics
+
+    if importlib.util.find_spec("matplotlib") is not None:
+        diagnostics.draw(loop, run.figures)
+    if run.config.video and loop.iteration == run.config.loop.iterations:
+        diagnostics.film(loop, run.videos / "policy.mp4")
 
 
 def _finished(run: Run) -> "Results":
@@ -131,10 +126,12 @@ def _command(words: Sequence[str]) -> int:
 
         return fit_seeds(config, words)
     fit(config)
-    if Run.open(run_folder(config)).writer:
+    run = Run.open(run_folder(config))
+    if run.writer:
         from mbrl_lightning.report import report
 
-        report([run_folder(config)])
+        print(report([run.folder], run.folder / "report"))
+        print(f"pictures of the run are in {run.figures}")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,16 +44,19 @@ class MetaLoop:
         folder: where checkpoints and results go; None keeps everything in memory.
         stop: asked at iteration boundaries.
         quiet: no progress lines.
+        watch: called on rank 0 every `loop.figures_every` iterations and at the end, to draw.
 
     Raises:
         ConfigError: train and test tasks overlap, or the task batches do not divide among the devices.
     """
 
     def __init__(self, cfg: Config, family: TaskFamily, algorithm: Algorithm, folder: Path | None = None,
-                 stop: Stop | None = None, quiet: bool = False) -> None:
+                 stop: Stop | None = None, quiet: bool = False,
+                 watch: Callable[[MetaLoop], None] | None = None) -> None:
         if not cfg.allow_overlap:
             family.check_disjoint()
         self.cfg, self.family, self.algorithm, self.folder, self.stop = cfg, family, algorithm, folder, stop
+        self.watch = watch if not quiet else None
         torch.set_num_threads(cfg.threads)
         self.fabric = Fabric(accelerator=cfg.accelerator, devices=cfg.devices, num_nodes=cfg.num_nodes,
                              strategy=cfg.strategy, precision=cfg.precision)                  # type: ignore[arg-type]
@@ -103,6 +106,10 @@ class MetaLoop:
             self.progress.line(self.iteration, self.real.num_steps, metrics, self.times)
             if last or self.iteration % loop.checkpoint_every == 0:
                 self.save()
+            if self.watch and (last or (loop.figures_every and self.iteration % loop.figures_every == 0)):
+                if self.fabric.is_global_zero:
+                    self.watch(self)
+                self.fabric.barrier()
             self._heed_signals()
         return self.results
 

@@ -165,8 +165,11 @@ class MetaTest:
         for suffix, targets in (("", onpolicy), ("_random", fresh)):
             right = one_step_error(dynamics, targets.to(device), belief.to(device))
             wrong = one_step_error(dynamics, targets.to(device), self.another(belief).to(device))
-            for name, value in right.items():
+            for name in ("mse", "nmse", "null_mse", "null_nmse"):
+                value = right[name]
                 summary[f"model/{name}{suffix}"] = self._rows(f"model/{name}{suffix}", value, split, shot)
+            for output, value in zip(dynamics.spec.observation_names, right["outputs"].tolist(), strict=True):
+                self.add(f"model/nmse{suffix}/{output}", value, split=split, shot=shot)
             for name in ("mse", "nmse"):
                 self._rows(f"model/wrong_{name}{suffix}", wrong[name], split, shot)
         steps = multi_step_error(dynamics, episodes[:, 0].to(device), belief.to(device))
@@ -209,7 +212,8 @@ def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) 
 
     Returns:
         `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (each output's error over the variance of its change
-        in all targets, then the mean), and `null_mse`, `null_nmse` of a model that predicts no change.
+        in all targets, then the mean), and `null_mse`, `null_nmse` of a model that predicts no change. `outputs` `[S]`:
+        normalised error by output, mean over tasks.
     """
     observation, following = targets["observation"], targets["next", "observation"]
     predicted = dynamics.predict(observation, targets["action"], belief)
@@ -218,7 +222,8 @@ def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) 
     error = (spec.change(observation, predicted) - change).square()
     variance = change.flatten(0, 1).var(0).clamp_min(1e-8)
     return {"mse": error.mean((1, 2)), "nmse": (error / variance).mean((1, 2)),
-            "null_mse": change.square().mean((1, 2)), "null_nmse": (change.square() / variance).mean((1, 2))}
+            "null_mse": change.square().mean((1, 2)), "null_nmse": (change.square() / variance).mean((1, 2)),
+            "outputs": (error / variance).mean((0, 1))}
 
 
 @torch.no_grad()

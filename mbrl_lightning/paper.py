@@ -17,9 +17,9 @@ class Paper(NamedTuple):
     source: str
 
 
-# From the GSSM paper (graph structured surrogate model with amortised policy search). Returns are means per step
-# (cartpole, acrobot) or sums over 1,000 steps. What units its MSEs are in and how many real steps its policies
-# took is not stated there; "1x" is its name for the model-based methods' number of steps.
+# From the GSSM paper (graph structured surrogate model, amortised policy search). Returns are means per step
+# (cartpole, acrobot) or sums over 1,000 steps. It does not state the units of its MSEs, nor how many real
+# steps its policies took; "1x" is its name for the number of steps of the model-based methods.
 PAPER = (
     Paper("cartpole", "gssm", "model/mse", 0.0296, "Table 4"),
     Paper("cartpole", "deep_pilco, one task", "return/policy", -0.6, "text of appendix G.2, 'about'"),

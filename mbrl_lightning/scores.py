@@ -70,6 +70,8 @@ def stratified_bootstrap(
     spread between seeds too, which may be wider. With a single seed there is nothing to draw from and low
     equals high.
 
+    Both ends are NaN where a score is NaN or infinite: a diverged run has no interval.
+
     Args:
         scores: `[seeds, tasks]`.
         statistic: takes `[seeds, tasks]`, gives a number.
@@ -82,6 +84,8 @@ def stratified_bootstrap(
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"scores must be [seeds, tasks] with at least one of each, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        return math.nan, math.nan
     generator = np.random.default_rng(seed)
     columns = np.arange(array.shape[1])
     draws = [

@@ -88,7 +88,7 @@ def fit_seeds(config: Config, words: Sequence[str]) -> int:
     if folders and stop.requested is None:
         from mbrl_lightning.report import report
 
-        report(folders)
+        print(report(folders, jobs[0].folder.parent / "report"))
     if stop.requested is not None:
         return 130 if stop.requested == signal.SIGINT else 75
     return next((job.status for job in jobs if job.status), 0)

@@ -63,7 +63,7 @@ class GradientStep:
             self._average(gradients)
         norms = _norms(gradients, stacked)
         if not bool(torch.isfinite(values["loss"] + norms.sum())):
-            raise DivergedError(f"loss {float(values['loss'])} or gradient norm {norms.tolist()} is not finite at "
+            raise DivergedError(f"loss {float(values['loss'].detach())} or gradient norm {norms.tolist()} is not finite at "
                                 f"gradient step {self.count}", "resume from the last checkpoint with a smaller lr, or "
                                 "a smaller search.max_grad_norm")
         if max_grad_norm > 0:

@@ -103,26 +103,37 @@ class Group:
         """First cells: algorithm, context, seeds, real steps."""
         steps = {row.real_steps for row in self.rows if row.metric not in FREE}
         context = str(self.shot) if self.shot >= 0 else "-"
-        return [self.algorithm, context, str(len({row.seed for row in self.rows})), span(steps)]
+        return [self.algorithm, context, str(len(seeds_of(self.rows))), span(steps)]
 
 
 OPENING = ["algorithm", "context", "seeds", "real steps"]
 
 
-def number(value: float) -> str:
-    """Three digits, or all digits before the point; thousands are separated."""
-    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+def number(value: float, digits: int = 3) -> str:
+    """Some digits, or all before the point where there are more; thousands are separated."""
+    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:.{digits}g}"
 
 
 def span(steps: Iterable[int]) -> str:
     """Least and most of the seeds' real steps, or the one number they share."""
-    return " to ".join(f"{each:,}" for each in sorted({min(steps := list(steps)), max(steps)}))
+    ends = sorted(set(steps))
+    return f"{ends[0]:,}" if len(ends) == 1 else f"{ends[0]:,} to {ends[-1]:,}"
 
 
+def seeds_of(rows: Iterable[Row]) -> set[int]:
+    """The seeds that have rows."""
+    return {row.seed for row in rows}
+
+
+@np.errstate(invalid="ignore")  # infinite values of a diverged run give inf or nan, which the table shows
 def mean_and_deviation(scores: Array) -> str:
     """Mean of `[seeds, tasks]` and, with two seeds or more, the sample deviation of the seeds' means."""
     means = scores.mean(1)
-    return number(means.mean()) + (f" +- {number(means.std(ddof=1))}" if len(means) > 1 else "")
+    if len(means) == 1:
+        return number(means[0])
+    deviation = means.std(ddof=1)
+    rounded = deviation < 1e-12 * np.abs(means).max()  # equal but for the last bits of a sum
+    return f"{number(means.mean())} +- {0 if rounded else number(deviation, 2)}"
 
 
 def groups(rows: Sequence[Row], split: str, anchor: str) -> list[Group]:
@@ -140,7 +151,8 @@ def groups(rows: Sequence[Row], split: str, anchor: str) -> list[Group]:
         free = last([row for row in mine if row.metric in FREE and row.seed in at])
         same = [row for row in mine if row.metric not in FREE and at.get(row.seed) == row.iteration]
         for shot in sorted({row.shot for row in anchors}):
-            members = [row for row in same if row.shot == shot] + free
+            members = [row for row in same if row.shot == shot]
+            members += [row for row in free if row.seed in seeds_of(members)]
             found.append(Group(algorithm, shot, members))
     return found
 
@@ -154,26 +166,18 @@ def return_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     others = [*RETURNS, *sorted(seen - {*RETURNS, "return/policy"})]
     unit = next((row.unit for row in rows if row.metric == "return/policy"), "")
     names = [RETURNS.get(metric, metric.removeprefix("return/")) for metric in others]
-    table = Table(
-        f"{env}, {split} tasks: return [{unit}]", [*OPENING, "mean +- sd", "IQM [95 %]", "each seed", *names]
-    )
+    header = [*OPENING, "tasks", "mean +- sd", "IQM [95 %]", "each seed", *names]
+    table = Table(f"{env}, {split} tasks: return [{unit}]", header)
     for group in found:
         scores = group.scores("return/policy")
-        if scores is None:
-            continue
-        seeds = " ".join(number(value) for value in scores.mean(1)) if len(scores) > 1 else "-"
-        cells = [
-            mean_and_deviation(scores),
-            interval(scores),
-            seeds,
-            *(group.mean(metric) for metric in others),
-        ]
-        table.rows.append([*group.opening(), *cells])
-        note = f"{scores.shape[1]} tasks; policy deterministic where the column does not say otherwise"
-    table.notes += [
-        note,
-        "mean, IQM: over seeds and tasks; sd: between seeds; 95 %: stratified bootstrap over seeds",
-    ]
+        if scores is not None:
+            seeds = " ".join(number(value) for value in scores.mean(1)) if len(scores) > 1 else "-"
+            measures = [str(scores.shape[1]), mean_and_deviation(scores), interval(scores), seeds]
+            table.rows.append([*group.opening(), *measures, *map(group.mean, others)])
+    table.notes.append(
+        "policy: deterministic where the column does not say otherwise; mean, IQM: over seeds and"
+    )
+    table.notes.append("tasks; sd: between seeds; 95 %: stratified bootstrap over seeds within tasks")
     if split == "test":
         _add_paper(table, env, "return/policy", "mean +- sd")
     return table
@@ -207,6 +211,7 @@ def model_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     return table
 
 
+@np.errstate(invalid="ignore")
 def wrong_context(group: Group, suffix: str = "") -> str:
     """For each seed, on how many tasks the error is larger with a wrong task's context, with its p-value."""
     right, wrong = (group.scores(f"model/{name}{suffix}") for name in ("nmse", "wrong_nmse"))
@@ -223,13 +228,11 @@ def wrong_context(group: Group, suffix: str = "") -> str:
 
 
 def probe_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
-    """What can be read off the latent: R^2 of each task parameter by a linear probe, and the collapse alarm."""
+    """How well a linear probe reads each task parameter off the latent (R^2), and the collapse alarm."""
     probes = sorted({row.metric for row in rows if row.metric.startswith("probe/r2/") and row.split == split})
     names = [f"R2 of {probe.removeprefix('probe/r2/')}" for probe in probes]
-    table = Table(
-        f"{env}, {split} tasks: latent [R2 of a linear probe, 1 is perfect]",
-        [*OPENING, *names, *LATENT.values()],
-    )
+    title = f"{env}, {split} tasks: latent [R2 of a linear probe, 1 is perfect]"
+    table = Table(title, [*OPENING, *names, *LATENT.values()])
     for group in groups(rows, split, probes[0]) if probes else []:
         r2 = [f"{group.mean(probe)} (least {_least(group.scores(probe))})" for probe in probes]
         table.rows.append([*group.opening(), *r2, *(group.mean(metric) for metric in LATENT)])
@@ -244,37 +247,25 @@ def body_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     return table if any(cell != "-" for row in table.rows for cell in row[len(OPENING) :]) else None
 
 
-def training_table(rows: Sequence[Row], env: str) -> Table | None:
+def training_table(rows: Sequence[Row], env: str) -> Table:
     """Last iteration's imagined beside real return, and where the wall-clock time went."""
     unit = next((row.unit for row in rows if row.metric == "real/return"), "")
-    header = [
-        "algorithm",
-        "seeds",
-        "real steps",
-        "imagined",
-        "real",
-        "imagined - real",
-        "minutes a seed",
-        "share of time",
-    ]
-    table = Table(f"{env}, training: return of the last iteration [{unit}]", header)
+    returns = {"imagined/return": "imagined", "real/return": "real"}
+    header = ["algorithm", "seeds", "real steps", *returns.values(), "imagined - real"]
+    table = Table(
+        f"{env}, training: return of the last iteration [{unit}]",
+        [*header, "minutes a seed", "time by stage"],
+    )
     for algorithm, mine in by_algorithm(rows).items():
-        ends = {
-            name: last([row for row in mine if row.metric == f"{name}/return"])
-            for name in ("imagined", "real")
-        }
-        scores = {name: score_matrix(end)[2] for name, end in ends.items() if end}
+        ends = [row for metric in returns for row in last([row for row in mine if row.metric == metric])]
+        group = Group(algorithm, -1, ends)
+        imagined, real = (group.scores(metric) for metric in returns)
         gap = "-"
-        if len(scores) == 2 and scores["imagined"].shape == scores["real"].shape:
-            gap = mean_and_deviation(scores["imagined"] - scores["real"])
-        returns = [
-            mean_and_deviation(scores[name]) if name in scores else "-" for name in ("imagined", "real")
-        ]
-        steps: dict[int, int] = {}
-        for row in mine:
-            steps[row.seed] = max(row.real_steps, steps.get(row.seed, 0))
-        opening = [algorithm, str(len(steps)), span(steps.values())]
-        table.rows.append([*opening, *returns, gap, *_times(mine, len(steps))])
+        if imagined is not None and real is not None and imagined.shape == real.shape:
+            gap = mean_and_deviation(imagined - real)
+        final = {seed: max(row.real_steps for row in mine if row.seed == seed) for seed in seeds_of(mine)}
+        opening = [algorithm, str(len(final)), span(final.values())]
+        table.rows.append([*opening, *map(group.mean, returns), gap, *_times(mine, len(final))])
     return table
 
 

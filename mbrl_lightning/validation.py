@@ -65,7 +65,9 @@ def _cross_problems(config: Config) -> list[str]:
     shared = {key: get(config, key) for key in ("loop.tasks_per_iteration", "dynamics.tasks", "search.tasks")}
     name = config.env.name
     model_based = config.algorithm != "dr_ppo"
-    searched = config.dynamics.members - config.search.holdout  # members that imagined rollouts are shared among
+    searched = (
+        config.dynamics.members - config.search.holdout
+    )  # members that imagined rollouts are shared among
     checks = [
         (ranks > 0 and value % ranks != 0, f"{key}={value}: not divisible by devices x num_nodes = {ranks}")
         for key, value in shared.items()
@@ -73,12 +75,13 @@ def _cross_problems(config: Config) -> list[str]:
     checks += [
         (
             model_based and searched < 1,
-            f"search.holdout={config.search.holdout}: leaves none of dynamics.members={config.dynamics.members}",
+            f"search.holdout={config.search.holdout}: leaves none of "
+            f"dynamics.members={config.dynamics.members}",
         ),
         (
             model_based and searched > 0 and config.search.rollouts % searched != 0,
-            f"search.rollouts={config.search.rollouts}: not a multiple of dynamics.members - search.holdout = "
-            f"{searched}",
+            f"search.rollouts={config.search.rollouts}: not a multiple of "
+            f"dynamics.members - search.holdout = {searched}",
         ),
         (
             config.algorithm == "dr_ppo" and config.search.method != "ppo",

@@ -38,7 +38,8 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
 def root(tmp_path, monkeypatch):
     """A conf folder of our own in place of the shipped one."""
     files = {
-        "default.yaml": "loop: {iterations: 1, keep: 1, model_steps: 1, first_model_steps: 1, last_model_steps: 1}",
+        "default.yaml": "loop:\n"
+        "  {iterations: 1, keep: 1, model_steps: 1, first_model_steps: 1, last_model_steps: 1}",
         "mine.yaml": "env: {name: cartpole}\n"
         "loop: {keep: 2, model_steps: 2, first_model_steps: 2, last_model_steps: 2}\n"
         "algorithms:\n"
@@ -54,9 +55,7 @@ def root(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("conf", "algorithm"), list(itertools.product(available(), available("algorithm")))
-)
+@pytest.mark.parametrize(("conf", "algorithm"), list(itertools.product(available(), available("algorithm"))))
 def test_every_shipped_combination_is_valid(conf, algorithm, monkeypatch):
     monkeypatch.setattr(config_module, "conf_root", conf_root)
     config = load_config([f"conf={conf}", f"algorithm={algorithm}"])
@@ -78,7 +77,9 @@ def test_layers_override_in_order(root):
 
 
 def test_all_errors_at_once_with_the_nearest_names(tmp_path):
-    text = message("conf=carpole", "algorithm=gsm_aps", "loop.iteration=3", "lr=1", "seed=-1", "--seed", "search.lr=abc")
+    text = message(
+        "conf=carpole", "algorithm=gsm_aps", "loop.iteration=3", "lr=1", "seed=-1", "--seed", "search.lr=abc"
+    )
     for part in (
         "did you mean 'cartpole'",
         "did you mean 'gssm_aps'",
@@ -158,7 +159,18 @@ def test_accepted_values(word, key, value):
     assert type(given) is type(value)
 
 
-HOSTILE = ["../cartpole", "../../x", "/etc/passwd", "cartpole.yaml", "algorithm/gssm", "", ".", "a b", "Cartpole", "x\0"]
+HOSTILE = [
+    "../cartpole",
+    "../../x",
+    "/etc/passwd",
+    "cartpole.yaml",
+    "algorithm/gssm",
+    "",
+    ".",
+    "a b",
+    "Cartpole",
+    "x\0",
+]
 
 
 @pytest.mark.parametrize("kind", ["conf", "algorithm"])
@@ -169,7 +181,7 @@ def test_hostile_names_are_refused_and_no_file_is_opened(kind, name, root, monke
     monkeypatch.setattr(
         config_module.OmegaConf, "load", lambda path: opened.append(Path(path).resolve()) or load(path)
     )
-    with pytest.raises(ConfigError, match="not a name|missing"):
+    with pytest.raises(ConfigError, match=r"not a name|missing"):
         compose({"conf": "cartpole"} | {kind: name})
     assert all(root.resolve() in path.parents for path in opened)
 
@@ -181,9 +193,17 @@ def test_link_out_of_the_conf_folder_is_not_followed(root, tmp_path):
 
 
 def test_explicit_path(tmp_path):
-    path = write_tree(tmp_path, {"own_task.yaml": "env: {name: cartpole}\nseed: 3\nalgorithm: dr_ppo"}) / "own_task.yaml"
+    path = (
+        write_tree(tmp_path, {"own_task.yaml": "env: {name: cartpole}\nseed: 3\nalgorithm: dr_ppo"})
+        / "own_task.yaml"
+    )
     config = load_config([f"conf_file={path}"])
-    assert (config.conf, config.seed, config.algorithm, config.search.method) == ("own_task", 3, "dr_ppo", "ppo")
+    assert (config.conf, config.seed, config.algorithm, config.search.method) == (
+        "own_task",
+        3,
+        "dr_ppo",
+        "ppo",
+    )
     assert "exclude each other" in message(f"conf_file={path}", "conf=cartpole")
     assert "not readable" in message(f"conf_file={tmp_path}/absent.yaml")
     bad_name = write_tree(tmp_path, {"a b.yaml": "env: {name: cartpole}"}) / "a b.yaml"
@@ -219,7 +239,9 @@ def test_injection_and_broken_files_are_refused(text, tmp_path, monkeypatch):
 
 
 def test_written_configuration_reads_back_equal(tmp_path):
-    config = load_config(["conf=cartpole", "seed=4", "env.options.a=[1,{b: 2}]", "search.horizon=7", "search.target_kl=null"])
+    config = load_config(
+        ["conf=cartpole", "seed=4", "env.options.a=[1,{b: 2}]", "search.horizon=7", "search.target_kl=null"]
+    )
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_run_config(tmp_path) == config
 

@@ -68,4 +68,9 @@ class TransitionData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches as they come; workers would only copy the buffer."""
-        return DataLoader(self.dataset, batch_size=None, num_workers=0)
+        return DataLoader(self.dataset, batch_size=None, num_workers=0, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: TensorDict) -> TensorDict:
+    # PyTorch's own conversion takes a TensorDict for a dict and breaks on it
+    return batch

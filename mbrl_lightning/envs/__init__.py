@@ -12,6 +12,7 @@ from mbrl_lightning.envs import acrobot, cartpole, half_cheetah, slim_humanoid
 from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError, did_you_mean
+from mbrl_lightning.schema import EnvConfig
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "cartpole": cartpole.cartpole,
@@ -30,6 +31,7 @@ __all__ = [
     "Simulator",
     "TaskFamily",
     "draw_from",
+    "family_of",
     "grid_of",
     "load_family",
     "make_family",
@@ -51,6 +53,11 @@ def make_family(name: str, **options: Any) -> TaskFamily:
     family = FAMILIES[name](**options)
     family.check_disjoint()
     return family
+
+
+def family_of(env: EnvConfig) -> TaskFamily:
+    """The family a configuration asks for: the user's own file if there is one, else a shipped family by name."""
+    return load_family(env.file, **env.options) if env.file else make_family(env.name, **env.options)
 
 
 def load_family(file: str, **options: Any) -> TaskFamily:

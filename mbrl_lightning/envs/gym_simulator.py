@@ -174,7 +174,7 @@ def _write_attribute(env: Any, values: np.ndarray) -> None:
 def _read_mujoco(env: Any) -> np.ndarray:
     import mujoco
 
-    model, data, kind = env.unwrapped.model, env.unwrapped.data, mujoco.mjtState.mjSTATE_INTEGRATION
+    model, data, kind = env.unwrapped.model, env.unwrapped.data, mujoco.mjtState.mjSTATE_INTEGRATION.value
     values = np.empty(mujoco.mj_stateSize(model, kind))
     mujoco.mj_getState(model, data, values, kind)
     return values
@@ -183,4 +183,6 @@ def _read_mujoco(env: Any) -> np.ndarray:
 def _write_mujoco(env: Any, values: np.ndarray) -> None:
     import mujoco
 
-    mujoco.mj_setState(env.unwrapped.model, env.unwrapped.data, values, mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_setState(
+        env.unwrapped.model, env.unwrapped.data, values, mujoco.mjtState.mjSTATE_INTEGRATION.value
+    )

@@ -171,19 +171,20 @@ class MujocoSimulator:
         np.concatenate(self._views[1], out=self._qvel.reshape(-1))
 
     def _observe(self, before: np.ndarray, mask: Tensor | None) -> Tensor:
-        with np.errstate(over="ignore"):  # a diverged state becomes inf and is reported below
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverged state is reported below
             values = self._body.observe(self._qpos, self._qvel, before).astype(np.float32)
+            finite = math.isfinite(values.sum())
         fresh = torch.from_numpy(values)
         if mask is not None:
             fresh = torch.where(mask.cpu()[:, None], fresh, self._observation)
         self._observation = fresh
-        if not math.isfinite(values.sum()):
+        if not finite:
             require_finite(self._spec, fresh)
         return fresh.clone()
 
     def state(self) -> Tensor:
         """See Simulator.state: MuJoCo's integration state (with warm start), then the last observation."""
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.empty((self.batch_size, mujoco.mj_stateSize(self._models[0], kind)))
         for row, (model, data, _) in enumerate(self._cells):
             mujoco.mj_getState(model, data, physics[row], kind)
@@ -194,7 +195,9 @@ class MujocoSimulator:
         size = state.shape[1] - self._spec.observation_dim
         physics, observation = state[:, :size].cpu().double(), state[:, size:].cpu()
         for (model, data, _), values in zip(self._cells, physics.numpy(), strict=True):
-            mujoco.mj_setState(model, data, np.ascontiguousarray(values), mujoco.mjtState.mjSTATE_INTEGRATION)
+            mujoco.mj_setState(
+                model, data, np.ascontiguousarray(values), mujoco.mjtState.mjSTATE_INTEGRATION.value
+            )
         self._observation = observation.float()
         self._read()
 

@@ -37,13 +37,13 @@ class Camera:
         try:
             self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
             self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except Exception as error:  # each backend fails in its own way
             raise EnvError(
                 f"cannot draw off screen with OpenGL backend {backend!r}: {error}",
                 "Install libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa), or leave videos off.",
             ) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._model, self._shape = model, (height, width, 3)
         self._scene, self._option = mujoco.MjvScene(model, maxgeom=1000), mujoco.MjvOption()
         self._view = mujoco.MjvCamera()

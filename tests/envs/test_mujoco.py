@@ -140,9 +140,9 @@ def test_divergence_is_reported_by_task_and_component(caplog):
     tasks[1] = 1e7
     simulator = family.simulate(tasks)
     simulator.reset(draws)
+    actions = [family.spec.random_action((3,), draws) for _ in range(50)]
     with pytest.raises(EnvError, match=r"half_cheetah_flip: task 1 has a non-finite x_speed_mean"):
-        for _ in range(50):
-            simulator.step(family.spec.random_action((3,), draws))
+        [simulator.step(action) for action in actions]
     assert "MuJoCo" in caplog.text
 
 
@@ -202,7 +202,9 @@ def test_humanoid_rotation_and_turn_agree_with_mujoco():
     import mujoco as engine
 
     draws = generator()
-    quaternion = torch.nn.functional.normalize(torch.randn(20, 4, generator=draws, dtype=torch.float64), dim=-1)
+    quaternion = torch.nn.functional.normalize(
+        torch.randn(20, 4, generator=draws, dtype=torch.float64), dim=-1
+    )
     angle = torch.randn(20, 3, generator=draws, dtype=torch.float64)
     matrices, turned = slim_humanoid.rotation(3 * quaternion), slim_humanoid.turn(quaternion, angle)
     for row in range(20):

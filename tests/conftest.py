@@ -1,0 +1,76 @@
+"""Small configurations and data shared by the tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")          # read when TorchRL is imported
+
+import pytest
+import torch
+from fakes import shortened
+from tensordict import TensorDict
+
+from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.config import compose
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import collect, random_actions
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.loop import MetaLoop
+from mbrl_lightning.schema import Config
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Config]:
+    """`tiny(algorithm, section={key: value})`: the `debug` configuration with changes."""
+
+    def make(algorithm: str = "gssm_aps", **changes: Any) -> Config:
+        changes = {"conf": "debug", "algorithm": algorithm} | changes
+        return compose({key: value for key, value in changes.items() if value is not None})
+
+    return make
+
+
+@pytest.fixture
+def make_loop(tiny: Callable[..., Config]) -> Callable[..., MetaLoop]:
+    """`make_loop(algorithm, family=, folder=, stop=, section={key: value})`: a loop ready to fit, 3 test tasks."""
+
+    def make(algorithm: str = "gssm_aps", family: TaskFamily | None = None, folder: Path | None = None,
+             stop: Any = None, cfg: Config | None = None, **changes: Any) -> MetaLoop:
+        cfg = cfg or tiny(algorithm, **changes)
+        family = family or shortened(make_family(cfg.env.name, **cfg.env.options))
+        loop = MetaLoop(cfg, family, make_algorithm(cfg, family), folder, stop, quiet=True)
+        if stop is not None:
+            stop.loop = loop
+        return loop
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cartpole() -> TaskFamily:
+    return make_family("cartpole")
+
+
+@pytest.fixture(scope="session")
+def recorded(cartpole: TaskFamily) -> TensorDict:
+    """Random-policy transitions [6 tasks, 60 steps] of the cart-pole; do not write into it."""
+    tasks = cartpole.sample(6, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(6)
+    data = collect(cartpole.simulate(tasks), cartpole.spec, random_actions(cartpole.spec, generator), 60, generator)
+    return data.lock_()
+
+
+@pytest.fixture
+def filled(cartpole: TaskFamily, recorded: TensorDict) -> TaskBuffer:
+    """A buffer with the recorded transitions, all of them exploratory."""
+    buffer = TaskBuffer(len(cartpole.parameters), 2000)
+    index = buffer.add_tasks(cartpole.sample(6, torch.Generator().manual_seed(5)))
+    buffer.extend(recorded, index, exploratory=True)
+    return buffer

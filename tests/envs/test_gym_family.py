@@ -1,0 +1,204 @@
+"""The user's own gymnasium environment, the TorchRL face, and check_env."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torchrl.envs.utils import check_env_specs
+
+from mbrl_lightning.check_env import check_family, main
+from mbrl_lightning.envs import load_family, make_family
+from mbrl_lightning.envs.gym_family import gym_family
+from mbrl_lightning.envs.task_env import TaskEnv
+from mbrl_lightning.errors import ConfigError, EnvError
+
+PENDULUM = str(Path(__file__).parents[2] / "examples" / "pendulum.py")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def zero_reward(observation, action, next_observation):
+    return torch.zeros(observation.shape[:-1])
+
+
+class Broken(gymnasium.Env):
+    """Two observations; raises, or returns nonsense, after a few steps."""
+
+    observation_space = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2, start=1)
+
+    def __init__(self, fault="none"):
+        self.fault, self.gain, self.state = fault, 1.0, np.zeros(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, 2)
+        return self.state.astype(np.float32), {}
+
+    def step(self, action):
+        assert action in (1, 2)
+        self.state = self.state + 0.1 * self.gain * (action - 1.5)
+        self.state[0] = (self.state[0] + np.pi) % (2 * np.pi) - np.pi
+        if self.fault == "raises" and self.gain > 1:
+            raise ValueError("motor on fire")
+        if self.fault == "nan" and self.gain > 1:
+            self.state[1] = np.nan
+        shape = 3 if self.fault == "shape" else 2
+        return np.resize(self.state, shape).astype(np.float32), 0.0, False, False, {}
+
+
+def broken(fault="none", **options):
+    options = {"horizon": 20, "name": "broken"} | options
+    return gym_family(lambda: Broken(fault), {"gain": (0.5, 2.0)}, zero_reward, **options)
+
+
+def test_pendulum_example_passes_every_check():
+    checks = list(check_family(load_family(PENDULUM)))
+    assert [check.name for check in checks if not check.passed] == []
+    assert any("environment's own" in check.detail for check in checks)
+
+
+def test_example_is_short():
+    assert len(Path(PENDULUM).read_text().splitlines()) <= 30
+
+
+def test_wrong_reward_is_found():
+    family = gym_family("Pendulum-v1", {"m": (0.5, 2.0)}, zero_reward)
+    assert [check.name for check in check_family(family) if not check.passed] == ["reward"]
+
+
+def test_parameter_without_effect_is_found():
+    def nothing(env, values):
+        assert set(values) == {"gain"}
+
+    assert [c.name for c in check_family(broken(set_task=nothing)) if not c.passed] == ["parameters"]
+
+
+def test_discrete_actions_and_angles():
+    family = broken(angles=(0,), extreme={"gain": (0.1, 4.0)})
+    spec = family.spec
+    assert spec.discrete
+    assert spec.action_dim == 2
+    assert spec.feature_dim == 3
+    assert len(family.extreme) == 20
+    change = spec.target(torch.tensor([[3.1, 0.0]]), torch.tensor([[-3.1, 1.0]]))
+    torch.testing.assert_close(change, torch.tensor([[0.0832, 1.0]]), atol=1e-4, rtol=0)
+    assert all(check.passed for check in check_family(family))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [("raises", "motor on fire"), ("nan", "observation 1"), ("shape", "of shape")]
+)
+def test_faults_name_task_and_cause(fault, message):
+    family = broken(fault)
+    simulator = family.simulate(torch.tensor([[0.6], [1.8]]))
+    simulator.reset(generator())
+    with pytest.raises(EnvError, match=message) as caught:
+        simulator.step(family.spec.random_action((2,), generator()))
+    assert "broken" in str(caught.value)
+    assert ("task 1" in str(caught.value)) == (fault != "shape")
+
+
+def test_state_without_access_is_refused():
+    family = broken(state_access=None)
+    simulator = family.simulate(family.test[:1])
+    del simulator._envs[0].unwrapped.state
+    with pytest.raises(EnvError, match="state_access"):
+        simulator.state()
+
+
+def test_mujoco_environments_restore_exactly():
+    def heavier(env, values):
+        env.unwrapped.model.body_mass[1] = values["mass"]
+
+    family = gym_family("InvertedPendulum-v5", {"mass": (5.0, 15.0)}, zero_reward, set_task=heavier)
+    first, second = (family.simulate(family.test[:2]) for _ in range(2))
+    first.reset(generator())
+    action = family.spec.random_action((2,), generator())
+    first.step(action)
+    second.set_state(first.state())
+    assert second.step(action).equal(first.step(action))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"set_task": {"gain": "torque"}}, "no attribute 'torque'"),
+        ({"observation_names": ("one",)}, "1 names for 2"),
+        ({"angles": (5,)}, "do not index"),
+        ({"horizon": None}, "no step limit"),
+        ({"extreme": {"mass": (1, 2)}}, "training and an extreme"),
+    ],
+)
+def test_misfits_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        broken(**options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def family(:", "does not run"),
+        ("x = 1", "no function family"),
+        ("def family(): return 3", "returned a int"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_family(str(path))
+    with pytest.raises(ConfigError, match="no file"):
+        load_family(str(tmp_path / "other.py"))
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "half_cheetah", "slim_humanoid"])
+def test_task_env_meets_torchrl(name):
+    family = make_family(name)
+    env = TaskEnv(family, family.test[:3])
+    check_env_specs(env)
+    env.close()
+
+
+def test_task_env_rewards_truncates_and_repeats():
+    family = make_family("cartpole")
+    runs = []
+    for _ in range(2):
+        env = TaskEnv(family, family.test[:3], seed=4)
+        torch.manual_seed(0)
+        runs.append(env.rollout(25, break_when_any_done=False))
+    data = runs[0]
+    assert data["next", "observation"].equal(runs[1]["next", "observation"])
+    expected = family.spec.reward(data["observation"], data["action"], data["next", "observation"])
+    assert data["next", "reward"].squeeze(-1).equal(expected)
+    assert data["next", "truncated"][:, -1].all()
+    assert not data["next", "truncated"][:, :-1].any()
+
+
+def test_check_env_command(capsys):
+    assert main(["cartpole", "env.options.half=false"]) == 0
+    assert "11 of 11" in capsys.readouterr().out
+    assert main(["cartpol"]) == 2
+    assert main(["cartpole", "env.file=x.py"]) == 2
+    assert main(["cartpole", "speed=3"]) == 2
+    assert "E-CFG" in capsys.readouterr().err
+
+
+def test_check_env_command_fails_on_a_bad_family(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(Path(PENDULUM).read_text().replace("0.1 * speed", "0.2 * speed"))
+    assert main([f"env.file={path}"]) == 3
+    assert "FAIL  reward" in capsys.readouterr().out
+
+
+def test_check_env_help_does_not_import_torch():
+    code = "import sys, mbrl_lightning.check_env as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout

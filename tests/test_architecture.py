@@ -1,0 +1,139 @@
+"""The shape of the package: imports point down, files and functions stay small, errors need no PyTorch."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import mbrl_lightning
+from mbrl_lightning.config import available
+from mbrl_lightning.schema import ENVIRONMENTS
+
+PACKAGE = Path(mbrl_lightning.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# From the bottom up; a module may import those of earlier rows only. A folder stands for all of its files.
+LAYERS = [
+    {"errors"},
+    {"console", "schema"},
+    {"validation", "storage", "signals"},
+    {"draft", "lock"},
+    {"config"},
+    {"usage", "run", "checkpoint"},
+    {"networks", "gaussians", "envs", "seeds", "step", "scores"},
+    {"data", "results", "adaptation"},
+    {"dynamics", "curves", "paper", "video"},
+    {"imagination", "canvas", "tables"},
+    {"policy_search", "figures"},
+    {"algorithms"},
+    {"meta_test", "progress"},
+    {"loop"},
+    {"diagnostics"},
+    {"report", "check_env"},
+    {"seed_jobs"},
+    {"fit", "evaluate", "headroom"},
+]
+LIGHT = (
+    "__init__",
+    "errors",
+    "console",
+    "schema",
+    "validation",
+    "draft",
+    "config",
+    "usage",
+    "storage",
+    "lock",
+)
+LIGHT += ("run", "signals", "seed_jobs", "fit")
+HEAVY = {
+    "torch",
+    "torchrl",
+    "tensordict",
+    "lightning",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "matplotlib",
+    "sklearn",
+    "imageio",
+}
+
+
+def part(path: Path) -> str:
+    """Name in LAYERS of a file: its folder in the package, or its own stem."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Dotted names a file imports; in `from mbrl_lightning import x`, x too."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # imports for annotations alone do not run
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module == "mbrl_lightning" else {str(node.module)}
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    parts = {name.split(".")[1] for name in imports(path) if name.startswith("mbrl_lightning.")}
+    return parts - {"__version__"}
+
+
+def test_every_module_has_a_layer():
+    known = set().union(*LAYERS) | {"__init__"}
+    missing = {part(path) for path in FILES} - known
+    assert not missing, f"add {missing} to LAYERS"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    own = part(path)
+    upward = {name for name in own_imports(path) - {own} if level.get(name, 0) >= level.get(own, -1) >= 0}
+    assert not upward, f"{own} imports {upward}, which are not below it"
+
+
+def test_algorithms_do_not_import_each_other():
+    for path in (PACKAGE / "algorithms").glob("*.py"):
+        siblings = {name for name in imports(path) if name.startswith("mbrl_lightning.algorithms.")}
+        if path.stem not in ("__init__", "base"):
+            assert siblings <= {"mbrl_lightning.algorithms.base"}, path
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_checks_a_configuration_imports_nothing_heavy(name):
+    for imported in imports(PACKAGE / f"{name}.py", top_level_only=True):
+        top, _, rest = imported.partition(".")
+        assert top not in HEAVY
+        if top == "mbrl_lightning" and rest:
+            assert rest.split(".")[0] in (*LIGHT, "__version__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 300
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 60, f"{path.name}: {node.name}"
+
+
+def test_names_say_something():
+    vague = re.compile(r"(^|_)(utils?|helpers?|common|misc|manager)($|_)")
+    assert not [path for path in FILES if vague.search(path.stem)]
+
+
+def test_names_on_the_command_line_are_those_in_the_registries():
+    from mbrl_lightning.algorithms import ALGORITHMS
+    from mbrl_lightning.envs import FAMILIES
+
+    assert set(available("algorithm")) == set(ALGORITHMS)
+    assert set(ENVIRONMENTS) == set(FAMILIES)

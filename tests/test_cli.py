@@ -1,0 +1,315 @@
+"""The command line from outside: speed of errors, exit statuses, whole runs, resume, signals, several seeds.
+Faults 3, 14, 25 and 35 of the reliability list."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import psutil
+import pytest
+
+import mbrl_lightning.fit as fit_module
+from mbrl_lightning import errors, seed_jobs
+from mbrl_lightning.config import load_config
+from mbrl_lightning.console import guard
+from mbrl_lightning.fit import main
+from mbrl_lightning.run import Run, run_folder
+from mbrl_lightning.signals import StopFlag
+
+FIT = [sys.executable, "-m", "mbrl_lightning.fit"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs go to a folder of their own; child processes still find the package."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(fit_module.__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "part"),
+    [
+        (["conf=carpole"], 2, "did you mean 'cartpole'"),
+        (["conf=cartpole", "--seed", "1"], 2, "write seed=VALUE"),
+        ([], 2, "conf=NAME is missing"),
+        (["resume=nowhere"], 2, "not a run folder"),
+        (["--help"], 0, "search.lr="),
+        (["conf=cartpole", "--print-config"], 0, "conf: cartpole"),
+    ],
+)
+def test_answers_within_a_second_and_without_pytorch(words, status, part):
+    code = (
+        "import sys, mbrl_lightning; from mbrl_lightning.fit import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'torchrl', 'lightning', 'numpy', 'mujoco', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    seconds = []
+    for _ in range(4):  # a busy machine may be slow once, not each time
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == status, done.stderr
+        assert part in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(Path().iterdir())
+        if seconds[-1] < 1:
+            return
+    pytest.fail(f"took {seconds} s")
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("ConfigError", 2),
+        ("EnvError", 3),
+        ("DivergedError", 4),
+        ("StorageError", 5),
+        ("Preempted", 75),
+        ("Interrupted", 130),
+    ],
+)
+def test_exit_statuses_and_two_lines(monkeypatch, capsys, kind, status):
+    def fail(config):
+        raise getattr(errors, kind)("the cause", "the remedy")
+
+    monkeypatch.setattr(fit_module, "fit", fail)
+    assert main(["conf=debug"]) == status
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error[E-")
+    assert first.endswith("the cause")
+    assert second == "  remedy: the remedy"
+
+
+def test_unexpected_errors_keep_their_traceback_and_environments_too(capsys):
+    def bug():
+        raise ZeroDivisionError
+
+    def environment():
+        try:
+            bug()
+        except ZeroDivisionError as error:
+            raise errors.EnvError("task 3 failed", "mend it") from error
+
+    with pytest.raises(ZeroDivisionError):
+        guard(bug)
+    assert guard(environment) == 3
+    text = capsys.readouterr().err
+    assert "in bug" in text
+    assert text.index("ZeroDivisionError") < text.index("task 3 failed")
+
+
+def test_closed_pipe_ends_quietly():
+    process = subprocess.Popen([*FIT, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+# -- whole runs of the debug configuration
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """No pictures: they take longer than the training."""
+    monkeypatch.setattr(fit_module, "_draw", lambda loop, run: None)
+
+
+def train(*words):
+    return fit_module.fit(load_config(["conf=debug", *words]))
+
+
+class Stop(StopFlag):
+    """As if SIGTERM had come during the first iteration."""
+
+    requested = signal.SIGTERM
+
+
+def contents(folder, step):
+    """Every number in a checkpoint but wall-clock, by its place in the state."""
+    import torch
+
+    def walk(value, place):
+        if isinstance(value, dict):
+            value = sorted(value.items(), key=lambda pair: str(pair[0]))
+        if isinstance(value, (list, tuple)):
+            return {place: len(value)} | {
+                k: v for n, entry in enumerate(value) for k, v in walk(entry, (*place, n)).items()
+            }
+        return {place: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value}
+
+    state = torch.load(folder / "checkpoints" / f"step_{step:08d}" / "state.pt", weights_only=True)
+    state.pop("times")
+    return walk(state, ())
+
+
+def rows_text(folder):
+    lines = (folder / "results.csv").read_text().splitlines()
+    return [line for line in lines if ",time/" not in line]
+
+
+@pytest.mark.parametrize("algorithm", ["gssm_aps", "gssm", "dr_ppo"])
+def test_resume_is_exact(algorithm, plain, monkeypatch):
+    words = [f"algorithm={algorithm}", "loop.evaluate_every=1", "loop.iterations=3"]
+    whole = Path("whole/debug") / algorithm / "seed0"
+    parts = Path("parts/debug") / algorithm / "seed0"
+    train(*words, "out=whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "StopFlag", Stop)
+        with pytest.raises(errors.Preempted):
+            train(*words, "out=parts")
+    with (parts / "results.csv").open("a") as file:  # rows of work that was lost after the checkpoint
+        file.write((whole / "results.csv").read_text().splitlines(keepends=True)[-1])
+    fit_module.fit(load_config([f"resume={parts}"]))
+    assert contents(parts, 3) == contents(whole, 3)
+    assert rows_text(parts) == rows_text(whole)
+    assert len(rows_text(parts)) > 20
+
+
+def test_finished_run_is_not_run_again(plain, capsys, monkeypatch):
+    results = train("loop.iterations=1")
+    folder = run_folder(load_config(["conf=debug", "loop.iterations=1"]))
+    monkeypatch.setattr(fit_module, "_build_loop", lambda *_: pytest.fail("trained again"))
+    again = fit_module.fit(load_config([f"resume={folder}"]))
+    assert again.rows == results.rows
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_weights_start_a_new_run(plain):
+    train("loop.iterations=1")
+    source = Path("runs/debug/gssm_aps/seed0")
+    train("loop.iterations=1", "seed=1", f"init_from={source}")
+    damaged = source / "checkpoints/step_00000001/state.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(errors.StorageError, match="step_00000001"):
+        train("loop.iterations=1", "seed=2", f"init_from={source}")
+
+
+def test_own_family_from_a_file(plain):
+    Path("mine.py").write_text(
+        "from mbrl_lightning.envs import make_family\nfamily = lambda: make_family('cartpole')\n"
+    )
+    assert train("loop.iterations=1", "env.file=mine.py").rows
+    Path("broken.py").write_text("1 / 0")
+    with pytest.raises(errors.ConfigError, match="division by zero"):
+        train("seed=1", "env.file=broken.py")
+    Path("empty.py").write_text("")
+    with pytest.raises(errors.ConfigError, match="no function family"):
+        train("seed=1", "env.file=empty.py")
+    assert not Path("runs/debug/gssm_aps/seed1").exists()
+
+
+def test_preempted_run_saves_and_can_be_resumed():
+    words = [*FIT, "conf=debug", "loop.iterations=10000"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("[")
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "resume=" in text
+    run = Run.open("runs/debug/gssm_aps/seed0")
+    assert list(run.checkpoints.iterdir())
+    assert not (run.folder / "lock").exists()
+    assert run.manifest["ended"] == "E-PRE"
+
+
+# -- several seeds, with stand-ins for the training processes
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """Replaces the command of seed k by a script and the report by a record of its folders."""
+    reported = []
+    report = types.ModuleType("mbrl_lightning.report")
+    report.report = lambda folders, out: reported.append([folder.name for folder in folders]) or "the table"
+    monkeypatch.setitem(sys.modules, "mbrl_lightning.report", report)
+
+    def replace(script):
+        def command(job):
+            return [sys.executable, "-c", script, str(job.seed), str(job.folder)]
+
+        monkeypatch.setattr(seed_jobs, "_command", command)
+        return reported
+
+    return replace
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_seeds_go_on_after_a_failure_and_the_first_failure_counts(seeds, capfd, jobs):
+    reported = seeds("import sys; print('last words'); sys.exit({1: 4, 2: 5}.get(int(sys.argv[1]), 0))")
+    assert main(["conf=debug", "seeds=[0,1,2,3]", f"jobs={jobs}"]) == 4
+    assert reported == [["seed0", "seed3"]]  # of those that did not fail
+    streams = capfd.readouterr()
+    assert "seed 1: failed with exit status 4" in streams.err
+    assert "last words" in streams.out + streams.err
+
+
+def test_finished_seeds_are_skipped_unfinished_resumed_and_others_refused(seeds):
+    for seed in (0, 1):
+        with Run(load_config(["conf=debug", f"seed={seed}"])) as run:
+            if seed == 0:
+                run.finish({})
+    words = ["conf=debug", "seeds=0..2", "threads=1"]
+    jobs = seed_jobs.plan(load_config(words), words)
+    assert [job.status for job in jobs] == [0, None, None]
+    assert jobs[1].words == ["conf=debug", "threads=1", "seed=1", f"resume={run.folder}"]
+    assert jobs[2].words == ["conf=debug", "threads=1", "seed=2"]
+    load_config(jobs[1].words)
+    reported = seeds("import sys; sys.exit(int(sys.argv[1]) == 0)")
+    assert main(words) == 0
+    assert reported == [["seed0", "seed1", "seed2"]]
+    assert main([*words, "search.lr=0.5"]) == 2
+    longer = ["conf=debug", "seeds=[0]", "loop.iterations=99"]
+    assert seed_jobs.plan(load_config(longer), longer)[0].status is None
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_reaches_every_seed_once_and_leaves_no_process(tmp_path, number, status):
+    """Children that save for a moment after one signal, and would end badly after a second one."""
+    child = (
+        "import signal, sys, time, pathlib\n"
+        "hits = []\n"
+        "for s in (2, 15): signal.signal(s, lambda n, f: hits.append(n))\n"
+        "pathlib.Path(sys.argv[1] + '.ready').touch()\n"
+        "while not hits: time.sleep(0.01)\n"
+        "time.sleep(0.3)\n"
+        "pathlib.Path(sys.argv[1] + '.saved').write_text(str(len(hits)))\n"
+    )
+    code = (
+        "import sys; from mbrl_lightning import seed_jobs; from mbrl_lightning.fit import main\n"
+        f"seed_jobs._command = lambda job: [sys.executable, '-c', {child!r}, str(job.seed)]\n"
+        "sys.exit(main(['conf=debug', 'seeds=0..3', 'jobs=2']))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while len(list(Path().glob("*.ready"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) == 2
+    parent.send_signal(number)
+    parent.communicate(timeout=30)
+    assert parent.returncode == status
+    assert sorted((path.name, path.read_text()) for path in Path().glob("*.saved")) == [
+        ("0.saved", "1"),
+        ("1.saved", "1"),
+    ]
+    assert not any(process.is_running() for process in children)
+
+
+def test_gpus_are_shared_out_among_parallel_seeds(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    started = []
+    monkeypatch.setattr(
+        seed_jobs.subprocess, "Popen", lambda command, env, **_: started.append(env["CUDA_VISIBLE_DEVICES"])
+    )
+    words = ["conf=debug", "seeds=0..2", "jobs=3", "accelerator=cuda"]
+    config = load_config(words)
+    for slot, job in enumerate(seed_jobs.plan(config, words)):
+        seed_jobs._start(job, slot, config)
+    assert started == ["4", "7", "4"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"

@@ -1,0 +1,47 @@
+"""The two formulas against torch.distributions."""
+
+from __future__ import annotations
+
+import torch
+from torch.distributions import Independent, Normal, kl_divergence
+
+from mbrl_lightning import gaussians
+
+
+def gaussian(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    loc = torch.randn(200, 5, generator=generator, dtype=torch.float64)
+    return loc, torch.randn(200, 5, generator=generator, dtype=torch.float64).exp()
+
+
+def test_log_prob():
+    (loc, scale), (value, _) = gaussian(0), gaussian(1)
+    torch.testing.assert_close(gaussians.log_prob(value, loc, scale), Independent(Normal(loc, scale), 1).log_prob(value))
+
+
+def test_log_prob_broadcasts_a_plain_number():
+    loc, _ = gaussian(0)
+    expected = Independent(Normal(loc, torch.full_like(loc, 0.3)), 1).log_prob(loc + 1)
+    torch.testing.assert_close(gaussians.log_prob(loc + 1, loc, 0.3), expected)
+    torch.testing.assert_close(gaussians.log_prob(loc + 1, loc, torch.full((5,), 0.3)), expected)
+
+
+def test_kl_divergence_and_its_direction():
+    p, q = gaussian(2), gaussian(3)
+    expected = kl_divergence(Independent(Normal(*p), 1), Independent(Normal(*q), 1))
+    torch.testing.assert_close(gaussians.kl_divergence(*p, *q), expected)
+
+
+def test_kl_is_not_negative_and_zero_for_equals():
+    p, q = gaussian(4), gaussian(5)
+    assert (gaussians.kl_divergence(*p, *q) > 0).all()
+    assert gaussians.kl_divergence(*p, *p).abs().max() == 0
+    near = (p[0].float(), p[1].float() * (1 + 1e-4))
+    assert (gaussians.kl_divergence(p[0].float(), p[1].float(), *near) > -1e-6).all()
+
+
+def test_kl_reaches_both_sides_with_gradients():
+    (loc, scale), (other, width) = gaussian(6), gaussian(7)
+    leaves = [x.clone().requires_grad_() for x in (loc, scale, other, width)]
+    gaussians.kl_divergence(*leaves).sum().backward()
+    assert all(leaf.grad.abs().min() > 0 for leaf in leaves)

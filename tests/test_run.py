@@ -1,0 +1,267 @@
+"""Run folders: reuse, locks, ranks, signals, resume rules. Faults 5, 19, 25, 32 and 35 of the list."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mbrl_lightning import storage
+from mbrl_lightning.config import load_config, read_run_config
+from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
+from mbrl_lightning.lock import Lock
+from mbrl_lightning.run import Run, run_folder
+from mbrl_lightning.signals import StopFlag
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def configure(*words):
+    return load_config(["conf=debug", *words])
+
+
+def started(*words, seconds=None):
+    """A run that began and, with `seconds`, finished."""
+    with Run(configure(*words)) as run:
+        if seconds is not None:
+            run.finish(seconds)
+    return run
+
+
+def test_a_run_leaves_its_configuration_and_where_it_came_from():
+    run = started("seed=3", seconds={"model": 1.5})
+    assert run.folder == Path("runs/debug/gssm_aps/seed3")
+    assert read_run_config(run.folder) == configure("seed=3")
+    manifest = run.manifest
+    assert manifest["seconds"] == {"model": 1.5}
+    assert manifest["ended"] == "done"
+    assert manifest["versions"]["torch"].startswith("2.")
+    assert socket.gethostname() not in (run.folder / "manifest.json").read_text()
+    assert sorted(path.name for path in run.folder.iterdir() if path.is_dir()) == [
+        "checkpoints",
+        "figures",
+        "videos",
+    ]
+    assert not (run.folder / "lock").exists()
+
+
+def test_a_used_folder_is_refused_with_the_three_ways_out():
+    started()
+    with pytest.raises(ConfigError, match="already holds a run") as caught:
+        Run(configure())
+    assert all(way in caught.value.remedy for way in ("resume=", "overwrite=true", "out="))
+    Run(configure("seed=1"))
+    Run(configure("algorithm=gssm"))
+
+
+def test_overwrite_clears_a_run_but_nothing_else():
+    (started().folder / "checkpoints" / "old").write_text("old")
+    run = started("overwrite=true")
+    assert not (run.checkpoints / "old").exists()
+    assert read_run_config(run.folder) == configure()
+    other = Path("runs/debug/gssm_aps/seed1")
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="does not hold a run"):
+        started("seed=1", "overwrite=true")
+    assert (other / "thesis.tex").read_text() == "precious"
+    assert not (other / "lock").exists()
+
+
+def test_stale_temporary_files_are_swept():
+    run = started()
+    (run.checkpoints / "step_00000001.tmp-1234").mkdir()
+    (run.folder / "config.yaml.tmp-1234").write_text("half")
+    started(f"resume={run.folder}")
+    assert not list(run.folder.rglob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_unwritable_folder_shows_before_any_work(monkeypatch, code):
+    def refuse(path, data):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage, "write_synced", refuse)
+    with pytest.raises(StorageError, match=os.strerror(code)), Run(configure()):
+        pytest.fail("the run began")
+
+
+def test_path_through_a_file_is_a_storage_error():
+    Path("runs").write_text("a file")
+    with pytest.raises(StorageError, match=r"Not a directory|File exists"):
+        started()
+
+
+def test_the_end_of_a_failed_run_is_noted():
+    with pytest.raises(DivergedError), Run(configure()) as run:
+        raise DivergedError("loss is nan", "lower search.lr")
+    assert run.manifest["ended"] == "E-DIV"
+    assert not run.finished
+    assert not (run.folder / "lock").exists()
+
+
+def write_lock(folder, pid, host=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lock").write_text(json.dumps({"pid": pid, "host": host or socket.gethostname()}))
+
+
+def test_lock_of_a_living_process_is_refused_and_of_a_dead_one_taken_over(tmp_path, caplog):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    folder = run_folder(configure())
+    write_lock(folder, process.pid)
+    with pytest.raises(StorageError, match=f"in use by process {process.pid}"):
+        started()
+    assert (folder / "lock").exists()
+    process.communicate(b"\n")
+    started()
+    assert "stale lock" in caplog.text
+    assert not (folder / "lock").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 1}', "[]"])
+def test_unreadable_lock_is_refused(content):
+    lock = Lock(Path("lock"))
+    lock.path.write_text(content)
+    with pytest.raises(StorageError, match="remove lock"):
+        lock.acquire()
+    assert lock.path.exists()
+
+
+def test_lock_of_another_host_is_refused():
+    write_lock(run_folder(configure()), 1, host="elsewhere")
+    with pytest.raises(StorageError, match="on elsewhere") as caught:
+        started()
+    assert "remove" in caught.value.remedy
+
+
+def test_two_locks_exclude_each_other_within_a_host(tmp_path):
+    first = Lock(tmp_path / "lock")
+    first.acquire()
+    code = "import sys, pathlib as p, mbrl_lightning.lock as lock; lock.Lock(p.Path(sys.argv[1])).acquire()"
+    other = subprocess.run([sys.executable, "-c", code, first.path], capture_output=True, text=True)
+    assert "in use by process" in other.stderr
+    first.release()
+    assert subprocess.run([sys.executable, "-c", code, first.path], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "3"}, {"LOCAL_RANK": "0", "NODE_RANK": "1"}],
+)
+def test_other_ranks_neither_make_nor_refuse_the_folder(monkeypatch, ranks):
+    words = ("devices=2", "loop.tasks_per_iteration=2", "dynamics.tasks=2", "search.tasks=2")
+    zero = Run(configure(*words))
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    with Run(configure(*words)) as run:
+        assert not run.writer
+    assert not Path("runs").exists()
+    with zero, Run(configure(*words)):
+        assert zero.writer
+        assert (zero.folder / "lock").exists()
+    assert not (zero.folder / "lock").exists()
+
+
+def test_one_device_writes_whatever_rank_the_cluster_gives(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert Run(configure()).writer
+
+
+def test_resume_keeps_the_configuration_and_refuses_changes_by_name():
+    run = started("search.lr=0.5", "loop.iterations=2", "init_from=null")
+    resumed = load_config(
+        [f"resume={run.folder}", "loop.iterations=3", "threads=2", "conf=debug", "search.lr=0.5"]
+    )
+    assert (resumed.search.lr, resumed.loop.iterations, resumed.threads) == (0.5, 3, 2)
+    assert run_folder(resumed) == run.folder
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            [f"resume={run.folder}", "search.lr=0.25", "loop.iterations=1", "algorithm=gssm", "conf=cartpole"]
+        )
+    text = str(caught.value)
+    for line in ("search.lr: 0.5 in the run, 0.25 asked for", "loop.iterations: 2 in", "algorithm:", "conf:"):
+        assert line in text
+    assert "init_from=" in caught.value.remedy
+
+
+def test_resume_of_no_run_and_contradicting_words():
+    with pytest.raises(ConfigError, match="not a run folder"):
+        load_config(["resume=nowhere"])
+    folder = started().folder
+    for word in ("overwrite=true", "init_from=x", "seeds=0..1"):
+        with pytest.raises(ConfigError, match="exclude each other"):
+            load_config([f"resume={folder}", word])
+
+
+def test_a_run_made_from_weights_can_be_resumed_and_extended():
+    source = started().folder
+    run = started("seed=1", f"init_from={source}", seconds={})
+    again = Run(load_config([f"resume={run.folder}"]))
+    assert again.finished
+    assert again.config.init_from == str(source)
+    longer = Run(load_config([f"resume={run.folder}", f"loop.iterations={again.config.loop.iterations + 1}"]))
+    assert not longer.finished
+
+
+def test_weights_of_another_architecture_are_refused_in_three_columns():
+    source = started("dynamics.hidden=16").folder
+    with pytest.raises(ConfigError) as caught:
+        configure("seed=1", f"init_from={source}", "dynamics.hidden=24", "search.lr=0.5")
+    rows = [line.split() for line in str(caught.value).splitlines()]
+    assert ["key", "init_from", "this", "run"] in rows
+    assert ["dynamics.hidden", "16", "24"] in rows
+    assert not any("search.lr" in row for row in rows)
+
+
+def test_configuration_of_another_version_is_named():
+    folder = started().folder
+    with (folder / "config.yaml").open("a") as file:
+        file.write("new_feature: 1\n")
+    with pytest.raises(ConfigError, match="unknown key 'new_feature'"):
+        load_config([f"resume={folder}"])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_first_signal_sets_the_flag_and_the_second_ends(name, capfd):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with StopFlag() as stop:
+        assert stop.requested is None
+        signal.raise_signal(number)
+        assert stop.requested == number
+        with pytest.raises(SystemExit) as caught:
+            signal.raise_signal(number)
+        assert caught.value.code == (130 if name == "SIGINT" else 75)
+    assert signal.getsignal(number) == before
+    assert "a second signal stops at once" in capfd.readouterr().err
+
+
+def test_a_process_stops_when_the_one_that_started_it_is_gone(monkeypatch):
+    monkeypatch.setenv(StopFlag.PARENT, str(os.getppid()))
+    stop = StopFlag()
+    assert stop.requested is None
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert stop.requested == signal.SIGTERM
+    monkeypatch.setenv(StopFlag.PARENT, "123456")  # meant for a process further up
+    assert StopFlag().requested is None
+
+
+def test_names_of_checkpoints_do_not_depend_on_the_clock(monkeypatch):
+    from mbrl_lightning import checkpoint
+
+    for now, step in ((2e9, 1), (1e9, 2)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        checkpoint.save(Path("c"), step, {"n": step}, keep=2)
+    os.utime("c/step_00000002", (1, 1))
+    assert checkpoint.load(Path("c"))[0] == 2
