@@ -1,4 +1,4 @@
-"""The rival of the context encoder: the same mathematics with explicit messages, one for each pair of nodes."""
+"""The rival of the context encoder: the same mathematics with a message for each pair of nodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ExpandedEncoder(GraphEncoder):
         tasks, nodes = x.shape[:2]
         keys = self.embed(x)
         features = self.nodes(torch.cat([x, y], -1))
-        diagonal = torch.eye(nodes, device=x.device).unsqueeze(0).expand(tasks, nodes, nodes)
+        diagonal = torch.eye(nodes, device=x.device).repeat(tasks, 1, 1)
         weights = torch.softmax(self.beta * keys @ keys.mT, -1) * (1 - diagonal)
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-8) + diagonal
         values = (weights.unsqueeze(-1) * features.unsqueeze(1).expand(-1, nodes, -1, -1)).sum(2)

@@ -95,7 +95,9 @@ class Share:
 
 
 def compare(sides: Mapping[str, Work], repeats: int, calls: int, warm: int = 1) -> dict[str, list[float]]:
-    """Time every side in turn, `repeats` times; the order alternates so that drift of the machine hits all alike.
+    """Time every side in turn, `repeats` times, in alternating order, so that drift of the machine hits all.
+
+    Times are CPU time of this process, which runs one thread: what else the machine does then counts less.
 
     Args:
         sides: name to work.
@@ -113,15 +115,22 @@ def compare(sides: Mapping[str, Work], repeats: int, calls: int, warm: int = 1) 
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
         for name in names if turn % 2 == 0 else reversed(names):
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(calls):
                 sides[name]()
-            seconds[name].append((time.perf_counter() - began) / calls)
+            seconds[name].append((time.process_time() - began) / calls)
     return seconds
 
 
-def ratio(group: str, case: str, seconds: Mapping[str, list[float]], slow: str, fast: str,
-          floor: float | None = None, ceiling: float | None = None) -> Ratio:
+def ratio(
+    group: str,
+    case: str,
+    seconds: Mapping[str, list[float]],
+    slow: str,
+    fast: str,
+    floor: float | None = None,
+    ceiling: float | None = None,
+) -> Ratio:
     """Ratio of two sides that `compare` timed.
 
     Args:
@@ -134,9 +143,20 @@ def ratio(group: str, case: str, seconds: Mapping[str, list[float]], slow: str, 
         ceiling: wanted at most.
     """
     each = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
-    return Ratio(group, case, slow, fast, 1e3 * statistics.median(seconds[slow]),
-                 1e3 * statistics.median(seconds[fast]), statistics.median(each), min(each), max(each), len(each),
-                 floor, ceiling)
+    return Ratio(
+        group,
+        case,
+        slow,
+        fast,
+        1e3 * statistics.median(seconds[slow]),
+        1e3 * statistics.median(seconds[fast]),
+        statistics.median(each),
+        min(each),
+        max(each),
+        len(each),
+        floor,
+        ceiling,
+    )
 
 
 def memory(case: str, side: str, work: Work) -> Memory:
@@ -148,13 +168,17 @@ def memory(case: str, side: str, work: Work) -> Memory:
         work: called once unmeasured, once measured.
     """
     work()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    changes = sorted(
+        (event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"
+    )
     held = peak = largest = 0
     for _, change in changes:
         held += change

@@ -61,7 +61,7 @@ def quiet_libraries() -> None:
         "RL_LOGGING_LEVEL", "WARNING"
     )  # "Initialized LazyTensorStorage ...", read at import
     try:
-        for name in ("torch", "tensordict", "torchrl"):
+        for name in ("torch", "tensordict", "torchrl", "lightning.fabric"):
             importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise ConfigError(
@@ -70,4 +70,4 @@ def quiet_libraries() -> None:
             "'tensordict>=0.14.3,<0.15'",
         ) from error
     for name in ("torchrl", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # hardware tables, launcher lines, tips
+        logging.getLogger(name).setLevel(logging.WARNING)  # hardware and launcher lines, tips; set at import

@@ -75,7 +75,18 @@ def imagined_and_real(loop: MetaLoop, tasks: Tensor) -> tuple[TensorDict, Tensor
     def act(observation: Tensor) -> dict[str, Tensor]:
         return {"action": algorithm.policy.act(observation.flatten(0, 1), rows).unflatten(0, observation.shape[:2])}
 
-    return streams.rollout(act, real.shape[1])[:, 0].cpu(), real
+    return _standing_still(streams.rollout(act, real.shape[1])[:, 0].cpu()), real
+
+
+def _standing_still(imagined: TensorDict) -> TensorDict:
+    # imagined streams begin anew after an end; a real evaluation episode stays where it ended
+    done = imagined["next", "done"].squeeze(-1)
+    last = torch.where(done.any(1), done.int().argmax(1), done.shape[1] - 1)
+    final = imagined["next", "observation"][torch.arange(len(done)), last].unsqueeze(1)
+    past = (torch.arange(done.shape[1]) > last.unsqueeze(1)).unsqueeze(-1)
+    for key in ("observation", ("next", "observation")):
+        imagined[key] = torch.where(past, final, imagined[key])
+    return imagined
 
 
 def _imagined_against_real(loop: MetaLoop, path: Path) -> Path:

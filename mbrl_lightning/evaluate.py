@@ -100,6 +100,7 @@ def load_run(folder: str | Path) -> Any:
 
     _, state = checkpoint.load(Path(folder) / "checkpoints")
     cfg.devices, cfg.num_nodes, cfg.strategy = 1, 1, "auto"
+    cfg.accelerator = "cpu" if cfg.accelerator == "cpu" else "auto"          # the run's GPU may not be here
     family = family_of(cfg.env)
     algorithm = make_algorithm(cfg, family)
     loop = MetaLoop(cfg, family, algorithm, quiet=True)
@@ -129,6 +130,8 @@ def evaluate(run: str | Path, tasks: str = "test", episodes: int = 1, context: i
     from mbrl_lightning import diagnostics
     from mbrl_lightning.results import Results
 
+    if tasks == "extreme" and not len(loop.family.extreme):
+        raise ConfigError(f"{loop.family.spec.name} has no extreme tasks", "use tasks=test")
     loop.cfg.evaluation.episodes = episodes
     loop.cfg.evaluation.context = context
     folder = Path(run) / "evaluation"
@@ -137,8 +140,6 @@ def evaluate(run: str | Path, tasks: str = "test", episodes: int = 1, context: i
     path.unlink(missing_ok=True)
     loop.results = Results(path, loop.cfg.algorithm, loop.cfg.conf, loop.cfg.seed)
     loop.streams["evaluation"].manual_seed(seed)
-    if tasks == "extreme" and not len(loop.family.extreme):
-        raise ConfigError(f"{loop.family.spec.name} has no extreme tasks", "use tasks=test")
     loop.evaluate(full=True, split=tasks)
     if figures:
         diagnostics.draw(loop, folder)

@@ -15,6 +15,7 @@ import numpy as np
 
 from mbrl_lightning import canvas
 from mbrl_lightning.curves import Array, Curve, by_algorithm, choose, curve, last, one_env, seed_count
+from mbrl_lightning.paper import full_unit
 from mbrl_lightning.results import PathLike, Row, score_matrix
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def learning_curve(
     context = f", context of {first.shot} transitions" if first.shot >= 0 else ""
     axes.set_title(f"{first.env}: {where}{context}")
     axes.set_xlabel("real environment steps")
-    axes.set_ylabel(_label(metric, first.unit))
+    axes.set_ylabel(_label(metric, first.unit, first.env))
     if metric.startswith("model/") and min(row.value for row in chosen) > 0:
         axes.set_yscale("log")
     axes.legend(fontsize=9)
@@ -112,7 +113,7 @@ def adaptation_curve(
     _references(axes, reference)
     axes.set_title(f"{chosen[0].env}: adaptation on test tasks")
     axes.set_xlabel("context (real transitions of the unseen task)")
-    axes.set_ylabel(_label("return/policy", chosen[0].unit))
+    axes.set_ylabel(_label("return/policy", chosen[0].unit, chosen[0].env))
     axes.legend(fontsize=9)
     return canvas.save(figure, path, _note(groups))
 
@@ -151,7 +152,8 @@ def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
         canvas.frame(axes, ends[1], ends[0], slack=5.0)
         axes.set_title(f"{mine[0].env}, {algorithm}")
         axes.set_xlabel("real environment steps")
-    panels[0].set_ylabel(_label("return", next(row.unit for mine in groups.values() for row in mine)))
+    first = next(row for mine in groups.values() for row in mine)
+    panels[0].set_ylabel(_label("return", first.unit, first.env))
     panels[0].legend(fontsize=9)
     return canvas.save(figure, path, f"thick: mean over seeds; thin: each seed ({seed_count(groups)})")
 
@@ -281,7 +283,8 @@ def _worst(imagined: Array, real: Array) -> Array:
     return np.sort(worst)
 
 
-def _label(metric: str, unit: str) -> str:
+def _label(metric: str, unit: str, env: str = "") -> str:
+    unit = full_unit(unit, env) if "return" in metric else unit
     return LABELS.get(metric, metric) + (f"\n({unit})" if unit else "")
 
 

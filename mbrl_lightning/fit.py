@@ -48,29 +48,18 @@ def fit(config: Config | None = None, **overrides: Any) -> "Results":
             "fit() trains one seed", "call it once per seed, or use the command line for seeds="
         )
     run = Run(config)
-    if run.finished:
+    if run.finished and not config.overwrite:
         return _finished(run)
     quiet_libraries()
-    family = build_family(config)
+    from mbrl_lightning.envs import family_of
+
+    family = family_of(config.env)
     with run, StopFlag() as stop:
         loop = _build_loop(run, family, stop)
         results = loop.fit()
         if run.writer:
             run.finish(dict(loop.times))
     return results
-
-
-def build_family(config: Config) -> "TaskFamily":
-    """The task family of a configuration: a shipped one by name, or the user's own from a Python file.
-
-    Raises:
-        ConfigError: no such family or option, or the file does not give one.
-    """
-    from mbrl_lightning.envs import load_family, make_family
-
-    if config.env.file is not None:
-        return load_family(config.env.file, **config.env.options)
-    return make_family(config.env.name, **config.env.options)
 
 
 def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag) -> "MetaLoop":

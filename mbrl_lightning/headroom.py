@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         cfg = load_config([*argv, "algorithm=dr_ppo"])
         from mbrl_lightning.console import quiet_libraries
-        from mbrl_lightning.seed_lists import parse_seeds
+        from mbrl_lightning.validation import parse_seeds
 
         quiet_libraries()
         for seed in parse_seeds(cfg.seeds) if cfg.seeds else [cfg.seed]:

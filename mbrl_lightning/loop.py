@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mbrl_lightning import checkpoint
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.console import log
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, collect, random_actions, training_return
@@ -22,7 +23,7 @@ from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
 from mbrl_lightning.meta_test import MetaTest
 from mbrl_lightning.progress import Progress
-from mbrl_lightning.results import Results
+from mbrl_lightning.results import Results, return_unit
 from mbrl_lightning.schema import Config
 from mbrl_lightning.seeds import Streams
 from mbrl_lightning.step import GradientStep
@@ -31,7 +32,9 @@ from mbrl_lightning.step import GradientStep
 class Stop(Protocol):
     """What the loop asks between stages: the signal that wants it to stop, or None."""
 
-    requested: int | None
+    @property
+    def requested(self) -> int | None:
+        """Number of the signal."""
 
 
 class MetaLoop:
@@ -100,16 +103,14 @@ class MetaLoop:
             if last or (loop.evaluate_every and self.iteration % loop.evaluate_every == 0):
                 with self._timed("evaluate"):
                     metrics |= self.evaluate(full=last)
-            self._record(metrics)
             self.times["total"] = self.times.get("total", 0.0) + time.perf_counter() - began
             began = time.perf_counter()
+            self._record(metrics)
             self.progress.line(self.iteration, self.real.num_steps, metrics, self.times)
             if last or self.iteration % loop.checkpoint_every == 0:
                 self.save()
             if self.watch and (last or (loop.figures_every and self.iteration % loop.figures_every == 0)):
-                if self.fabric.is_global_zero:
-                    self.watch(self)
-                self.fabric.barrier()
+                self._show()
             self._heed_signals()
         return self.results
 
@@ -201,7 +202,7 @@ class MetaLoop:
 
     def _add(self, metric: str, value: float, split: str = "", task: int = -1, shot: int = -1) -> None:
         self.results.add(metric, value, iteration=self.iteration, real_steps=self.real.num_steps, split=split, task=task,
-                         shot=shot, unit=self.family.spec.unit if "return" in metric else "")
+                         shot=shot, unit=return_unit(self.family.spec.unit, self.family.spec.horizon) if "return" in metric else "")
 
     def _record(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -217,8 +218,18 @@ class MetaLoop:
         yield
         self.times[stage] = self.times.get(stage, 0.0) + time.perf_counter() - began
 
+    def _show(self) -> None:
+        try:
+            if self.watch is not None and self.fabric.is_global_zero:
+                self.watch(self)
+        except Exception as error:                               # a picture is never worth a run
+            log.warning("figures failed: %s", error)
+        self.fabric.barrier()
+
     def _heed_signals(self) -> None:
         signal = self.stop.requested if self.stop is not None else None
+        if self.fabric.world_size > 1:                           # a signal may have reached some of the processes only
+            signal = int(self.fabric.all_reduce(torch.tensor(signal or 0, device=self.fabric.device), reduce_op="max")) or None
         if signal is None or self.iteration >= self.cfg.loop.iterations:
             return
         self.save()

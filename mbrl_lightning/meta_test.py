@@ -56,7 +56,7 @@ class MetaTest:
         """
         cfg, family = self.algorithm.cfg.evaluation, self.algorithm.family
         size = cfg.context or family.context_steps
-        shots = sorted({round(size * shot) for shot in cfg.shots}) if full else [size]
+        shots = sorted({size, *(round(size * shot) for shot in cfg.shots)}) if full else [size]
         context = self.context(tasks, max([*shots, size, 1]))
         summary: dict[str, float] = {}
         for shot in shots:
@@ -144,8 +144,13 @@ class MetaTest:
         if cfg.wrong_belief and len(tasks) > 1:
             episodes = self.episodes(tasks, self.deterministic(self.another(belief)))
             self.report("return/wrong_belief", episodes, split, shot)
-        with torch.random.fork_rng(devices=[]):
-            tuned = self.algorithm.fine_tune(belief.to(self.step.fabric.device), self.real, self.step)
+        own = self.algorithm.generator
+        self.algorithm.generator = self.generator                # tuning for a test draws nothing from training
+        try:
+            with torch.random.fork_rng(devices=[]):
+                tuned = self.algorithm.fine_tune(belief.to(self.step.fabric.device), self.real, self.step)
+        finally:
+            self.algorithm.generator = own
         if tuned is not None:
             episodes = self.episodes(tasks, self.deterministic(tuned.cpu()))
             self.report("return/fine_tuned", episodes, split, shot)
@@ -243,8 +248,10 @@ def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDic
         observation = dynamics.predict(observation, episodes["action"][:, first + t], belief)
     truth = episodes["next", "observation"][:, first + steps - 1]
     change = dynamics.spec.change(start, truth)
-    error = (dynamics.spec.change(start, observation) - change).square() * episodes["valid"][:, first + steps - 1, None]
-    return (error / change.flatten(0, 1).var(0).clamp_min(1e-8)).mean((1, 2))
+    valid = episodes["valid"][:, first + steps - 1]              # rows after the end of an episode stand still
+    error = (dynamics.spec.change(start, observation) - change).square() * valid.unsqueeze(-1)
+    variance = change[valid].var(0, correction=0).clamp_min(1e-8)
+    return (error / variance).mean(-1).sum(1) / valid.sum(1)
 
 
 def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:

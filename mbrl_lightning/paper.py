@@ -36,10 +36,16 @@ PAPER = (
     Paper("slim_humanoid", "gssm", "return/policy", 717, "Table 2"),
     Paper("slim_humanoid", "dr_ppo", "return/policy", 539, "Table 1, 1x"),
 )
-# For rows without a unit of their own.
+# For rows that do not give the horizon with their unit.
 UNITS = {
     **dict.fromkeys(("cartpole", "cartpole_wide"), return_unit("step", 25)),
     "acrobot": return_unit("step", 200),
     **dict.fromkeys(("half_cheetah", "half_cheetah_wide", "half_cheetah_flip"), return_unit("episode", 1000)),
     "slim_humanoid": return_unit("episode", 1000),
 }
+WORDS = {"": "", "step": "mean reward per step", "episode": "sum of rewards of an episode"}
+
+
+def full_unit(unit: str, env: str) -> str:
+    """A return's unit in words, with the horizon if the row gives it or the env is one of ours."""
+    return UNITS.get(env, WORDS[unit]) if unit in WORDS else unit

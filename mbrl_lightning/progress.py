@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from mbrl_lightning.console import log
 from mbrl_lightning.schema import Config
 
 STAGES = ("collect", "model", "policy", "evaluate")
@@ -40,7 +41,11 @@ class Progress:
             times: seconds by stage, with `total`.
         """
         if self.logger is not None:
-            self.logger.log_metrics(metrics | {f"time/{k}": v for k, v in times.items()}, step=steps)
+            try:
+                self.logger.log_metrics(metrics | {f"time/{k}": v for k, v in times.items()}, step=steps)
+            except Exception as error:                           # results.csv has the same numbers
+                log.warning("no more TensorBoard events: %s", error)
+                self.logger = None
         if not self.active:
             return
         if self.first is None:

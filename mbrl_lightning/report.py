@@ -152,12 +152,11 @@ def _parse(words: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _with_units(rows: Sequence[Row]) -> list[Row]:
-    """Gives returns without a unit the one of their task family: a number without unit helps nobody."""
-    from mbrl_lightning.paper import UNITS
+    """Gives returns their unit in words: a number without unit helps nobody."""
+    from mbrl_lightning.paper import full_unit
 
     return [
-        row._replace(unit=UNITS.get(row.env, "")) if "return" in row.metric and not row.unit else row
-        for row in rows
+        row._replace(unit=full_unit(row.unit, row.env)) if "return" in row.metric else row for row in rows
     ]
 
 

@@ -92,7 +92,8 @@ class Run:
     def __enter__(self) -> "Run":
         if not self.writer:
             return self
-        probe(self.folder)
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
             self._begin()
@@ -115,8 +116,8 @@ class Run:
         if self.config.overwrite:
             self._clear()
         for folder in (self.folder, self.checkpoints, self.figures, self.videos):
+            probe(folder)
             with storage_errors(folder):
-                folder.mkdir(exist_ok=True)
                 sweep(folder)
         free = shutil.disk_usage(self.folder).free
         if free < _LOW_SPACE:

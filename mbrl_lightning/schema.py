@@ -104,6 +104,7 @@ class PolicyConfig:
         [64, 64], "widths of the hidden layers; for rbf the number of centres", minimum=1, architecture=True
     )
     activation: str = option("tanh", "nonlinearity", choices=("relu", "tanh", "silu"), architecture=True)
+    latent_gain: float = option(1.0, "factor on the latent at the policy's input: how fast it learns to use the belief", above=0)
     initial_std: float = option(0.6, "initial deviation of the actions", above=0)
 
 

@@ -38,6 +38,10 @@ class GradientStep:
         first = size * self.fabric.global_rank
         return batch[first : first + size].to(self.fabric.device)
 
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over ranks, so that all of them decide alike."""
+        return self.fabric.all_reduce(value, reduce_op="mean") if self.fabric.world_size > 1 else value
+
     def __call__(self, losses: Callable[[], Losses], optimizer: Optimizer, max_grad_norm: float = 0.0,
                  stacked: bool = False) -> dict[str, float]:
         """Take one step on `losses()["loss"]`.

@@ -234,7 +234,7 @@ def probe_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     title = f"{env}, {split} tasks: latent [R2 of a linear probe, 1 is perfect]"
     table = Table(title, [*OPENING, *names, *LATENT.values()])
     for group in groups(rows, split, probes[0]) if probes else []:
-        r2 = [f"{group.mean(probe)} (least {_least(group.scores(probe))})" for probe in probes]
+        r2 = [group.mean(probe) + _least(group.scores(probe)) for probe in probes]
         table.rows.append([*group.opening(), *r2, *(group.mean(metric) for metric in LATENT)])
     return table if table.rows else None
 
@@ -249,13 +249,10 @@ def body_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
 
 def training_table(rows: Sequence[Row], env: str) -> Table:
     """Last iteration's imagined beside real return, and where the wall-clock time went."""
-    unit = next((row.unit for row in rows if row.metric == "real/return"), "")
     returns = {"imagined/return": "imagined", "real/return": "real"}
-    header = ["algorithm", "seeds", "real steps", *returns.values(), "imagined - real"]
-    table = Table(
-        f"{env}, training: return of the last iteration [{unit}]",
-        [*header, "minutes a seed", "time by stage"],
-    )
+    unit = next((f" [{row.unit}]" for row in rows if row.metric in returns and row.unit), "")
+    header = ["algorithm", "seeds", "real steps", *returns.values(), "imagined - real", "minutes a seed"]
+    table = Table(f"{env}, training: return of the last iteration{unit}", [*header, "time by stage"])
     for algorithm, mine in by_algorithm(rows).items():
         ends = [row for metric in returns for row in last([row for row in mine if row.metric == metric])]
         group = Group(algorithm, -1, ends)
@@ -270,18 +267,22 @@ def training_table(rows: Sequence[Row], env: str) -> Table:
 
 
 def _times(rows: Sequence[Row], seeds: int) -> list[str]:
-    stages: dict[str, float] = {}
-    for row in rows:
-        if row.metric.startswith("time/"):
-            stage = row.metric.removeprefix("time/")
-            stages[stage] = stages.get(stage, 0.0) + row.value
-    total = sum(stages.values())
-    shares = [f"{stage} {100 * spent / total:.0f} %" for stage, spent in stages.items()] if total else ["-"]
-    return [number(total / 60 / seeds) if total else "-", ", ".join(shares)]
+    """Minutes a seed and each stage's share. `time/<stage>` rows add up from the start of the run."""
+    ends = last([row for row in rows if row.metric.startswith("time/")])
+    spent: dict[str, float] = {}
+    for row in ends:
+        stage = row.metric.removeprefix("time/")
+        spent[stage] = spent.get(stage, 0.0) + row.value
+    total = max(spent.pop("total", 0.0), sum(spent.values()))
+    if not total:
+        return ["-", "-"]
+    spent["other"] = total - sum(spent.values())
+    shares = [f"{stage} {seconds / total:.0%}" for stage, seconds in spent.items()]
+    return [number(total / 60 / seeds), ", ".join(shares)]
 
 
 def _least(scores: Array | None) -> str:
-    return "-" if scores is None else number(scores.mean(1).min())
+    return "" if scores is None or len(scores) == 1 else f" (least {number(scores.mean(1).min())})"
 
 
 def _add_paper(table: Table, env: str, metric: str, column: str) -> None:

@@ -284,14 +284,14 @@ def test_a_signal_reaches_every_seed_once_and_leaves_no_process(tmp_path, number
         f"seed_jobs._command = lambda job: [sys.executable, '-c', {child!r}, str(job.seed)]\n"
         "sys.exit(main(['conf=debug', 'seeds=0..3', 'jobs=2']))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 30
     while len(list(Path().glob("*.ready"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     children = psutil.Process(parent.pid).children(recursive=True)
     assert len(children) == 2
-    parent.send_signal(number)
+    os.killpg(parent.pid, number)  # as a terminal does: to all that are in the group
     parent.communicate(timeout=30)
     assert parent.returncode == status
     assert sorted((path.name, path.read_text()) for path in Path().glob("*.saved")) == [

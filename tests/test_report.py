@@ -45,8 +45,9 @@ def write_run(
     for iteration in range(1, iterations + 1):
         add("real/return", 900.0, iteration)
         add("imagined/return", 950.0 + seed, iteration)
-        add("time/model", 45.0, iteration)
-        add("time/policy", 15.0, iteration)
+        add("time/model", 45.0 * iteration, iteration)
+        add("time/policy", 9.0 * iteration, iteration)
+        add("time/total", 60.0 * iteration, iteration)
         for task in range(8):
             value = 1000.0 * iteration / iterations + 100 * seed + task
             add("return/policy", value, iteration, task, 500)
@@ -126,7 +127,7 @@ def test_other_tables_by_hand(rows: list[Row]) -> None:
     assert "distance" not in body.text()  # not measured: no empty column
     training = cells_of(line_of(tables.training_table(rows, "half_cheetah").text(), "gssm_aps"))
     assert training[3:6] == ["950 +- 0.71", "900 +- 0", "50.5 +- 0.71"]
-    assert training[6:] == ["2", "model 75 %, policy 25 %"]  # (45 + 15) s, two iterations
+    assert training[6:] == ["2", "model 75%, policy 15%, other 10%"]  # 60 s an iteration, added up over two
 
 
 def test_splits_without_rows_have_no_table(rows: list[Row]) -> None:
@@ -157,9 +158,22 @@ def test_a_diverged_seed_is_seen(rows: list[Row], value: float) -> None:
         assert str(value) in line_of(table.text(), "gssm_aps", "500")
 
 
-def test_a_unit_given_in_the_rows_wins_over_the_familys(tmp_path: Path) -> None:
-    run = write_run(tmp_path, 0, unit=return_unit("episode", 300))
-    assert "[sum of rewards, 300 steps]" in report(run, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("unit", "env", "words"),
+    [
+        ("", "half_cheetah", "sum of rewards, 1000 steps"),
+        ("episode", "half_cheetah", "sum of rewards, 1000 steps"),
+        ("step", "cartpole_wide", "mean reward per step, 25 steps"),
+        ("step", "mine", "mean reward per step"),
+        (return_unit("episode", 300), "half_cheetah", "sum of rewards, 300 steps"),  # what the rows say wins
+    ],
+)
+def test_the_unit_stands_with_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, env: str, words: str
+) -> None:
+    monkeypatch.setattr(reporting, "draw", lambda *_: [])
+    run = write_run(tmp_path, 0, unit=unit, env=env)
+    assert f"{env}, test tasks: return [{words}]" in report(run, tmp_path / "out")
 
 
 def test_numbers_are_short() -> None:

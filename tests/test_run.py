@@ -88,9 +88,14 @@ def test_stale_temporary_files_are_swept():
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_unwritable_folder_shows_before_any_work(monkeypatch, code):
+@pytest.mark.parametrize("name", ["seed0", "checkpoints"])
+def test_unwritable_folder_shows_before_any_work(monkeypatch, code, name):
+    write = storage.write_synced
+
     def refuse(path, data):
-        raise OSError(code, os.strerror(code))
+        if path.parent.name == name:
+            raise OSError(code, os.strerror(code))
+        write(path, data)
 
     monkeypatch.setattr(storage, "write_synced", refuse)
     with pytest.raises(StorageError, match=os.strerror(code)), Run(configure()):

@@ -57,14 +57,12 @@ class GraphEncoder(nn.Module):
         """
         keys = self.embed(x)
         nodes = self.nodes(torch.cat([x, y], -1))
-        if x.shape[1] > 0:
-            weights = torch.softmax(self.beta * keys @ keys.mT, -1)
-            weights = weights * ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-            weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-8)
-            values = nodes + weights @ nodes                                             # L h with L = R + I
-            pooled = values.mean(1)
-        else:
-            values, pooled = nodes, nodes.sum(1)
+        values = nodes
+        if x.shape[1] > 1:
+            similarity = self.beta * keys @ keys.mT
+            similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)      # R, a softmax over the others, has no diagonal
+            values = nodes + torch.softmax(similarity, -1) @ nodes                       # L h with L = R + I
+        pooled = values.sum(1) / max(x.shape[1], 1)
         loc, scale = _gaussian(self.task_loc(pooled), self.task_log_var(pooled))
         return TensorDict({"loc": loc, "scale": scale, "keys": keys, "values": values}, batch_size=[x.shape[0]])
 

@@ -51,17 +51,17 @@ class DRPPO(Algorithm):
             group["lr"] = search.lr * max(1 - float(self.rounds) / max(self.cfg.loop.iterations, 1), 0.2)
         for _ in range(search.updates):
             tasks = self.family.sample(search.tasks, self.generator)
-            latent = self.tell(tasks)["latent"]
+            latent = self.tell(tasks)["latent"].to(step.fabric.device)
             taken: list[dict[str, Tensor]] = []
 
             def act(observation: Tensor, latent: Tensor = latent, taken: list = taken) -> Tensor:
-                taken.append(self.ppo.sample(observation, latent, self.generator))
-                return taken[-1]["action"]
+                taken.append(self.ppo.sample(observation.to(latent.device), latent, self.generator))
+                return taken[-1]["action"].cpu()
 
-            data = collect(tasks, act, search.horizon or self.spec.horizon)
+            data = collect(tasks, act, search.horizon or self.spec.horizon).to(step.fabric.device)
             for name in taken[0]:
                 data[name] = torch.stack([row[name] for row in taken], 1)
             metrics = self.ppo.update(data, latent.unsqueeze(1), step, self.optimizers["policy"], self.generator)
-            self.policy.norm.fit(self.spec.features(real.transitions()["observation"]))
+            self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
         self.rounds += 1
         return {f"train/{name}": value for name, value in metrics.items()}

@@ -22,6 +22,7 @@ from mbrl_lightning.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.dynamics.graph import GraphDynamics
 from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.imagination import ImaginedStreams, mean_return
 from mbrl_lightning.policy_search.pathwise import PathwiseLoss
 from mbrl_lightning.policy_search.policies import Policy
@@ -45,6 +46,9 @@ class GSSMAPS(Algorithm):
         self.dynamics = GraphDynamics(self.spec, cfg.dynamics)
         search, latent = cfg.search, cfg.dynamics.latent_dim if conditioned else 0
         self.pathwise = search.method == "pathwise"
+        if self.pathwise and self.spec.discrete:
+            raise ConfigError(f"{self.spec.name}: no gradient passes through discrete actions, so search.method=pathwise "
+                              "cannot improve a policy", "set search.method=ppo")
         # a pathwise policy learns no deviation of its own: it explores with a fixed one
         sizes = replace(cfg.policy, initial_std=max(cfg.loop.action_noise, 0.01)) if self.pathwise else cfg.policy
         self.policy = Policy(self.spec, sizes, latent, squash=self.pathwise)
@@ -102,7 +106,7 @@ class GSSMAPS(Algorithm):
         most = round(share * min(self.cfg.dynamics.context, self.family.context_steps))
         context = real.draw_context(drawn, most, self.generator)
         latent = self.cfg.dynamics.latent_dim
-        starts = torch.stack([self._starts(real, rows) for _ in range(tasks)])
+        starts = torch.stack([self._starts(real, rows, self.generator) for _ in range(tasks)])
         noise = torch.randn(tasks, rows, latent, generator=self.generator)
         sample = torch.randn(tasks, latent, generator=self.generator)
         batch = step.share(TensorDict({"context": context, "observation": starts, "noise": noise, "sample": sample},
@@ -111,15 +115,15 @@ class GSSMAPS(Algorithm):
         belief["latent"] = belief["loc"] + belief["scale"] * batch["sample"]
         return batch.set("belief", belief)
 
-    def _starts(self, real: TaskBuffer, count: int) -> Tensor:
+    def _starts(self, real: TaskBuffer, count: int, generator: torch.Generator) -> Tensor:
         initial = round(self.cfg.search.initial_starts * count)
-        return torch.cat([real.start_states(initial, self.generator, initial=True),
-                          real.start_states(count - initial, self.generator, initial=False)])
+        return torch.cat([real.start_states(initial, generator, initial=True),
+                          real.start_states(count - initial, generator, initial=False)])
 
     def _improve_pathwise(self, real: TaskBuffer, step: GradientStep) -> dict[str, float]:
         search = self.cfg.search
         horizon = search.horizon or self.spec.horizon
-        loss = PathwiseLoss(self.restarts, self.dynamics, horizon, search.gamma, self.members)
+        loss = PathwiseLoss(self.restarts, self.dynamics, horizon, search.gamma, self.members).to(step.fabric.device)
 
         def losses(batch: TensorDict) -> dict[str, Tensor]:
             return {"loss": loss(batch)["loss_policy"]}
@@ -135,7 +139,7 @@ class GSSMAPS(Algorithm):
         members = self.members
         if self.cfg.search.holdout:
             members = slice(self.members.stop, None)
-        loss = PathwiseLoss(self.restarts, self.dynamics, horizon, 1.0, members)
+        loss = PathwiseLoss(self.restarts, self.dynamics, horizon, 1.0, members).to(step.fabric.device)
         batch = self._batch(real, step, 4 * self.cfg.search.tasks, self.cfg.search.rollouts)
         returns = step.fabric.all_reduce(loss(batch)["imagined_return"], reduce_op="mean")
         self.ranking.copy_(returns.argsort(descending=True))
@@ -143,32 +147,42 @@ class GSSMAPS(Algorithm):
         for name, value in self.restarts.net.named_parameters():
             self.policy.net.get_parameter(name).copy_(value[best : best + 1])
         self.policy.norm.load_state_dict(self.restarts.norm.state_dict())
+        returns = returns if self.spec.unit == "step" else returns * self.spec.horizon
         return {"imagined/return": float(returns[best]), "imagined/spread": float(returns.std(unbiased=False))}
 
     def _improve_ppo(self, real: TaskBuffer, step: GradientStep) -> dict[str, float]:
         search = self.cfg.search
         metrics: dict[str, float] = {}
         returns: list[Tensor] = []
+        own = self._own_generator(step)
         for first in range(0, search.updates, search.segments):
             batch = self._batch(real, step, search.tasks, search.rollouts)
-            streams = self._streams(batch, real, step)
+            streams = self._streams(batch, real, own)
             latent = batch["belief", "latent"][:, None]
             for _ in range(min(search.segments, search.updates - first)):
-                data = streams.rollout(lambda o: self.ppo.sample(o, latent.expand(*o.shape[:2], -1), self.generator),
+                data = streams.rollout(lambda o: self.ppo.sample(o, latent.expand(*o.shape[:2], -1), own),
                                        search.horizon or self.spec.horizon)
                 returns.append(mean_return(data, self.spec))
-                metrics = self.ppo.update(data, latent.unsqueeze(1), step, self.optimizers["policy"], self.generator)
+                metrics = self.ppo.update(data, latent.unsqueeze(1), step, self.optimizers["policy"], own)
         out = {f"train/{name}": value for name, value in metrics.items()}
-        return out | {"imagined/return": float(torch.stack(returns[-search.segments:]).mean())}
+        if returns:
+            out["imagined/return"] = float(step.mean(torch.stack(returns[-search.segments:]).mean()))
+        return out
 
-    def _streams(self, batch: TensorDict, real: TaskBuffer, step: GradientStep) -> ImaginedStreams:
+    def _own_generator(self, step: GradientStep) -> torch.Generator:
+        """Randomness of this rank's share of the imagined streams; the common generator stays the same on all ranks."""
+        if step.fabric.world_size == 1:
+            return self.generator
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator().manual_seed(seed + step.fabric.global_rank)
+
+    def _streams(self, batch: TensorDict, real: TaskBuffer, generator: torch.Generator) -> ImaginedStreams:
+        def restart(count: int) -> Tensor:
+            starts = self._starts(real, count, generator)
+            return starts[torch.randperm(count, generator=generator)]
+
         return ImaginedStreams(self.dynamics, batch["belief"], batch["observation"], self.spec.horizon, batch["noise"],
-                               self.members, lambda count: self._restarts(real, count), self.cfg.search.noise,
-                               self.generator)
-
-    def _restarts(self, real: TaskBuffer, count: int) -> Tensor:
-        starts = self._starts(real, count)
-        return starts[torch.randperm(count, generator=self.generator)]
+                               self.members, restart, self.cfg.search.noise, generator)
 
 
 class GSSM(GSSMAPS):
@@ -188,20 +202,22 @@ class GSSM(GSSMAPS):
 
     def _tune_pathwise(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> dict[str, Tensor]:
         tasks, search = len(belief), self.cfg.search
-        policies = Policy(self.spec, self.cfg.policy, 0, copies=tasks, squash=True)
+        device = step.fabric.device
+        policies = Policy(self.spec, self.cfg.policy, 0, copies=tasks, squash=True).to(device)
         policies.norm.load_state_dict(self.policy.norm.state_dict())
         with torch.no_grad():
             for name, value in policies.net.named_parameters():
                 value.copy_(self.policy.net.get_parameter(name).expand_as(value))
         rows = 4 * len(range(*self.members.indices(self.cfg.dynamics.members)))
         loss = PathwiseLoss(policies, self.dynamics, search.horizon or self.spec.horizon, search.gamma, self.members,
-                            paired=True)
+                            paired=True).to(step.fabric.device)
         optimizer = torch.optim.Adam(policies.net.parameters(), lr=self.cfg.evaluation.fine_tune_lr, fused=True)
         for _ in range(self.cfg.evaluation.fine_tune_updates):
             batch = TensorDict({"observation": real.start_states(tasks * rows, self.generator, initial=True)
                                 .view(tasks, rows, -1), "belief": belief,
                                 "noise": torch.randn(tasks, rows, self.cfg.dynamics.latent_dim,
-                                                     generator=self.generator)}, batch_size=[tasks])
+                                                     generator=self.generator)}, batch_size=[tasks]).to(device)
+            batch = batch.to(step.fabric.device)
             step(lambda batch=batch: {"loss": loss(batch)["loss_policy"]}, optimizer, search.max_grad_norm, stacked=True)
         return {name: value.detach() for name, value in policies.net.named_parameters()}
 
@@ -210,10 +226,10 @@ class GSSM(GSSMAPS):
         before = copy.deepcopy((self.policy.state_dict(), self.ppo.state_dict()))
         for task in range(len(belief)):
             one = TensorDict({"belief": belief[task : task + 1],
-                              "observation": self._starts(real, self.cfg.search.rollouts).unsqueeze(0),
+                              "observation": self._starts(real, self.cfg.search.rollouts, self.generator).unsqueeze(0),
                               "noise": torch.randn(1, self.cfg.search.rollouts, self.cfg.dynamics.latent_dim,
-                                                   generator=self.generator)}, batch_size=[1])
-            streams = self._streams(one, real, step)
+                                                   generator=self.generator)}, batch_size=[1]).to(step.fabric.device)
+            streams = self._streams(one, real, self.generator)
             optimizer = torch.optim.Adam(self.ppo.trained_parameters(), lr=self.cfg.evaluation.fine_tune_lr, fused=True)
             latent = one["belief", "latent"][:, None]
             for _ in range(self.cfg.evaluation.fine_tune_updates):

@@ -33,6 +33,7 @@ class TaskBuffer:
         """Register task parameters `[M, P]`; returns their indices `[M]`."""
         first = len(self.tasks)
         self.tasks = torch.cat([self.tasks, tasks.double()])
+        self._rows.clear()
         return torch.arange(first, len(self.tasks))
 
     def extend(self, data: TensorDictBase, index: Tensor, exploratory: bool) -> None:
@@ -106,12 +107,16 @@ class TaskBuffer:
     def state_dict(self) -> dict[str, object]:
         """Plain tensors and numbers."""
         data = self.transitions().flatten_keys(".").to_dict() if len(self) else {}
-        return {"data": {str(k): v.clone() for k, v in data.items()}, "tasks": self.tasks, "num_steps": self.num_steps}
+        # the writer's cursor says which rows are the oldest once the buffer is full
+        return {"data": {str(k): v.clone() for k, v in data.items()}, "writer": dict(self.storage.writer.state_dict()),
+                "tasks": self.tasks, "num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore into an empty buffer."""
         if state["data"]:
             length = len(state["data"]["task"])
             self.storage.extend(TensorDict(state["data"], batch_size=[length]).unflatten_keys("."))
+            if "writer" in state:
+                self.storage.writer.load_state_dict(state["writer"])
         self.tasks, self.num_steps = state["tasks"], state["num_steps"]
         self._rows.clear()

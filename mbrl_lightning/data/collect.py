@@ -54,14 +54,13 @@ def collect(simulator: Simulator, spec: EnvSpec, act: Act, steps: int, generator
     rows: list[tuple[Tensor, ...]] = []
     for _ in range(steps):
         action = act(observation)
-        following = simulator.step(action) if bool(alive.all()) else simulator.step(action, alive)
+        following = simulator.step(action) if training or bool(alive.all()) else simulator.step(action, alive)
         terminated = spec.termination(following)
         if training and spec.training_termination is not None:
             terminated = terminated | spec.training_termination(following)
         age += 1
-        truncated = (age >= spec.horizon) & ~terminated
-        rows.append((observation, action, following, terminated, truncated, age == 1, alive))
-        done = terminated | truncated
+        done = terminated | (age >= spec.horizon)
+        rows.append((observation, action, following, terminated, done, alive))
         observation = following
         if training and bool(done.any()):
             observation = simulator.reset(generator, done)
@@ -70,16 +69,20 @@ def collect(simulator: Simulator, spec: EnvSpec, act: Act, steps: int, generator
             alive = alive & ~done
             if not bool(alive.any()):
                 break
-    return _assemble(spec, rows)
+    return _assemble(spec, rows, training)
 
 
-def _assemble(spec: EnvSpec, rows: list[tuple[Tensor, ...]]) -> TensorDict:
+def _assemble(spec: EnvSpec, rows: list[tuple[Tensor, ...]], training: bool) -> TensorDict:
     columns = [torch.stack(column, 1) for column in zip(*rows, strict=True)]
-    observation, action, following, terminated, truncated, initial, valid = columns
+    observation, action, following, terminated, done, valid = columns
+    initial = torch.zeros_like(done)
+    initial[:, 0] = True
+    if training:
+        initial[:, 1:] = done[:, :-1]
     if not spec.discrete:
         action = action.clamp(-1, 1)
     reward = spec.reward(observation, action, following) * valid
-    flags = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+    flags = {"terminated": terminated, "truncated": done & ~terminated, "done": done}
     after = {"observation": following, "reward": reward.unsqueeze(-1)} | {k: v.unsqueeze(-1) for k, v in flags.items()}
     return TensorDict({"observation": observation, "action": action, "initial": initial, "valid": valid,
                        "next": TensorDict(after, batch_size=reward.shape)}, batch_size=reward.shape)

@@ -50,9 +50,7 @@ def make_family(name: str, **options: Any) -> TaskFamily:
             f"Known: {', '.join(FAMILIES)}.",
         )
     _check_options(f"task family {name!r}", FAMILIES[name], options)
-    family = FAMILIES[name](**options)
-    family.check_disjoint()
-    return family
+    return FAMILIES[name](**options)
 
 
 def family_of(env: EnvConfig) -> TaskFamily:
@@ -95,7 +93,6 @@ def load_family(file: str, **options: Any) -> TaskFamily:
             f"env.file: family() of {file} returned a {type(family).__name__}.",
             "Return gym_family(...) or a TaskFamily.",
         )
-    family.check_disjoint()
     return family
 
 

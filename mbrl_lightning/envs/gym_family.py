@@ -85,17 +85,9 @@ def gym_family(
     names = tuple(parameters)
     apply = _setter(label, probe, names, set_task)
     probe.close()
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise ConfigError(
-            f"{label}: observation space {space} is not flat.", "Wrap it in FlattenObservation."
-        )
+    size = _flat_size(label, space, observation_names)
     if steps is None:
         raise ConfigError(f"{label}: the environment has no step limit.", "Give horizon=.")
-    size = space.shape[0]
-    if observation_names is not None and len(observation_names) != size:
-        raise ConfigError(
-            f"{label}: {len(observation_names)} names for {size} observations.", "Name each or none."
-        )
     features, target = _angle_functions(sorted(angles), size)
     spec = EnvSpec(
         label,
@@ -124,6 +116,18 @@ def gym_family(
         extreme=beyond.draws(test_tasks, test_seed + 1, outside=train) if beyond else train.draws(0, 0),
         context_steps=context_steps,
     )
+
+
+def _flat_size(label: str, space: gymnasium.Space, names: Sequence[str] | None) -> int:
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise ConfigError(
+            f"{label}: observation space {space} is not flat.", "Wrap it in FlattenObservation."
+        )
+    if names is not None and len(names) != space.shape[0]:
+        raise ConfigError(
+            f"{label}: {len(names)} names for {space.shape[0]} observations.", "Name each or none."
+        )
+    return space.shape[0]
 
 
 def _box(ranges: Mapping[str, tuple[float, float]], names: tuple[str, ...], log: bool) -> Box:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 
 from mbrl_lightning.dynamics.base import Dynamics
+from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.imagination import ImaginedAct, ImaginedStreams
 from mbrl_lightning.policy_search.policies import Policy
 
@@ -46,6 +47,9 @@ class PathwiseLoss(LossModule):
         Returns:
             `loss_policy`, summed over the C policies (their parameters are apart, so each gets its own gradient), and
             `imagined_return` `[C]`, mean per step.
+
+        Raises:
+            ConfigError: the reward has no gradient in the actions.
         """
         if self.paired:
             reward = self._rollout(tensordict, self._act_paired(tensordict["belief", "latent"]), copies=1)
@@ -53,6 +57,9 @@ class PathwiseLoss(LossModule):
         else:
             reward = self._rewards(tensordict)                                                    # [M, E, C, b, H]
             returns = (reward * self.discount).sum(-1).mean((0, 1, 3)) / self.discount.sum()      # [C]
+        if torch.is_grad_enabled() and not returns.requires_grad:
+            raise ConfigError(f"{self.policy.spec.name}: the reward has no gradient in the actions, so nothing can be "
+                              "propagated back through imagined rollouts", "set search.method=ppo")
         values = {"loss_policy": -returns.sum(), "imagined_return": returns.detach()}
         return TensorDict(values, batch_size=[])
 

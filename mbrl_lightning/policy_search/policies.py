@@ -24,7 +24,7 @@ class Policy(nn.Module):
 
     def __init__(self, spec: EnvSpec, cfg: PolicyConfig, latent_dim: int, copies: int = 1, squash: bool = False) -> None:
         super().__init__()
-        self.spec, self.latent_dim, self.copies = spec, latent_dim, copies
+        self.spec, self.latent_dim, self.copies, self.gain = spec, latent_dim, copies, cfg.latent_gain
         self.squash = squash and not spec.discrete
         self.norm = Normalizer(spec.feature_dim)
         inputs = spec.feature_dim + latent_dim
@@ -37,9 +37,14 @@ class Policy(nn.Module):
                 self.net.scale_output(0.1)
         self.log_std = nn.Parameter(torch.full((copies, 1, spec.action_dim), float(cfg.initial_std)).log())
 
+    @property
+    def first(self) -> slice:
+        """The copy that is deployed, as a slice (of everything, which is cheapest, where there is but one)."""
+        return slice(None) if self.copies == 1 else slice(0, 1)
+
     def inputs(self, observation: Tensor, latent: Tensor) -> Tensor:
         """Standardised features and the latent, `[..., F + Z]`; the latent is cut off for an unconditioned policy."""
-        return torch.cat([self.norm(self.spec.features(observation)), latent[..., : self.latent_dim]], -1)
+        return torch.cat([self.norm(self.spec.features(observation)), self.gain * latent[..., : self.latent_dim]], -1)
 
     def head(self, inputs: Tensor, copies: slice = slice(None)) -> Tensor:
         """Mean actions (or logits) `[C, N, A]` for inputs `[C, N, F + Z]`."""
@@ -48,7 +53,7 @@ class Policy(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation `[..., A]` of the first copy, for inputs `[..., F + Z]` (what TorchRL's losses call)."""
-        loc = self.head(inputs.reshape(1, -1, inputs.shape[-1]), slice(0, 1)).view(*inputs.shape[:-1], -1)
+        loc = self.head(inputs.reshape(1, -1, inputs.shape[-1]), self.first).view(*inputs.shape[:-1], -1)
         return loc, self.log_std[0, 0].clamp(-5.0, 1.0).exp().expand_as(loc)
 
     def choose(self, loc: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -78,7 +83,7 @@ class Policy(nn.Module):
         """
         inputs = self.inputs(observation, belief["latent"])
         if "policy" not in belief.keys():
-            return self.choose(self(inputs)[0], noise)
+            return self.choose(self.head(inputs.unsqueeze(0), self.first).squeeze(0), noise)
         own = dict(belief["policy"].items())
         loc = torch.func.functional_call(self.net, own, (inputs.unsqueeze(1),)).squeeze(1)
         return self.choose(torch.tanh(loc) if self.squash else loc, noise)

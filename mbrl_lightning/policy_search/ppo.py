@@ -77,7 +77,7 @@ class PPO(nn.Module):
         return {"action": action, "inputs": inputs, "action_log_prob": density}
 
     @torch.no_grad()
-    def _advantages(self, data: TensorDict, latent: Tensor) -> TensorDict:
+    def _advantages(self, data: TensorDict, latent: Tensor, step: GradientStep) -> TensorDict:
         following = data["next"]
         reward = following["reward"]
         total = torch.zeros_like(reward[..., 0, :])
@@ -87,13 +87,14 @@ class PPO(nn.Module):
             squares += total.double().square().mean() / reward.shape[-2]
             total = total * ~following["done"][..., t, :]
         kept = 0.95 if self.return_square > 0 else 0.0
-        self.return_square.mul_(kept).add_((1 - kept) * squares)
+        self.return_square.mul_(kept).add_((1 - kept) * step.mean(squares))
         scaled = reward / self.return_square.sqrt().clamp_min(1e-6).to(reward.dtype)
         next_inputs = self.policy.inputs(following["observation"], latent.expand(*data.shape, -1))
         value, next_value = self.value(data["inputs"]), self.value(next_inputs)
+        lam = max(self.cfg.lam, 1e-6 / self.cfg.gamma)           # TorchRL's vectorised form breaks on a product of 0
         advantage, target = vec_generalized_advantage_estimate(
-            self.cfg.gamma, self.cfg.lam, value, next_value, scaled, following["done"], following["terminated"])
-        advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-6)
+            self.cfg.gamma, lam, value, next_value, scaled, following["done"], following["terminated"])
+        advantage = (advantage - advantage.mean()) / advantage.std(correction=0).clamp_min(1e-6)
         rows = data.select("inputs", "action", "action_log_prob").reshape(-1)
         rows["advantage"], rows["value_target"] = advantage.reshape(-1, 1), target.reshape(-1, 1)
         return rows
@@ -112,7 +113,7 @@ class PPO(nn.Module):
         Returns:
             Mean losses and `kl` of the last epoch.
         """
-        rows = self._advantages(data, latent)
+        rows = self._advantages(data, latent, step)
         metrics: list[dict[str, float]] = []
         for _ in range(self.cfg.epochs):
             metrics = []
@@ -121,7 +122,7 @@ class PPO(nn.Module):
                     continue                                       # a small remainder would be a noisy step of full size
                 batch = rows[index.to(rows.device)]
                 metrics.append(step(lambda batch=batch: self._losses(batch), optimizer, self.cfg.max_grad_norm))
-            kl = sum(m["kl"] for m in metrics) / len(metrics)
+            kl = float(step.mean(torch.tensor(sum(m["kl"] for m in metrics) / len(metrics), device=rows.device)))
             if self.cfg.target_kl is not None and kl > self.cfg.target_kl:
                 break
         return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}

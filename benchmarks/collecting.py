@@ -1,0 +1,119 @@
+"""Closed-loop collection on 16 half-cheetah tasks, against gymnasium's vector env and bare `mj_step`."""
+
+from __future__ import annotations
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from gymnasium.vector import SyncVectorEnv
+from torch import Tensor
+
+from benchmarks.measure import Ratio, compare, ratio
+from benchmarks.setting import Setting, prepare
+from mbrl_lightning.data.collect import Act, collect
+from mbrl_lightning.envs.half_cheetah import FRAME_SKIP
+from mbrl_lightning.envs.mujoco import nominal_model
+
+TASKS, STEPS = 16, 250
+OURS, VECTOR, BARE = "data.collect", "SyncVectorEnv", "bare mj_step"
+
+
+def policy_of(setting: Setting) -> Act:
+    """The belief-conditioned policy that all three sides call, `[16, 18] -> [16, 6]`."""
+    algorithm = setting.algorithm
+    belief = algorithm.prior(TASKS)
+
+    @torch.no_grad()
+    def act(observation: Tensor) -> Tensor:
+        noise = algorithm.policy.noise((TASKS,), setting.generator)
+        return algorithm.policy.act(observation, belief, noise)
+
+    return act
+
+
+def gymnasium_env(task: np.ndarray) -> gymnasium.Env:
+    """One half-cheetah with its mass and damping scaled."""
+    env = gymnasium.make("HalfCheetah-v5", exclude_current_positions_from_observation=False)
+    model = env.unwrapped.model
+    model.body_mass[:] *= task[0]
+    model.dof_damping[:] *= task[1]
+    mujoco.mj_setConst(model, env.unwrapped.data)
+    return env
+
+
+class Vector:
+    """The policy in `SyncVectorEnv`; what was seen, done and earned is kept."""
+
+    def __init__(self, tasks: np.ndarray, act: Act) -> None:
+        self.envs = SyncVectorEnv([lambda task=task: gymnasium_env(task) for task in tasks])
+        self.act = act
+
+    def __call__(self) -> None:
+        """`STEPS` steps of all tasks."""
+        observation, _ = self.envs.reset(seed=0)
+        kept = []
+        for _ in range(STEPS):
+            seen = torch.as_tensor(observation, dtype=torch.float32)
+            action = self.act(seen).clamp(-1, 1)
+            observation, reward, terminated, truncated, _ = self.envs.step(action.numpy())
+            kept.append(
+                (
+                    seen,
+                    action,
+                    torch.as_tensor(reward),
+                    torch.as_tensor(terminated),
+                    torch.as_tensor(truncated),
+                )
+            )
+        [torch.stack(column, 1) for column in zip(*kept, strict=True)]
+
+
+class Bare:
+    """The policy and `mj_step`; positions and velocities are read, nothing is kept."""
+
+    def __init__(self, tasks: np.ndarray, act: Act) -> None:
+        self.act = act
+        self.models = [mujoco.MjModel.from_xml_path(xml_path()) for _ in tasks]
+        for model, task in zip(self.models, tasks, strict=True):
+            model.body_mass[:] *= task[0]
+            model.dof_damping[:] *= task[1]
+            mujoco.mj_setConst(model, mujoco.MjData(model))
+        self.datas = [mujoco.MjData(model) for model in self.models]
+
+    def __call__(self) -> None:
+        """`STEPS` steps of all tasks."""
+        for model, data in zip(self.models, self.datas, strict=True):
+            mujoco.mj_resetData(model, data)
+        observation = np.zeros((len(self.datas), 18), dtype=np.float32)
+        for _ in range(STEPS):
+            action = self.act(torch.from_numpy(observation)).clamp(-1, 1).numpy()
+            for row, (model, data) in enumerate(zip(self.models, self.datas, strict=True)):
+                data.ctrl[:] = action[row]
+                mujoco.mj_step(model, data, FRAME_SKIP)
+                observation[row, :9], observation[row, 9:] = data.qpos, data.qvel
+
+
+def xml_path() -> str:
+    """Path of the half-cheetah that gymnasium brings."""
+    nominal_model("half_cheetah.xml")  # sends MuJoCo's warning about the file to logging
+    return str(gymnasium.envs.mujoco.__path__[0]) + "/assets/half_cheetah.xml"
+
+
+def run(repeats: int) -> list[Ratio]:
+    """Both ratios."""
+    setting = prepare("half_cheetah")
+    family, act = setting.family, policy_of(setting)
+    tasks = family.test[:TASKS]
+    simulator = family.simulate(tasks)
+    sides = {
+        OURS: lambda: collect(simulator, family.spec, act, STEPS, setting.generator),
+        VECTOR: Vector(tasks.numpy(), act),
+        BARE: Bare(tasks.numpy(), act),
+    }
+    seconds = compare(sides, repeats, 1)
+    case = f"{TASKS} half-cheetah tasks x {STEPS} steps"
+    return [
+        ratio("closed-loop collection", case, seconds, VECTOR, OURS, floor=1.5),
+        ratio("closed-loop collection", case, seconds, OURS, BARE, ceiling=1.3),
+    ]

@@ -1,0 +1,59 @@
+"""The table of contents, and what every algorithm must offer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import fingerprint, shortened
+
+from mbrl_lightning.algorithms import ALGORITHMS, make_algorithm
+from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.config import available
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.errors import ConfigError
+
+
+def test_every_algorithm_has_a_configuration_file_and_the_other_way_round():
+    assert sorted(ALGORITHMS) == available("algorithm")
+
+
+def test_unknown_algorithm_names_the_nearest(tiny, cartpole):
+    cfg = tiny()
+    cfg.algorithm = "gssm_asp"
+    with pytest.raises(ConfigError, match="gssm_aps"):
+        make_algorithm(cfg, cartpole)
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_weights_come_from_the_seed_alone(tiny, cartpole, name):
+    torch.manual_seed(123)
+    first = fingerprint(make_algorithm(tiny(name, seed=4), cartpole).state_dict())
+    torch.manual_seed(321)
+    assert fingerprint(make_algorithm(tiny(name, seed=4), cartpole).state_dict()) == first
+    assert fingerprint(make_algorithm(tiny(name, seed=5), cartpole).state_dict()) != first
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("family", ["cartpole", "acrobot", "half_cheetah"])
+def test_prior_and_posterior_drive_the_policy(tiny, name, family):
+    family = shortened(make_family(family))
+    cfg = tiny(name, search={"method": "ppo"})
+    algorithm = make_algorithm(cfg, family)
+    spec, belief = family.spec, algorithm.prior(4)
+    assert belief.batch_size == (4,)
+    assert belief["latent"].shape[0] == 4
+    action = algorithm.policy.act(torch.zeros(4, spec.observation_dim), belief)
+    assert action.shape == (4, spec.action_dim)
+    assert torch.isfinite(action).all()
+    if spec.discrete:
+        assert (action.sum(1) == 1).all()
+
+
+def test_an_algorithm_without_its_own_ways_has_the_plainest_ones(tiny, cartpole, recorded):
+    plain = Algorithm(cartpole, tiny())
+    belief = plain.adapt(recorded[:, :5])
+    assert belief["latent"].shape == (6, 0)
+    assert plain.explorers(belief) is belief
+    assert plain.fine_tune(belief, None, None) is None
+    with pytest.raises(NotImplementedError):
+        plain.improve(None, None, None)

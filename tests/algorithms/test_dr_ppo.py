@@ -1,0 +1,60 @@
+"""Domain-randomised PPO, the model-free rival."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import fingerprint, shortened
+
+from mbrl_lightning.algorithms.dr_ppo import DRPPO
+from mbrl_lightning.envs import make_family
+
+SEARCH = {"updates": 2, "tasks": 3, "horizon": 10}
+
+
+def test_each_update_sees_new_tasks_and_all_steps_are_counted(make_loop):
+    loop = make_loop("dr_ppo", search=SEARCH)
+    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    assert loop.real.num_steps == len(loop.real) == 2 * 3 * 10
+    assert len(torch.unique(loop.real.tasks, dim=0)) == 6
+
+
+def test_the_policy_acts_in_the_environment_with_its_own_noise(make_loop):
+    loop = make_loop("dr_ppo", search=SEARCH | {"updates": 1})
+    seen = {}
+
+    def interact(tasks, act, steps):
+        observation = torch.zeros(len(tasks), 4)
+        seen["actions"] = torch.stack([act(observation) for _ in range(50)])
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        loop.algorithm.improve(loop.real, loop.step, interact)
+    assert 0.3 < seen["actions"].std() < 1.0                                 # initial_std 0.6
+
+
+def test_it_has_no_model_and_believes_nothing(make_loop):
+    loop = make_loop("dr_ppo", search=SEARCH)
+    assert loop.algorithm.dynamics is None
+    assert loop.algorithm.adapt(torch.zeros(3, 4)).batch_size == (3,)
+    rows = loop.fit().rows
+    assert not [row for row in rows if row.metric.startswith(("model/", "probe/", "imagined/"))]
+    assert len({row.value for row in rows if row.metric == "return/wrong_belief"}) > 0
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_the_oracle_is_told_the_scaled_parameters(tiny, told):
+    family = shortened(make_family("cartpole"))
+    algorithm = DRPPO(family, tiny("dr_ppo"), told=told)
+    latent = algorithm.tell(family.test)["latent"]
+    if told:
+        torch.testing.assert_close(latent, family.scale(family.test).float())
+    assert latent.shape == (3, 2 if told else 0)
+
+
+def test_improving_moves_policy_and_value(make_loop):
+    loop = make_loop("dr_ppo", search=SEARCH)
+    before = fingerprint(dict(loop.algorithm.named_parameters()))
+    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    after = fingerprint(dict(loop.algorithm.named_parameters()))
+    assert all(after[name] != value for name, value in before.items())

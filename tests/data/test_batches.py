@@ -1,0 +1,56 @@
+"""Contexts and targets as the loss gets them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from fakes import fingerprint
+
+from mbrl_lightning.data.batches import ContextTargets, TransitionData, context_target
+from mbrl_lightning.schema import DynamicsConfig
+
+CFG = DynamicsConfig(tasks=4, context=5, targets=7, particles=2, latent_dim=3)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_shapes_and_told_parameters(filled, cartpole):
+    batch = context_target(filled, CFG, generator(), cartpole.scale, context=5)
+    assert batch["context"].shape == (4, 5)
+    assert batch["target"].shape == (4, 7)
+    assert batch["noise"].shape == (4, 2, 7, 3)
+    tasks = batch["target", "task"][:, 0]
+    torch.testing.assert_close(batch["task"], cartpole.scale(filled.tasks[tasks]).float())
+    assert torch.equal(batch["context", "task"][:, 0], tasks)
+
+
+def test_every_context_length_from_none_to_the_largest_is_drawn(filled, cartpole):
+    source = generator()
+    lengths = {context_target(filled, CFG, source, cartpole.scale)["context"].shape[1] for _ in range(100)}
+    assert lengths == {0, 1, 2, 3, 4, 5}
+
+
+def test_everything_in_a_batch_comes_from_the_generator(filled, cartpole):
+    first = fingerprint(context_target(filled, CFG, generator(3), cartpole.scale).to_dict())
+    torch.manual_seed(1)
+    assert fingerprint(context_target(filled, CFG, generator(3), cartpole.scale).to_dict()) == first
+    assert fingerprint(context_target(filled, CFG, generator(4), cartpole.scale).to_dict()) != first
+
+
+def test_an_epoch_has_as_many_batches_as_asked_for_and_they_differ(filled, cartpole):
+    batches = list(ContextTargets(filled, CFG, cartpole.scale, steps=3, seed=0))
+    assert len(batches) == 3
+    assert not torch.equal(batches[0]["noise"], batches[1]["noise"])
+
+
+def test_loader_gives_the_batches_as_they_are(filled, cartpole):
+    loader = TransitionData(filled, CFG, cartpole.scale, steps=2, seed=5).train_dataloader()
+    expected = list(ContextTargets(filled, CFG, cartpole.scale, steps=2, seed=5))
+    assert [fingerprint(b.to_dict()) for b in loader] == [fingerprint(b.to_dict()) for b in expected]
+
+
+def test_more_tasks_than_there_are(filled, cartpole):
+    assert len(context_target(filled, replace(CFG, tasks=20), generator(), cartpole.scale)) == 20

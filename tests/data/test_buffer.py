@@ -1,0 +1,198 @@
+"""Transitions at rest: what a draw may contain, and what survives a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import CounterSimulator, counter_spec, fingerprint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import collect
+from mbrl_lightning.errors import EnvError
+
+
+def episode(tasks: torch.Tensor, steps: int, seed: int = 0, horizon: int = 5) -> TensorDict:
+    """Counter data; the observation's second entry is the task's number, so that every row can be told."""
+    def act(observation: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(observation), 1)
+
+    return collect(CounterSimulator(tasks), counter_spec(horizon), act, steps, torch.Generator().manual_seed(seed))
+
+
+def numbers(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+
+
+def filled(lengths: dict[float, int], policy_steps: int = 0, capacity: int = 1000) -> TaskBuffer:
+    """One task for each number, with so many exploratory rows; `policy_steps` more by the policy, action 1."""
+    buffer = TaskBuffer(1, capacity)
+    for number, steps in lengths.items():
+        index = buffer.add_tasks(numbers(number))
+        buffer.extend(episode(numbers(number), steps, seed=int(number)), index, exploratory=True)
+        if policy_steps:
+            data = episode(numbers(number), policy_steps, seed=100 + int(number))
+            data["action"] = torch.ones_like(data["action"])
+            buffer.extend(data, index, exploratory=False)
+    return buffer
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_tasks_are_numbered_as_they_come():
+    buffer = TaskBuffer(1)
+    assert buffer.add_tasks(numbers(5, 6)).tolist() == [0, 1]
+    assert buffer.add_tasks(numbers(7)).tolist() == [2]
+    assert buffer.tasks[:, 0].tolist() == [5, 6, 7]
+
+
+def test_only_valid_rows_are_kept_and_counted():
+    buffer = TaskBuffer(1)
+    data = episode(numbers(1, 2), 6)
+    data["valid"][0, 2:] = False
+    buffer.extend(data, buffer.add_tasks(numbers(1, 2)), exploratory=True)
+    assert len(buffer) == buffer.num_steps == 8
+    assert buffer.rows(exploratory=True)[1].tolist() == [2, 6]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_context_is_of_the_right_task_exploratory_and_without_repetition(seed):
+    buffer = filled({1: 12, 2: 9, 3: 15}, policy_steps=20)
+    tasks = torch.tensor([2, 0, 1, 2])
+    context = buffer.draw_context(tasks, 9, generator(seed))
+    assert context.shape == (4, 9)
+    assert torch.equal(context["observation"][..., 1], (tasks + 1.0).unsqueeze(1).expand(4, 9))
+    assert context["exploratory"].all()
+    assert (context["action"] == 0).all()
+    stored = buffer.transitions()
+    for row, task in zip(context, tasks, strict=True):
+        keys = [tuple(o) for o in torch.cat([row["observation"], row["next", "observation"], row["initial"].float()
+                                             .unsqueeze(1)], 1).tolist()]
+        known = stored[(stored["task"] == task) & stored["exploratory"]]
+        for key in set(keys):                                                  # no oftener than it was stored
+            same = (known["observation"] == torch.tensor(key[:2])).all(1) & (known["initial"] == bool(key[4]))
+            assert keys.count(key) <= int(same.sum())
+
+
+def test_a_context_of_all_rows_is_all_rows():
+    buffer = TaskBuffer(1)
+    data = episode(numbers(4), 8, horizon=50)                                  # one episode: all observations differ
+    buffer.extend(data, buffer.add_tasks(numbers(4)), exploratory=True)
+    drawn = buffer.draw_context(torch.tensor([0]), 8, generator())["observation"][0, :, 0]
+    assert sorted(drawn.tolist()) == data["observation"][0, :, 0].tolist()
+
+
+def test_contexts_differ_from_draw_to_draw_and_from_task_to_task():
+    buffer = filled({1: 100})
+    source = generator()
+    drawn = buffer.draw_context(torch.tensor([0, 0]), 50, source)["observation"][..., 0]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn, buffer.draw_context(torch.tensor([0, 0]), 50, source)["observation"][..., 0])
+
+
+def test_context_is_cut_to_what_the_poorest_task_has():
+    buffer = filled({1: 12, 2: 3})
+    assert buffer.draw_context(torch.tensor([0, 1]), 10, generator()).shape == (2, 3)
+    assert buffer.draw_context(torch.tensor([0]), 10, generator()).shape == (1, 10)
+    assert buffer.draw_context(torch.tensor([0]), 0, generator()).shape == (1, 0)
+
+
+def test_targets_are_of_the_right_task_and_any_policys():
+    buffer = filled({1: 10, 2: 30}, policy_steps=10)
+    targets = buffer.draw_targets(torch.tensor([1, 0]), 400, generator())
+    assert torch.equal(targets["observation"][..., 1], torch.tensor([[2.0], [1.0]]).expand(2, 400))
+    shares = targets["exploratory"].float().mean(1)
+    assert shares.tolist() == pytest.approx([0.75, 0.5], abs=0.1)              # in proportion to what there is
+
+
+def test_tasks_with_exploratory_data_are_drawn_evenly():
+    buffer = filled({1: 5, 2: 5, 3: 5})
+    bare = buffer.add_tasks(numbers(9))
+    buffer.extend(episode(numbers(9), 5), bare, exploratory=False)
+    assert sorted(buffer.draw_tasks(3, generator()).tolist()) == [0, 1, 2]     # without repetition while it can
+    assert torch.bincount(buffer.draw_tasks(7, generator())).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
+
+
+def test_one_task_one_step():
+    buffer = filled({5: 1})
+    assert buffer.draw_tasks(4, generator()).tolist() == [0, 0, 0, 0]
+    assert buffer.draw_context(torch.tensor([0]), 3, generator()).shape == (1, 1)
+    assert buffer.draw_targets(torch.tensor([0]), 3, generator()).shape == (1, 3)
+    assert buffer.start_states(2, generator(), initial=True).shape == (2, 2)
+
+
+def test_start_states_are_first_ones_or_any_that_did_not_end():
+    buffer = TaskBuffer(1)
+    data = episode(numbers(3, 4), 30)
+    data["next", "terminated"] = data["next", "observation"][..., :1] % 100 == 3
+    buffer.extend(data, buffer.add_tasks(numbers(3, 4)), exploratory=True)
+    first = buffer.start_states(200, generator(), initial=True)
+    assert (first[:, 0] % 100 == 0).all()
+    seen = set((buffer.start_states(500, generator(), initial=False)[:, 0] % 100).tolist())
+    assert seen == {0, 1, 3, 4}                                                # from 2 the next step ended the episode
+
+
+@pytest.mark.parametrize("key", ["observation", "action", ("next", "observation"), ("next", "reward")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_data_that_are_not_finite_are_refused_whole(key, bad):
+    buffer = filled({1: 4})
+    before = fingerprint(buffer.state_dict())
+    data = episode(numbers(1, 2), 6)
+    data[key][1, 3, 0] = bad
+    with pytest.raises(EnvError, match="non-finite"):
+        buffer.extend(data, torch.tensor([0, 0]), exploratory=True)
+    assert fingerprint(buffer.state_dict()) == before
+
+
+def test_beyond_its_capacity_the_oldest_rows_go():
+    buffer = filled({1: 6, 2: 6, 3: 6}, capacity=10)
+    assert len(buffer) == 10
+    assert buffer.num_steps == 18                                              # all real steps are counted
+    assert buffer.rows(exploratory=False)[1].tolist() == [0, 4, 6]
+    assert set(buffer.draw_tasks(20, generator()).tolist()) == {1, 2}
+    context = buffer.draw_context(torch.tensor([1, 2]), 4, generator())
+    assert torch.equal(context["observation"][..., 1], torch.tensor([[2.0], [3.0]]).expand(2, 4))
+
+
+@pytest.mark.parametrize("capacity", [1000, 10], ids=["room", "wrapped"])
+def test_state_restores_content_and_what_comes_after(capacity):
+    buffer, other = filled({1: 6, 2: 7}, capacity=capacity), TaskBuffer(1, capacity)
+    other.load_state_dict(buffer.state_dict())
+    assert fingerprint(other.state_dict()) == fingerprint(buffer.state_dict())
+    for each in (buffer, other):                                               # the next rows replace the same old ones
+        each.extend(episode(numbers(3), 4, seed=9), each.add_tasks(numbers(3)), exploratory=True)
+    assert fingerprint(other.state_dict()) == fingerprint(buffer.state_dict())
+    draws = [each.draw_targets(torch.tensor([1, 2]), 20, generator(4)) for each in (buffer, other)]
+    assert torch.equal(draws[0]["observation"], draws[1]["observation"])
+    assert buffer.num_steps == other.num_steps == 17
+
+
+def test_state_is_a_copy_of_plain_tensors(tmp_path):
+    buffer = filled({1: 6})
+    state = buffer.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    before = fingerprint(state)
+    buffer.extend(episode(numbers(1), 6, seed=8), torch.tensor([0]), exploratory=True)
+    assert fingerprint(state) == before
+    assert fingerprint(torch.load(tmp_path / "state.pt", weights_only=True)) == before
+
+
+def test_an_empty_buffer_has_a_state_too():
+    buffer = TaskBuffer(2)
+    buffer.load_state_dict(TaskBuffer(2).state_dict())
+    assert len(buffer) == buffer.num_steps == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), count=st.integers(0, 8), tasks=st.integers(1, 6))
+def test_any_sizes(lengths, count, tasks):
+    buffer = filled({number + 1.0: steps for number, steps in enumerate(lengths)})
+    drawn = buffer.draw_tasks(tasks, generator())
+    context = buffer.draw_context(drawn, count, generator())
+    assert context.shape == (tasks, min(count, min(lengths[task] for task in drawn.tolist())))
+    assert (context["observation"][..., 1] == (drawn + 1.0).unsqueeze(1)).all()
+    assert buffer.draw_targets(drawn, count, generator()).shape == (tasks, count)

@@ -1,0 +1,89 @@
+"""What a run looks like; what cannot be drawn costs a warning."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from fakes import counter_family, fingerprint
+from tensordict import TensorDict
+
+from mbrl_lightning import diagnostics
+
+
+@pytest.fixture
+def trained(make_loop):
+    def make(algorithm: str = "gssm_aps", **options):
+        loop = make_loop(algorithm, loop={"iterations": 2}, **options)
+        loop.fit()
+        return loop
+
+    return make
+
+
+def test_all_figures_are_drawn_and_the_run_goes_on_as_before(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    loop = trained()
+    before = fingerprint(loop.state_dict())
+    written = diagnostics.draw(loop, tmp_path / "figures")
+    assert fingerprint(loop.state_dict()) == before
+    names = {path.name for path in written}
+    assert {"learning_curve.png", "adaptation_curve.png", "exploitation.png", "imagined_against_real.png",
+            "latent_space.png"} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_a_model_free_method_has_no_model_to_draw(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = {path.name for path in diagnostics.draw(trained("dr_ppo"), tmp_path)}
+    assert names == {"learning_curve.png", "adaptation_curve.png"}
+
+
+def test_a_figure_that_fails_costs_a_warning_and_the_others_are_drawn(trained, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("matplotlib")
+    loop = trained()
+
+    def broken(*_):
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(diagnostics.figures, "latent_space", broken)
+    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
+        assert len(diagnostics.draw(loop, tmp_path)) == 4
+    assert "no such colour" in caplog.text
+
+
+def test_imagined_and_real_episodes_begin_in_the_same_state_and_have_equal_length(trained):
+    loop = trained(dynamics={"members": 2})
+    imagined, real = diagnostics.imagined_and_real(loop, loop.family.test[:3])
+    assert imagined.shape == real.shape == (3, loop.family.spec.horizon)
+    assert torch.equal(imagined["observation"][:, 0], real["observation"][:, 0])
+    torch.testing.assert_close(imagined["action"][:, 0], real["action"][:, 0])
+    assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
+
+
+def test_an_imagined_episode_stays_where_it_ended():
+    observation = torch.arange(5.0).view(1, 5, 1).repeat(2, 1, 1)
+    done = torch.zeros(2, 5, 1, dtype=torch.bool)
+    done[0, 1], done[0, 3] = True, True
+    imagined = TensorDict({"observation": observation, "next": {"observation": observation + 1, "done": done}}, [2, 5])
+    still = diagnostics._standing_still(imagined)
+    assert still["observation"][..., 0].tolist() == [[0, 1, 2, 2, 2], [0, 1, 2, 3, 4]]
+    assert still["next", "observation"][..., 0].tolist() == [[1, 2, 2, 2, 2], [1, 2, 3, 4, 5]]
+
+
+def test_where_nothing_can_be_rendered_there_is_no_film_and_no_error(trained, tmp_path, caplog):
+    loop = trained("dr_ppo", family=counter_family())
+    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
+        assert diagnostics.film(loop, tmp_path / "film.mp4") is None
+    assert "nothing to see" in caplog.text
+
+
+def test_a_film_shows_the_deployed_policy(trained, tmp_path):
+    pytest.importorskip("imageio")
+    loop = trained()
+    before = fingerprint(loop.state_dict())
+    path = diagnostics.film(loop, tmp_path / "film.mp4", steps=5)
+    assert path is not None
+    assert path.stat().st_size > 500
+    assert fingerprint(loop.state_dict()) == before

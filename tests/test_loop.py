@@ -1,0 +1,431 @@
+"""The loop: exact resume, evaluation that leaves no trace, signals, divergence, smallest sizes."""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import StopAfter, counter_family, fingerprint, measured, shortened
+from lightning.fabric import Fabric
+
+from mbrl_lightning import checkpoint
+from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.errors import ConfigError, DivergedError, EnvError, Interrupted, Preempted
+from mbrl_lightning.loop import MetaLoop
+
+PPO_SEARCH = {"method": "ppo", "updates": 3, "segments": 2}
+VARIANTS = {
+    "gssm_aps": ("gssm_aps", {}),
+    "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}, "search": {"holdout": 1, "restarts": 2}}),
+    "gssm_aps-ppo-cheetah": ("gssm_aps", {
+        "search": PPO_SEARCH | {"initial_starts": 0.5, "noise": 1.0},
+        "env": {"name": "half_cheetah", "options": {}}}),
+    "gssm": ("gssm", {}),
+    "gssm-ppo": ("gssm", {"search": PPO_SEARCH}),
+    "dr_ppo": ("dr_ppo", {"search": {"updates": 2, "tasks": 2, "horizon": 30}}),
+}
+
+
+def variant(name: str, **loop):
+    algorithm, changes = VARIANTS[name]
+    return algorithm, changes | {"loop": {"iterations": 4} | loop}
+
+
+def disturb() -> None:
+    """What a new process would have: global generators in another state."""
+    torch.manual_seed(random.randrange(2**31))
+    np.random.seed(random.randrange(2**31))
+
+
+def family_for(cfg):
+    family = make_family(cfg.env.name, **cfg.env.options)
+    return shortened(family, horizon=12 if cfg.env.name == "half_cheetah" else None, test=2, context=8)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stopped_and_resumed_equals_uninterrupted(make_loop, tiny, tmp_path, name):
+    algorithm, changes = variant(name, evaluate_every=1)
+    cfg = tiny(algorithm, **changes)
+    whole = make_loop(cfg=cfg, family=family_for(cfg), folder=tmp_path / "whole")
+    whole.fit()
+
+    disturb()
+    stopped = make_loop(cfg=cfg, family=family_for(cfg), folder=tmp_path / "parts", stop=StopAfter(2))
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    left = fingerprint(stopped.state_dict())
+    disturb()
+    resumed = make_loop(cfg=cfg, family=family_for(cfg), folder=tmp_path / "parts")
+    disturb()
+    step, state = checkpoint.load(tmp_path / "parts" / "checkpoints")
+    assert step == 2
+    assert fingerprint(state) == left
+    resumed.load_state_dict(state)
+    resumed.fit()
+
+    assert fingerprint(resumed.state_dict()) == fingerprint(whole.state_dict())
+    assert measured(resumed.results.rows) == measured(whole.results.rows)
+    files = [(tmp_path / part / "results.csv").read_text().splitlines() for part in ("whole", "parts")]
+    assert len(files[0]) == len(files[1]) > 20
+
+
+def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
+    cfg_loop = {"iterations": 4, "checkpoint_every": 2, "evaluate_every": 1}
+    first = make_loop(folder=tmp_path, stop=StopAfter(3), loop=cfg_loop)
+    with pytest.raises(Interrupted):
+        first.fit()
+    resumed = make_loop(folder=tmp_path, loop=cfg_loop)
+    resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoints")[1])
+    resumed.iteration = 2                                                     # as if the newest had been lost
+    resumed.results.truncate(2)
+    with (tmp_path / "results.csv").open() as file:
+        assert max(int(row["iteration"]) for row in csv.DictReader(file)) == 2
+
+
+@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo"])
+def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name):
+    states, rows = [], []
+    for every in (0, 1):
+        algorithm, changes = variant(name, evaluate_every=every)
+        loop = make_loop(algorithm, **changes)
+        loop.fit()
+        state = loop.state_dict()
+        del state["streams"]["evaluation"]
+        states.append(fingerprint(state))
+        rows.append([row for row in measured(loop.results.rows) if "train/" in row or "imagined/" in row])
+    assert states[0] == states[1]
+    assert rows[0] == rows[1] != []
+
+
+@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo"])
+def test_a_full_meta_test_leaves_no_trace_but_in_its_own_stream(make_loop, name):
+    algorithm, changes = variant(name, iterations=1)
+    loop = make_loop(algorithm, **changes)
+    loop.fit()
+    before = fingerprint(loop.state_dict())
+    loop.evaluate(full=True)
+    changed = {key for key, value in fingerprint(loop.state_dict()).items() if before[key] != value}
+    assert changed <= {".streams.evaluation", ".gradient_steps"}
+    assert ".streams.evaluation" in changed
+
+
+def test_same_seed_same_run_and_another_seed_another(make_loop):
+    def run(seed: int):
+        disturb()
+        loop = make_loop(seed=seed)
+        loop.fit()
+        return fingerprint(loop.state_dict()), [row.value for row in loop.results.rows if "return" in row.metric]
+
+    first, again, other = run(1), run(1), run(2)
+    assert first == again
+    assert first[1] != other[1]
+    assert first[0][".algorithm.dynamics.decoder.0.weight"] != other[0][".algorithm.dynamics.decoder.0.weight"]
+
+
+@pytest.mark.parametrize(("signal", "kind", "code"), [(2, Interrupted, 130), (15, Preempted, 75), (10, Preempted, 75)])
+def test_a_signal_saves_at_the_boundary_and_ends_with_its_code(make_loop, tmp_path, signal, kind, code):
+    loop = make_loop(folder=tmp_path, stop=StopAfter(1, signal), loop={"iterations": 3, "checkpoint_every": 3})
+    with pytest.raises(kind, match="after iteration 1") as caught:
+        loop.fit()
+    assert caught.value.exit_code == code
+    assert checkpoint.load(tmp_path / "checkpoints")[0] == loop.iteration == 1
+
+
+def test_a_signal_in_the_last_iteration_does_not_undo_a_finished_run(make_loop, tmp_path):
+    loop = make_loop(folder=tmp_path, stop=StopAfter(2), loop={"iterations": 2})
+    loop.fit()
+    assert checkpoint.load(tmp_path / "checkpoints")[0] == 2
+
+
+def test_a_finished_run_can_be_made_longer(make_loop, tmp_path):
+    short = make_loop(folder=tmp_path, loop={"iterations": 2})
+    short.fit()
+    rows, steps = measured(short.results.rows), short.real.num_steps
+    longer = make_loop(folder=tmp_path, loop={"iterations": 4})
+    longer.load_state_dict(checkpoint.load(tmp_path / "checkpoints")[1])
+    longer.fit()
+    assert longer.iteration == 4
+    assert longer.real.num_steps > steps
+    assert measured(longer.results.rows)[: len(rows)] == rows
+    assert checkpoint.load(tmp_path / "checkpoints")[0] == 4
+
+
+def test_fitting_a_finished_loop_again_does_nothing(make_loop):
+    loop = make_loop(loop={"iterations": 1})
+    loop.fit()
+    before, rows = fingerprint(loop.state_dict()), len(loop.results.rows)
+    loop.fit()
+    assert fingerprint(loop.state_dict()) == before
+    assert len(loop.results.rows) == rows
+
+
+# -- divergence
+
+
+def is_finite(state) -> bool:
+    if isinstance(state, dict):
+        return all(is_finite(value) for value in state.values())
+    if isinstance(state, (list, tuple)):
+        return all(is_finite(value) for value in state)
+    return not isinstance(state, torch.Tensor) or not state.is_floating_point() or bool(state.isnan().sum() == 0)
+
+
+@pytest.mark.parametrize("stage", ["model", "policy"])
+def test_a_loss_that_turns_nan_ends_the_run_and_keeps_the_last_good_state(make_loop, tmp_path, monkeypatch, stage):
+    loop = make_loop(folder=tmp_path, loop={"iterations": 4})
+    owner = loop.algorithm.dynamics if stage == "model" else loop.algorithm
+    name = "training_step" if stage == "model" else "improve"
+    real, calls = getattr(owner, name), 0
+
+    def faulty(*args):
+        nonlocal calls
+        calls += 1
+        if stage == "policy" and loop.iteration == 2:
+            loop.algorithm.restarts.net[0].weight.data[0, 0, 0] = float("nan")
+        out = real(*args)
+        if stage == "model" and loop.iteration == 2 and calls >= 10:
+            out["loss"] = out["loss"] * float("nan")
+        return out
+
+    monkeypatch.setattr(owner, name, faulty)
+    with pytest.raises(DivergedError) as caught:
+        loop.fit()
+    assert caught.value.exit_code == 4
+    assert loop.iteration == 2
+    step, state = checkpoint.load(tmp_path / "checkpoints")
+    assert step == 2
+    assert is_finite(state)
+    fresh = make_loop(folder=tmp_path, loop={"iterations": 4})
+    fresh.load_state_dict(state)
+    fresh.fit()                                                               # the fault gone, the run goes on
+    assert fresh.iteration == 4
+
+
+def test_a_model_step_that_diverges_leaves_the_models_weights(make_loop, monkeypatch):
+    loop = make_loop(loop={"iterations": 1})
+    dynamics = loop.algorithm.dynamics
+    monkeypatch.setattr(dynamics, "training_step", lambda batch: {"loss": dynamics.decoder[0].weight.sum() * float("nan")})
+    before = fingerprint(dict(dynamics.named_parameters()))
+    with pytest.raises(DivergedError):
+        loop.fit()
+    assert fingerprint(dict(dynamics.named_parameters())) == before
+
+
+def test_an_environment_that_gives_nan_ends_the_run_with_nothing_of_it_kept(make_loop):
+    broken = counter_family(reward=lambda o, a, n: torch.full_like(n[..., 0], float("nan")))
+    loop = make_loop(family=broken)
+    with pytest.raises(EnvError):
+        loop.fit()
+    assert len(loop.real) == loop.real.num_steps == 0
+
+
+# -- smallest sizes and odd families
+
+
+SMALLEST = {
+    "env": {"name": "cartpole"},
+    "loop": {"iterations": 2, "tasks_per_iteration": 1, "exploration_steps": 1, "episodes_per_task": 1, "episode_steps": 1,
+             "model_steps": 1, "first_model_steps": 1, "evaluate_every": 1},
+    "dynamics": {"tasks": 1, "context": 1, "targets": 1, "members": 1, "latent_dim": 1, "particles": 1},
+    "search": {"updates": 1, "horizon": 1, "tasks": 1, "rollouts": 1, "restarts": 1, "segments": 1, "epochs": 1,
+               "minibatch": 1},
+    "evaluation": {"context": 1, "shots": [0.0, 1.0], "fine_tune_updates": 1},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom is <= 0.*:UserWarning")
+@pytest.mark.parametrize("method", ["pathwise", "ppo"])
+@pytest.mark.parametrize("algorithm", ["gssm_aps", "gssm"])
+def test_one_of_everything(make_loop, algorithm, method):
+    family = shortened(make_family("cartpole"), horizon=1, test=1, context=1)
+    changes = SMALLEST | {"search": SMALLEST["search"] | {"method": method}}
+    loop = make_loop(algorithm, family=family, **changes)
+    results = loop.fit()
+    returns = [row.value for row in results.rows if row.metric == "return/policy"]
+    assert len(returns) == 3
+    assert np.isfinite(returns).all()
+    assert loop.real.num_steps == 1 + 1 + 1 + 1                               # exploration, first, exploration, episode
+
+
+def test_no_exploration_after_the_first_iteration_means_an_empty_context(make_loop):
+    loop = make_loop(loop={"iterations": 2, "exploration_steps": 0})
+    loop.fit()
+    assert loop.real.rows(exploratory=True)[1].tolist() == [20, 20, 0, 0]
+
+
+def test_test_tasks_that_are_training_tasks_are_refused(make_loop, tiny):
+    family = counter_family()
+    overlapping = replace(family, grid=family.test[:2])
+    with pytest.raises(ConfigError, match="also a training task"):
+        make_loop(family=overlapping)
+    make_loop(family=overlapping, allow_overlap=True)
+
+
+def test_no_test_tasks_at_all(make_loop):
+    family = make_family("cartpole")
+    loop = make_loop(family=replace(family, test=family.test[:0], extreme=family.extreme[:0]), loop={"iterations": 1})
+    assert not [row for row in loop.fit().rows if row.metric.startswith("return/")]
+
+
+# -- what is collected and counted
+
+
+def test_real_steps_are_counted_exactly(make_loop):
+    loop = make_loop(loop={"iterations": 3, "tasks_per_iteration": 2, "exploration_steps": 7, "episodes_per_task": 3,
+                           "episode_steps": 5, "redraw_every": 2})
+    loop.fit()
+    # first: explored at length in place of episodes; second: same tasks, episodes alone; third: new tasks, both
+    assert loop.real.num_steps == 2 * (7 + 15) + 2 * 15 + 2 * (7 + 15)
+    assert len(loop.real.tasks) == 4
+    steps = {row.iteration: row.real_steps for row in loop.results.rows if row.metric == "train/model_loss"}
+    assert steps == {1: 44, 2: 74, 3: 118}
+
+
+def test_tasks_are_redrawn_when_due(make_loop):
+    loop = make_loop(loop={"iterations": 4, "redraw_every": 3})
+    seen = []
+    fit_dynamics = loop._fit_dynamics
+
+    def watched():
+        seen.append(loop.tasks.clone())
+        return fit_dynamics()
+
+    loop._fit_dynamics = watched
+    loop.fit()
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[2], seen[3])
+
+
+def test_exploration_is_random_and_episodes_are_the_policys(make_loop):
+    loop = make_loop(loop={"iterations": 2, "action_noise": 0.0, "exploration_steps": 25})
+    loop.fit()
+    data = loop.real.transitions()
+    random_part = data["action"][data["exploratory"]].abs()
+    assert random_part.min() < 0.2 < 0.8 < random_part.max()
+    assert data["initial"][~data["exploratory"]].sum() >= 2
+
+
+def test_model_steps_of_first_middle_and_last_iteration(make_loop, monkeypatch):
+    loop = make_loop(loop={"iterations": 3, "first_model_steps": 5, "model_steps": 2, "last_model_steps": 4})
+    counts = {}
+    real = loop.algorithm.dynamics.training_step
+
+    def counted(batch):
+        counts[loop.iteration] = counts.get(loop.iteration, 0) + 1
+        return real(batch)
+
+    monkeypatch.setattr(loop.algorithm.dynamics, "training_step", counted)
+    loop.fit()
+    assert counts == {0: 5, 1: 2, 2: 2 + 4}
+
+
+def test_on_policy_methods_collect_for_themselves(make_loop):
+    loop = make_loop("dr_ppo", loop={"iterations": 2}, search={"updates": 3, "tasks": 2, "horizon": 10})
+    loop.fit()
+    assert loop.real.num_steps == 2 * 3 * 2 * 10
+    assert not loop.real.transitions()["exploratory"].any()
+
+
+# -- what is written
+
+
+def test_rows_of_the_last_evaluation(make_loop):
+    loop = make_loop(loop={"iterations": 2}, evaluation={"context": 8, "shots": [0, 1, 2]})
+    rows = loop.fit().rows
+    shots = {row.shot for row in rows if row.metric == "return/policy"}
+    assert shots == {0, 8, 16}
+    for metric in ("return/policy", "return/random", "return/sampled", "return/wrong_belief", "model/nmse", "model/mse",
+                   "model/wrong_nmse", "model/null_mse", "model/multi_step_nmse"):
+        tasks = sorted(row.task for row in rows if row.metric == metric and row.shot == 8 and row.iteration == 2)
+        assert tasks == [0, 1, 2], metric
+    assert {row.metric for row in rows if row.metric.startswith("probe/")} == {"probe/r2/cart_mass", "probe/r2/pole_mass"}
+    assert {"imagined/return", "real/return", "time/collect", "time/model", "time/policy", "time/evaluate",
+            "latent/scale", "latent/spread", "latent/collapse"} <= {row.metric for row in rows}
+    assert all(row.unit for row in rows if row.metric.startswith("return/"))
+
+
+def test_extreme_tasks_are_tested_at_the_end(make_loop):
+    family = make_family("cartpole")
+    family = replace(family, test=family.test[:2], extreme=family.extreme[:3])
+    rows = make_loop(family=family, loop={"iterations": 2, "evaluate_every": 1}).fit().rows
+    extreme = [row for row in rows if row.split == "extreme" and row.metric == "return/policy"]
+    assert [(row.iteration, row.task) for row in extreme] == [(2, 0), (2, 1), (2, 2)]
+
+
+def test_tuning_on_the_training_range_never_touches_the_test_tasks(make_loop):
+    loop = make_loop(loop={"iterations": 1}, evaluation={"split": "train"})
+    rows = loop.fit().rows
+    assert {row.split for row in rows if row.split} == {"train"}
+    assert len([row for row in rows if row.metric == "return/random"]) == 16
+
+
+def test_checkpoints_are_kept_as_asked(make_loop, tmp_path):
+    make_loop(folder=tmp_path, loop={"iterations": 5, "checkpoint_every": 2, "keep": 2}).fit()
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5, 4]
+
+
+def test_weights_alone_start_a_new_run(make_loop):
+    trained = make_loop(loop={"iterations": 1})
+    trained.fit()
+    fresh = make_loop(seed=9)
+    fresh.load_state_dict(trained.state_dict(), weights_only=True)
+    assert fresh.iteration == len(fresh.real) == 0
+    assert fingerprint(fresh.algorithm.state_dict()) == fingerprint(trained.algorithm.state_dict())
+    assert fingerprint(fresh.streams.state_dict())[".tasks"] != fingerprint(trained.streams.state_dict())[".tasks"]
+
+
+def test_figures_are_asked_for_when_due(tiny):
+    cfg = tiny(loop={"iterations": 5, "figures_every": 2})
+    family, seen = shortened(make_family("cartpole")), []
+    MetaLoop(cfg, family, make_algorithm(cfg, family), watch=lambda loop: seen.append(loop.iteration)).fit()
+    assert seen == [2, 4, 5]
+
+
+def test_figures_that_fail_do_not_stop_a_run(tiny, caplog):
+    def broken(loop):
+        raise RuntimeError("no display")
+
+    cfg = tiny(loop={"iterations": 3, "figures_every": 1})
+    family = shortened(make_family("cartpole"))
+    loop = MetaLoop(cfg, family, make_algorithm(cfg, family), watch=broken)
+    loop.fit()
+    assert loop.iteration == 3
+    assert "no display" in caplog.text
+
+
+def test_half_precision_moves_the_numbers_and_not_the_weights_type(make_loop):
+    states = []
+    for precision in ("32-true", "bf16-mixed"):
+        loop = make_loop(precision=precision, loop={"iterations": 1})
+        loop.fit()
+        states.append(loop.algorithm.state_dict())
+    weight = "dynamics.decoder.0.weight"
+    assert states[1][weight].dtype == torch.float32
+    assert not torch.equal(states[0][weight], states[1][weight])
+    torch.testing.assert_close(states[0][weight], states[1][weight], atol=0.01, rtol=0)
+
+
+# -- several devices
+
+
+@pytest.mark.parametrize(("section", "key"), [("dynamics", "tasks"), ("search", "tasks")])
+def test_tasks_that_do_not_divide_among_devices_are_refused(tiny, monkeypatch, section, key):
+    cfg = tiny()
+    setattr(getattr(cfg, section), key, 3)
+    family = shortened(make_family("cartpole"))
+    monkeypatch.setattr(Fabric, "world_size", property(lambda self: 2))
+    with pytest.raises(ConfigError, match=f"{section}.{key}=3"):
+        MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
+
+
+def test_without_a_folder_nothing_is_written(make_loop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_loop(loop={"iterations": 1}).fit()
+    assert list(Path(tmp_path).iterdir()) == []

@@ -1,0 +1,148 @@
+"""Trains with two processes and writes what each of them holds; run by `test_distributed.py`, not by pytest itself.
+
+`python two_ranks.py FOLDER NAME...` imports everything once and forks the ranks of each named scenario, since an import takes
+longer than the training. Each rank writes FOLDER/NAME/rank<r>.pt; exit statuses and seconds go to FOLDER/outcome.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fakes import fingerprint, measured, shortened
+
+from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.config import compose
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.errors import MBRLError
+from mbrl_lightning.loop import MetaLoop
+
+LIMIT = 60.0
+BASE = {"conf": "debug", "seed": 3, "loop": {"iterations": 2, "model_steps": 6, "first_model_steps": 6},
+        "search": {"restarts": 2, "tasks": 4, "updates": 3}, "dynamics": {"tasks": 4}}
+PPO = {"search": BASE["search"] | {"method": "ppo", "epochs": 3, "minibatch": 8, "target_kl": 1e-4}}
+
+
+def build(rank: int, folder: Path, changes: dict, world: int) -> MetaLoop:
+    devices = {"devices": world, "strategy": "ddp"} if world > 1 else {}
+    cfg = compose(BASE | changes | devices)
+    family = shortened(make_family("cartpole"), test=2)
+    return MetaLoop(cfg, family, make_algorithm(cfg, family), folder / "run", quiet=True)
+
+
+def trains(**changes) -> Callable[[int, Path, int], None]:
+    def scenario(rank: int, folder: Path, world: int) -> None:
+        loop = build(rank, folder, changes, world)
+        loop.fit()
+        state = loop.state_dict()
+        torch.save({"algorithm": loop.algorithm.state_dict(), "print": fingerprint(state), "rows": len(loop.results.rows),
+                    "measured": measured(loop.results.rows), "global": loop.fabric.global_rank}, folder / f"rank{rank}.pt")
+
+    return scenario
+
+
+class Raised:
+    """A stop flag that is up on one rank alone."""
+
+    def __init__(self, up: bool) -> None:
+        self.requested = int(signal.SIGTERM) if up else None
+
+
+def signalled(rank: int, folder: Path, world: int) -> None:
+    loop = build(rank, folder, {"loop": BASE["loop"] | {"iterations": 4}}, world)
+    loop.stop = Raised(rank == 1)
+    loop.fit()
+
+
+def dies(rank: int, folder: Path, world: int) -> None:
+    loop = build(rank, folder, {}, world)
+    real = loop.algorithm.dynamics.training_step
+
+    def step(batch):
+        if rank == 1 and loop.step.count == 3:
+            os._exit(9)
+        return real(batch)
+
+    loop.algorithm.dynamics.training_step = step
+    loop.fit()
+
+
+def diverges(rank: int, folder: Path, world: int) -> None:
+    loop = build(rank, folder, {}, world)
+    real = loop.algorithm.dynamics.training_step
+
+    def step(batch):
+        out = real(batch)
+        return out | {"loss": out["loss"] * float("nan")} if rank == 1 and loop.step.count == 3 else out
+
+    loop.algorithm.dynamics.training_step = step
+    loop.fit()
+
+
+SCENARIOS: dict[str, Callable[[int, Path, int], None]] = {
+    "gssm_aps": trains(), "gssm": trains(algorithm="gssm"), "gssm_aps-ppo": trains(**PPO),
+    "dr_ppo": trains(algorithm="dr_ppo", search=BASE["search"] | {"horizon": 12}),
+    "signalled": signalled, "dies": dies, "diverges": diverges}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start(name: str, rank: int, folder: Path, world: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        if world > 1:                                       # as torchrun would say it
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+                              GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
+        SCENARIOS[name](rank, folder, world)
+        status = 0
+    except MBRLError as error:
+        print(error, file=sys.stderr)
+        status = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run(name: str, folder: Path, world: int) -> dict:
+    folder.mkdir(parents=True)
+    port, began = free_port(), time.monotonic()
+    children = [start(name, rank, folder, world, port) for rank in range(world)]
+    statuses: dict[int, int | None] = {}
+    while len(statuses) < world and time.monotonic() - began < LIMIT:
+        for rank, child in enumerate(children):
+            if rank not in statuses:
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    statuses[rank] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    for rank, child in enumerate(children):
+        if rank not in statuses:                            # hangs
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            statuses[rank] = None
+    return {"statuses": [statuses[rank] for rank in range(world)], "seconds": time.monotonic() - began}
+
+
+if __name__ == "__main__":
+    target, outcome = Path(sys.argv[1]), {}
+    for wanted in sys.argv[2:]:
+        scenario_name, _, count = wanted.partition(":")
+        outcome[wanted] = run(scenario_name, target / wanted.replace(":", "_"), int(count or 2))
+    (target / "outcome.json").write_text(json.dumps(outcome))
