@@ -35,9 +35,7 @@ def machine() -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = f"{names[0]}, {len(names)} cores" if names else cpu
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {

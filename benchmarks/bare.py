@@ -52,7 +52,7 @@ def decode(model: GraphDynamics, x: Tensor, code: Tensor, members: int) -> Tenso
 
 
 def loss(model: GraphDynamics, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """GSSM Eq. 7, one particle; context `[M, K, .]` x and y, targets `[M, N, .]` x and y, noise `[M, N, Z]`."""
+    """GSSM Eq. 7, one particle: x and y of the context `[M, K, .]` and targets `[M, N, .]`, noise `[M, N, Z]`."""
     cx, cy, x, y, noise = batch
     keys, values, (loc_c, scale_c) = context(model, cx, cy)
     loc, scale = codes(model, x, keys, values)

@@ -95,9 +95,7 @@ def markdown(
 ) -> str:
     """The page."""
     hardware = f"{machine['cpu']}, {machine['system']}, {machine['threads']} thread"
-    libraries = [
-        f"{name} {value}" for name, value in machine.items() if name not in ("cpu", "threads", "system")
-    ]
+    libraries = [f"{name} {value}" for name, value in machine.items() if name not in ("cpu", "threads", "system")]
     parts = [INTRODUCTION, f"Measured on: {hardware}; {', '.join(libraries)}.\n"]
     for group, introduction in GROUPS.items():
         rows = [_row(entry) for entry in ratios if entry.group == group]
@@ -117,10 +115,7 @@ def _row(entry: Ratio) -> str:
 
 def _memory_table(memories: Sequence[Memory]) -> str:
     sides = list(dict.fromkeys(entry.side for entry in memories))
-    cells = {
-        (entry.case, entry.side): f"{entry.peak / 1e6:.1f} MB, {entry.largest / 1e6:.1f} MB"
-        for entry in memories
-    }
+    cells = {(entry.case, entry.side): f"{entry.peak / 1e6:.1f} MB, {entry.largest / 1e6:.1f} MB" for entry in memories}
     rows = [
         f"| {case} | " + " | ".join(cells[case, side] for side in sides) + " |"
         for case in dict.fromkeys(entry.case for entry in memories)

@@ -48,9 +48,7 @@ class BareFit:
         tasks = torch.randperm(len(self.table), generator=draw)[: cfg.tasks].unsqueeze(1)
         order = torch.rand(cfg.tasks, self.table.shape[1], generator=draw).topk(length, dim=1).indices
         context = self.table[tasks, order]
-        target = self.table[
-            tasks, (torch.rand(cfg.tasks, cfg.targets, generator=draw) * self.counts[tasks]).long()
-        ]
+        target = self.table[tasks, (torch.rand(cfg.tasks, cfg.targets, generator=draw) * self.counts[tasks]).long()]
         noise = torch.randn(cfg.tasks, cfg.targets, cfg.latent_dim, generator=draw)
         return self.x[context], self.y[context], self.x[target], self.y[target], noise
 

@@ -21,9 +21,7 @@ class Imagination:
     def __init__(self, setting: Setting) -> None:
         search, self.algorithm, self.spec = setting.cfg.search, setting.algorithm, setting.family.spec
         self.setting, self.horizon = setting, search.horizon or self.spec.horizon
-        self.batch: TensorDict = setting.algorithm._batch(
-            setting.real, setting.step, search.tasks, search.rollouts
-        )
+        self.batch: TensorDict = setting.algorithm._batch(setting.real, setting.step, search.tasks, search.rollouts)
         self.members = len(range(*self.algorithm.members.indices(setting.cfg.dynamics.members)))
         self.algorithm.dynamics.requires_grad_(False)
 
@@ -100,9 +98,7 @@ class DifferentiatedRollout(Imagination):
 
         def lay_out(value: Tensor) -> Tensor:
             return (
-                value.unflatten(1, (members, 1, -1))
-                .expand(-1, -1, copies, -1, -1)
-                .reshape(tasks, -1, value.shape[-1])
+                value.unflatten(1, (members, 1, -1)).expand(-1, -1, copies, -1, -1).reshape(tasks, -1, value.shape[-1])
             )
 
         observation, noise = lay_out(batch["observation"]), lay_out(batch["noise"])

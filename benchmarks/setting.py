@@ -45,9 +45,7 @@ def prepare(conf: str, tasks: int = 20, steps: int = 300) -> Setting:
     generator = torch.Generator().manual_seed(0)
     real = TaskBuffer(len(family.parameters), cfg.loop.buffer)
     drawn = family.sample(tasks, generator)
-    data = collect(
-        family.simulate(drawn), family.spec, random_actions(family.spec, generator), steps, generator
-    )
+    data = collect(family.simulate(drawn), family.spec, random_actions(family.spec, generator), steps, generator)
     real.extend(data, real.add_tasks(drawn), exploratory=True)
     transitions = real.transitions()
     algorithm.dynamics.observe(transitions, cfg.search.bounds)

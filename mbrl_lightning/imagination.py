@@ -108,18 +108,15 @@ class ImaginedStreams:
 
 
 def mean_return(rollout: TensorDict, spec: EnvSpec) -> Tensor:
-    """Imagined return in the family's unit, comparable with the return of real training episodes.
+    """Return of an episode in the family's unit, from streams that run on over the ends of episodes.
 
-    Where episodes end early: reward over the number of ends. Otherwise the mean reward, times the horizon unless the unit is
-    a mean per step.
+    Total reward over the number of episodes: those that ended, or, where none ends early, the steps over the horizon.
 
     Args:
-        rollout: batch `[M, B, T]`.
+        rollout: batch `[..., T]` of imagined or real training data.
         spec: unit and horizon.
     """
-    reward = rollout["next", "reward"]
-    if spec.unit == "step":
-        return reward.mean()
-    if spec.training_termination is not None:
-        return reward.sum() / rollout["next", "done"].sum().clamp_min(1)
-    return reward.mean() * spec.horizon
+    reward, done = rollout["next", "reward"], rollout["next", "done"]
+    episodes = torch.clamp_min(done.sum(), reward.numel() / spec.horizon)
+    total = reward.sum() / episodes
+    return total / spec.horizon if spec.unit == "step" else total

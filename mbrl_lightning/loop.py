@@ -18,8 +18,9 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.console import log
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act, collect, random_actions, training_return
+from mbrl_lightning.data.collect import Act, collect, random_actions
 from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.imagination import mean_return
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
 from mbrl_lightning.meta_test import MetaTest
 from mbrl_lightning.progress import Progress
@@ -141,7 +142,7 @@ class MetaLoop:
 
         data = self._simulate(self.tasks[rows], act, steps)
         self.real.extend(data, self.index[rows], exploratory=False)
-        return {"real/return": training_return(data, self.family.spec)}
+        return {"real/return": float(mean_return(data, self.family.spec))}
 
     def _simulate(self, tasks: Tensor, act: Act, steps: int) -> TensorDict:
         simulator = self.family.simulate(tasks)

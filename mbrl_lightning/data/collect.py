@@ -92,10 +92,3 @@ def episode_returns(episodes: TensorDict, spec: EnvSpec) -> Tensor:
     """Return of each evaluation episode `[B, T] -> [B]` in the family's unit: sum, or mean per step of the horizon."""
     total = episodes["next", "reward"].squeeze(-1).sum(-1)
     return total / spec.horizon if spec.unit == "step" else total
-
-
-def training_return(data: TensorDict, spec: EnvSpec) -> float:
-    """Mean return of the training episodes in `[B, T]`, unfinished ones counted in, in the family's unit."""
-    total = float(data["next", "reward"].sum())
-    episodes = max(int(data["initial"].sum()), 1)
-    return total / data["valid"].sum().item() if spec.unit == "step" else total / episodes

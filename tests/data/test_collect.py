@@ -7,7 +7,7 @@ import torch
 from fakes import CounterSimulator, counter_spec
 from tensordict import TensorDict
 
-from mbrl_lightning.data.collect import collect, episode_returns, random_actions, training_return
+from mbrl_lightning.data.collect import collect, episode_returns, random_actions
 
 TASKS = torch.tensor([[3.0], [4.0], [50.0]], dtype=torch.float64)
 
@@ -99,14 +99,6 @@ def test_episode_returns_are_over_the_whole_horizon(unit, expected):
     spec = counter_spec(8, unit=unit, termination=past_task)
     data, _ = run(spec, 8, training=False, tasks=TASKS[[0, 2]])
     assert episode_returns(data, spec).tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("unit", "expected"), [("episode", 36 / 9), ("step", 1.0)])
-def test_training_return(unit, expected):
-    """12 steps of three rows: episodes of 3 steps (4), of 4 (3), and one of 8 with an unfinished one of 4 (2)."""
-    spec = counter_spec(8, unit=unit, termination=past_task)
-    data, _ = run(spec, 12)
-    assert training_return(data, spec) == pytest.approx(expected)
 
 
 def test_random_actions_span_the_space_whatever_the_observation():
