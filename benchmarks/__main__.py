@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -41,6 +42,7 @@ def machine() -> dict[str, str]:
     return {
         "cpu": cpu,
         "threads": "1",
+        "load": f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,
@@ -72,10 +74,10 @@ def main(words: list[str]) -> int:
         return 0 if set(options) <= {"--help", "-h"} else 2
     quiet_libraries()
     torch.set_num_threads(1)
+    facts = machine()
     ratios, memories, shares = measure(names, 3 if quick else 15)
     print(text(ratios, memories, shares))
     if not quick and set(names) == set(NAMES):
-        facts = machine()
         record = {
             "machine": facts,
             "ratios": [asdict(entry) for entry in ratios],

@@ -51,21 +51,14 @@ class Vector:
 
     def __call__(self) -> None:
         """`STEPS` steps of all tasks."""
-        observation, _ = self.envs.reset(seed=0)
+        first, _ = self.envs.reset(seed=0)
+        observation = torch.as_tensor(first, dtype=torch.float32)
         kept = []
         for _ in range(STEPS):
-            seen = torch.as_tensor(observation, dtype=torch.float32)
-            action = self.act(seen).clamp(-1, 1)
-            observation, reward, terminated, truncated, _ = self.envs.step(action.numpy())
-            kept.append(
-                (
-                    seen,
-                    action,
-                    torch.as_tensor(reward),
-                    torch.as_tensor(terminated),
-                    torch.as_tensor(truncated),
-                )
-            )
+            action = self.act(observation).clamp(-1, 1)
+            following, *rest, _ = self.envs.step(action.numpy())
+            seen, observation = observation, torch.as_tensor(following, dtype=torch.float32)
+            kept.append((seen, action, observation, *map(torch.as_tensor, rest)))  # reward, terminated, truncated
         [torch.stack(column, 1) for column in zip(*kept, strict=True)]
 
 

@@ -94,8 +94,12 @@ def markdown(
     ratios: Sequence[Ratio], memories: Sequence[Memory], shares: Sequence[Share], machine: Mapping[str, str]
 ) -> str:
     """The page."""
-    hardware = f"{machine['cpu']}, {machine['system']}, {machine['threads']} thread"
-    libraries = [f"{name} {value}" for name, value in machine.items() if name not in ("cpu", "threads", "system")]
+    hardware = (
+        f"{machine['cpu']}, {machine['system']}, {machine['threads']} thread, load {machine['load']} at the start"
+    )
+    libraries = [
+        f"{name} {value}" for name, value in machine.items() if name not in ("cpu", "threads", "system", "load")
+    ]
     parts = [INTRODUCTION, f"Measured on: {hardware}; {', '.join(libraries)}.\n"]
     for group, introduction in GROUPS.items():
         rows = [_row(entry) for entry in ratios if entry.group == group]

@@ -42,6 +42,8 @@ class Imagination:
 class SampledRollout(Imagination):
     """What PPO asks for: sampled actions, no gradient."""
 
+    policies = 1
+
     def ours(self) -> None:
         """By the library."""
         batch, ppo, draw = self.batch, self.algorithm.ppo, self.setting.generator
@@ -77,6 +79,7 @@ class DifferentiatedRollout(Imagination):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         search = setting.cfg.search
+        self.policies = search.restarts
         self.loss = PathwiseLoss(
             self.algorithm.restarts,
             self.algorithm.dynamics,
@@ -125,7 +128,7 @@ def run(repeats: int) -> list[Ratio]:
         ("cartpole", DifferentiatedRollout, "and back, for the pathwise search"),
     ):
         work = kind(prepare(conf))
-        streams = work.batch["observation"].shape[:2].numel()
+        streams = work.batch["observation"].shape[:2].numel() * work.policies
         case = f"{conf}: {work.horizon} steps {label}, {streams} streams, {work.members} members"
         seconds = compare({OURS: work.ours, BARE: work.bare}, repeats, 1)
         ratios.append(ratio("imagined steps", case, seconds, OURS, BARE, ceiling=1.5))

@@ -62,7 +62,7 @@ def range_problems(config: Config) -> list[str]:
 
 def _cross_problems(config: Config) -> list[str]:
     ranks = config.devices * config.num_nodes
-    shared = {key: get(config, key) for key in ("loop.tasks_per_iteration", "dynamics.tasks", "search.tasks")}
+    shared = {key: get(config, key) for key in ("dynamics.tasks", "search.tasks")}
     name = config.env.name
     model_based = config.algorithm != "dr_ppo"
     searched = (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")          # read when TorchRL is imported
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # read when TorchRL is imported
 
 import pytest
 import torch
@@ -41,8 +41,14 @@ def tiny() -> Callable[..., Config]:
 def make_loop(tiny: Callable[..., Config]) -> Callable[..., MetaLoop]:
     """`make_loop(algorithm, family=, folder=, stop=, section={key: value})`: a loop ready to fit, 3 test tasks."""
 
-    def make(algorithm: str = "gssm_aps", family: TaskFamily | None = None, folder: Path | None = None,
-             stop: Any = None, cfg: Config | None = None, **changes: Any) -> MetaLoop:
+    def make(
+        algorithm: str = "gssm_aps",
+        family: TaskFamily | None = None,
+        folder: Path | None = None,
+        stop: Any = None,
+        cfg: Config | None = None,
+        **changes: Any,
+    ) -> MetaLoop:
         cfg = cfg or tiny(algorithm, **changes)
         family = family or shortened(make_family(cfg.env.name, **cfg.env.options))
         loop = MetaLoop(cfg, family, make_algorithm(cfg, family), folder, stop, quiet=True)

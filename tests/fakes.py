@@ -65,17 +65,26 @@ def counter_spec(horizon: int = 8, **fields: Any) -> EnvSpec:
 def counter_family(horizon: int = 8, **fields: Any) -> TaskFamily:
     """Tasks are one number in [1, 6], shown in the observation."""
     return TaskFamily(
-        spec=counter_spec(horizon, **fields), parameters=("number",),
+        spec=counter_spec(horizon, **fields),
+        parameters=("number",),
         draw=lambda n, generator: 1 + 5 * torch.rand(n, 1, generator=generator, dtype=torch.float64),
-        build=CounterSimulator, rescale=lambda tasks: (tasks - 3.5) / 2.5,
-        test=torch.linspace(1.5, 5.5, 5, dtype=torch.float64).unsqueeze(1), context_steps=6)
+        build=CounterSimulator,
+        rescale=lambda tasks: (tasks - 3.5) / 2.5,
+        test=torch.linspace(1.5, 5.5, 5, dtype=torch.float64).unsqueeze(1),
+        context_steps=6,
+    )
 
 
 def shortened(family: TaskFamily, horizon: int | None = None, test: int = 3, context: int | None = None) -> TaskFamily:
     """The same family with fewer test tasks, no extreme ones, and a shorter episode or context if asked for."""
     spec = family.spec if horizon is None else replace(family.spec, horizon=horizon)
-    return replace(family, spec=spec, test=family.test[:test], extreme=family.extreme[:0],
-                   context_steps=family.context_steps if context is None else context)
+    return replace(
+        family,
+        spec=spec,
+        test=family.test[:test],
+        extreme=family.extreme[:0],
+        context_steps=family.context_steps if context is None else context,
+    )
 
 
 def fingerprint(state: Any, skip: Iterable[str] = ("times",)) -> dict[str, str]:

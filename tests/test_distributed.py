@@ -1,7 +1,7 @@
 """Two processes on the CPU: equal parameters, the same result as one, and an end for all when one ends.
 
-Tolerance: 1e-6 between two ranks and one process with the same global batch. Only the order of float32 sums differs; what was
-seen after 12 model and 6 policy steps is 3e-8.
+Tolerance: 1e-6 between two ranks and one process with the same global batch. Only the order of float32 sums differs;
+what was seen after 12 model and 6 policy steps is 3e-8.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ def outcome(tmp_path_factory):
     """All scenarios of `two_ranks.py`, run once: folder, exit statuses and seconds by scenario, messages."""
     folder = tmp_path_factory.mktemp("ranks")
     names = [*TRAINED, "gssm_aps:1", "dr_ppo:1", "signalled", "dies", "diverges"]
-    done = subprocess.run([sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder), *names], env=environment(),
-                          capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder), *names],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "outcome.json").read_text()), done.stderr
 
@@ -49,7 +55,7 @@ def test_both_ranks_hold_the_same_state(outcome, name):
     assert ended[name]["statuses"] == [0, 0], messages
     first, second = held(folder, name, 0), held(folder, name, 1)
     assert (first["global"], second["global"]) == (0, 1)
-    assert first["print"] == second["print"]                        # weights, moments, data, streams: bit for bit
+    assert first["print"] == second["print"]  # weights, moments, data, streams: bit for bit
 
 
 @pytest.mark.parametrize("name", ["gssm_aps", "dr_ppo"])
@@ -67,7 +73,7 @@ def test_only_the_first_rank_writes(outcome):
     run = folder / "gssm_aps" / "run"
     with (run / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == held(folder, "gssm_aps", 0)["rows"]         # every row once, not once per rank
+    assert len(rows) == held(folder, "gssm_aps", 0)["rows"]  # every row once, not once per rank
     assert checkpoint.steps(run / "checkpoints") == [2, 1]
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "results.csv"]
 
@@ -82,7 +88,7 @@ def test_all_end_when_one_dies(outcome):
     _, ended, _ = outcome
     first, second = ended["dies"]["statuses"]
     assert second == 9
-    assert first not in (0, None)                                   # None: it hung and had to be killed
+    assert first not in (0, None)  # None: it hung and had to be killed
     assert ended["dies"]["seconds"] < 60
 
 
@@ -92,8 +98,18 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_as_diverged(outcome):
 
 
 def fit(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mbrl_lightning.fit", f"out={folder}", "accelerator=cpu", "devices=2", "strategy=ddp"]
-    return subprocess.run([*command, *words], env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "mbrl_lightning.fit",
+        f"out={folder}",
+        "accelerator=cpu",
+        "devices=2",
+        "strategy=ddp",
+    ]
+    return subprocess.run(
+        [*command, *words], env=environment(), capture_output=True, text=True, timeout=200, check=False
+    )
 
 
 def test_the_command_line_trains_on_two_devices(tmp_path):
@@ -102,10 +118,10 @@ def test_the_command_line_trains_on_two_devices(tmp_path):
     run = tmp_path / "debug" / "gssm_aps" / "seed0"
     assert checkpoint.load(run / "checkpoints")[0] == 2
     assert json.loads((run / "manifest.json").read_text())["finished_iterations"] == 2
-    assert done.stdout.count("[2/2]") == 1                          # one progress line, not one per rank
+    assert done.stdout.count("[2/2]") == 1  # one progress line, not one per rank
 
 
-FAMILY = '''
+FAMILY = """
 import os
 from dataclasses import replace
 from mbrl_lightning.envs import make_family
@@ -118,7 +134,7 @@ def family():
             os._exit(9)
         return whole.build(tasks)
     return replace(whole, build=build)
-'''
+"""
 
 
 @pytest.mark.slow

@@ -20,20 +20,33 @@ def run(tmp_path_factory):
 
 
 def contents(folder) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.rglob("*") if path.is_file() and "evaluation" not in path.parts}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and "evaluation" not in path.parts
+    }
 
 
 def test_options_are_read():
-    assert parse(["run=a/b", "tasks=extreme", "episodes=3", "context=20", "seed=4", "figures=false", "video=true"]) == Options(
-        "a/b", "extreme", 3, 20, 4, False, True)
+    assert parse(
+        ["run=a/b", "tasks=extreme", "episodes=3", "context=20", "seed=4", "figures=false", "video=true"]
+    ) == Options("a/b", "extreme", 3, 20, 4, False, True)
     assert parse(["run=a"]) == Options("a")
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ([], "run= is missing"), (["run=a", "task=test"], "did you mean 'tasks'"), (["run=a", "episodes=x"], "episodes=x"),
-    (["run=a", "episodes=0"], "at least 1"), (["run=a", "context=0"], "at least 1"), (["run=a", "tasks=all"], "tasks=all"),
-    (["run=a", "figures=1"], "figures=1"), (["run"], "unknown key")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "run= is missing"),
+        (["run=a", "task=test"], "did you mean 'tasks'"),
+        (["run=a", "episodes=x"], "episodes=x"),
+        (["run=a", "episodes=0"], "at least 1"),
+        (["run=a", "context=0"], "at least 1"),
+        (["run=a", "tasks=all"], "tasks=all"),
+        (["run=a", "figures=1"], "figures=1"),
+        (["run"], "unknown key"),
+    ],
+)
 def test_wrong_options_are_named(words, message):
     with pytest.raises(ConfigError, match=message):
         parse(words)
@@ -55,7 +68,7 @@ def test_evaluation_leaves_the_run_as_it_was_and_repeats_itself(run):
     assert {row.shot for row in first.rows if row.metric == "return/policy"} == {0, 6}
     assert len({row.task for row in first.rows if row.metric == "return/policy" and row.split == "test"}) == 50
     with (run / "evaluation" / "evaluation_test.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == len(second.rows)          # written anew, not appended
+        assert len(list(csv.DictReader(file))) == len(second.rows)  # written anew, not appended
 
 
 def test_another_seed_and_other_tasks_give_other_numbers(run):

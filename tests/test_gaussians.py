@@ -16,7 +16,9 @@ def gaussian(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_log_prob():
     (loc, scale), (value, _) = gaussian(0), gaussian(1)
-    torch.testing.assert_close(gaussians.log_prob(value, loc, scale), Independent(Normal(loc, scale), 1).log_prob(value))
+    torch.testing.assert_close(
+        gaussians.log_prob(value, loc, scale), Independent(Normal(loc, scale), 1).log_prob(value)
+    )
 
 
 def test_log_prob_broadcasts_a_plain_number():

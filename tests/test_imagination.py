@@ -41,10 +41,10 @@ def test_transitions_chain_and_rewards_see_the_clipped_action():
     model = Adder()
     data = streams(model, torch.zeros(2, 3, 2), 10).rollout(constant(5.0), 4)
     assert data.shape == (2, 3, 4)
-    assert data["observation"][0, 0, :, 0].tolist() == [0, 1, 2, 3]           # clipped to 1 for the model
+    assert data["observation"][0, 0, :, 0].tolist() == [0, 1, 2, 3]  # clipped to 1 for the model
     assert torch.equal(data["next", "observation"][..., :-1, :], data["observation"][..., 1:, :])
-    assert (data["next", "reward"] == 1).all()                               # and for the reward
-    assert (data["action"] == 5).all()                                       # but stored as the policy gave it
+    assert (data["next", "reward"] == 1).all()  # and for the reward
+    assert (data["action"] == 5).all()  # but stored as the policy gave it
     assert not data["next", "done"].any()
 
 
@@ -60,7 +60,7 @@ def test_truncated_at_the_horizon_then_anew_from_the_start():
     assert following["truncated"][0, 0, :, 0].tolist() == [False, False, True, False, False, True, False]
     assert not following["terminated"].any()
     assert data["observation"][0, 0, :, 0].tolist() == [7, 8, 9, 7, 8, 9, 7]
-    assert following["observation"][0, 0, :, 0].tolist() == [8, 9, 10, 8, 9, 10, 8]     # before the new start
+    assert following["observation"][0, 0, :, 0].tolist() == [8, 9, 10, 8, 9, 10, 8]  # before the new start
 
 
 def test_streams_run_on_from_one_rollout_to_the_next():
@@ -77,7 +77,7 @@ def test_termination_and_falls_are_terminal_and_not_truncations(field):
     following = streams(model, start, 2).rollout(constant(1.0), 3)["next"]
     assert following["terminated"][0, 0, :, 0].tolist() == [False, True, False]
     assert following["terminated"][0, 1, :, 0].tolist() == [True, True, True]
-    assert not (following["terminated"] & following["truncated"]).any()      # the second step is both: it is terminal
+    assert not (following["terminated"] & following["truncated"]).any()  # the second step is both: it is terminal
     assert torch.equal(following["done"], following["terminated"] | following["truncated"])
 
 
@@ -94,7 +94,7 @@ def test_restart_is_asked_for_exactly_the_ended_streams():
     assert asked == [2, 1]
     assert data["observation"][:, 1, 1, 0].tolist() == [100, 101]
     assert data["observation"][0, 0, 2, 0] == 100
-    assert data["observation"][1, 0, :, 0].tolist() == [-9, -8, -7]          # the others run on
+    assert data["observation"][1, 0, :, 0].tolist() == [-9, -8, -7]  # the others run on
 
 
 def test_code_noise_and_members_stay_with_their_stream():
@@ -140,8 +140,9 @@ def test_returns_are_differentiable_in_the_action_and_across_steps():
     spec_reward = {"reward": lambda o, a, n: n[..., 0]}
     action = torch.tensor(0.25, requires_grad=True)
     data = streams(Adder(**spec_reward), torch.zeros(1, 1, 2), 99).rollout(
-        lambda o: {"action": action.expand(*o.shape[:-1], 1)}, 4)
-    total = data["next", "reward"].sum()                                      # a + 2a + 3a + 4a
+        lambda o: {"action": action.expand(*o.shape[:-1], 1)}, 4
+    )
+    total = data["next", "reward"].sum()  # a + 2a + 3a + 4a
     total.backward()
     assert total.item() == pytest.approx(2.5)
     assert action.grad.item() == pytest.approx(10.0)
@@ -161,7 +162,7 @@ def rewarded(rewards: list[float], ends: list[bool]) -> TensorDict:
 
 
 def test_mean_return_counts_episodes_by_their_ends_or_by_the_horizon():
-    rollout = rewarded([1.0, 1.0, 1.0, 1.0], [False, True, False, True])                        # two episodes of 2 steps
+    rollout = rewarded([1.0, 1.0, 1.0, 1.0], [False, True, False, True])  # two episodes of 2 steps
     assert float(mean_return(rollout, plain_spec(horizon=200, unit="episode"))) == 2.0
     assert float(mean_return(rollout, plain_spec(horizon=200, unit="step"))) == pytest.approx(0.01)
 

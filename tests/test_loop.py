@@ -23,9 +23,10 @@ PPO_SEARCH = {"method": "ppo", "updates": 3, "segments": 2}
 VARIANTS = {
     "gssm_aps": ("gssm_aps", {}),
     "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}, "search": {"holdout": 1, "restarts": 2}}),
-    "gssm_aps-ppo-cheetah": ("gssm_aps", {
-        "search": PPO_SEARCH | {"initial_starts": 0.5, "noise": 1.0},
-        "env": {"name": "half_cheetah", "options": {}}}),
+    "gssm_aps-ppo-cheetah": (
+        "gssm_aps",
+        {"search": PPO_SEARCH | {"initial_starts": 0.5, "noise": 1.0}, "env": {"name": "half_cheetah", "options": {}}},
+    ),
     "gssm": ("gssm", {}),
     "gssm-ppo": ("gssm", {"search": PPO_SEARCH}),
     "dr_ppo": ("dr_ppo", {"search": {"updates": 2, "tasks": 2, "horizon": 30}}),
@@ -40,7 +41,7 @@ def variant(name: str, **loop):
 def disturb() -> None:
     """What a new process would have: global generators in another state."""
     torch.manual_seed(random.randrange(2**31))
-    np.random.seed(random.randrange(2**31))
+    np.random.seed(random.randrange(2**31))  # noqa: NPY002 - the global one is meant
 
 
 def family_for(cfg):
@@ -82,7 +83,7 @@ def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
         first.fit()
     resumed = make_loop(folder=tmp_path, loop=cfg_loop)
     resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoints")[1])
-    resumed.iteration = 2                                                     # as if the newest had been lost
+    resumed.iteration = 2  # as if the newest had been lost
     resumed.results.truncate(2)
     with (tmp_path / "results.csv").open() as file:
         assert max(int(row["iteration"]) for row in csv.DictReader(file)) == 2
@@ -203,14 +204,16 @@ def test_a_loss_that_turns_nan_ends_the_run_and_keeps_the_last_good_state(make_l
     assert is_finite(state)
     fresh = make_loop(folder=tmp_path, loop={"iterations": 4})
     fresh.load_state_dict(state)
-    fresh.fit()                                                               # the fault gone, the run goes on
+    fresh.fit()  # the fault gone, the run goes on
     assert fresh.iteration == 4
 
 
 def test_a_model_step_that_diverges_leaves_the_models_weights(make_loop, monkeypatch):
     loop = make_loop(loop={"iterations": 1})
     dynamics = loop.algorithm.dynamics
-    monkeypatch.setattr(dynamics, "training_step", lambda batch: {"loss": dynamics.decoder[0].weight.sum() * float("nan")})
+    monkeypatch.setattr(
+        dynamics, "training_step", lambda batch: {"loss": dynamics.decoder[0].weight.sum() * float("nan")}
+    )
     before = fingerprint(dict(dynamics.named_parameters()))
     with pytest.raises(DivergedError):
         loop.fit()
@@ -230,11 +233,27 @@ def test_an_environment_that_gives_nan_ends_the_run_with_nothing_of_it_kept(make
 
 SMALLEST = {
     "env": {"name": "cartpole"},
-    "loop": {"iterations": 2, "tasks_per_iteration": 1, "exploration_steps": 1, "episodes_per_task": 1, "episode_steps": 1,
-             "model_steps": 1, "first_model_steps": 1, "evaluate_every": 1},
+    "loop": {
+        "iterations": 2,
+        "tasks_per_iteration": 1,
+        "exploration_steps": 1,
+        "episodes_per_task": 1,
+        "episode_steps": 1,
+        "model_steps": 1,
+        "first_model_steps": 1,
+        "evaluate_every": 1,
+    },
     "dynamics": {"tasks": 1, "context": 1, "targets": 1, "members": 1, "latent_dim": 1, "particles": 1},
-    "search": {"updates": 1, "horizon": 1, "tasks": 1, "rollouts": 1, "restarts": 1, "segments": 1, "epochs": 1,
-               "minibatch": 1},
+    "search": {
+        "updates": 1,
+        "horizon": 1,
+        "tasks": 1,
+        "rollouts": 1,
+        "restarts": 1,
+        "segments": 1,
+        "epochs": 1,
+        "minibatch": 1,
+    },
     "evaluation": {"context": 1, "shots": [0.0, 1.0], "fine_tune_updates": 1},
 }
 
@@ -250,7 +269,7 @@ def test_one_of_everything(make_loop, algorithm, method):
     returns = [row.value for row in results.rows if row.metric == "return/policy"]
     assert len(returns) == 3
     assert np.isfinite(returns).all()
-    assert loop.real.num_steps == 1 + 1 + 1 + 1                               # exploration, first, exploration, episode
+    assert loop.real.num_steps == 1 + 1 + 1 + 1  # exploration, first, exploration, episode
 
 
 def test_no_exploration_after_the_first_iteration_means_an_empty_context(make_loop):
@@ -277,8 +296,16 @@ def test_no_test_tasks_at_all(make_loop):
 
 
 def test_real_steps_are_counted_exactly(make_loop):
-    loop = make_loop(loop={"iterations": 3, "tasks_per_iteration": 2, "exploration_steps": 7, "episodes_per_task": 3,
-                           "episode_steps": 5, "redraw_every": 2})
+    loop = make_loop(
+        loop={
+            "iterations": 3,
+            "tasks_per_iteration": 2,
+            "exploration_steps": 7,
+            "episodes_per_task": 3,
+            "episode_steps": 5,
+            "redraw_every": 2,
+        }
+    )
     loop.fit()
     # first: explored at length in place of episodes; second: same tasks, episodes alone; third: new tasks, both
     assert loop.real.num_steps == 2 * (7 + 15) + 2 * 15 + 2 * (7 + 15)
@@ -341,13 +368,34 @@ def test_rows_of_the_last_evaluation(make_loop):
     rows = loop.fit().rows
     shots = {row.shot for row in rows if row.metric == "return/policy"}
     assert shots == {0, 8, 16}
-    for metric in ("return/policy", "return/random", "return/sampled", "return/wrong_belief", "model/nmse", "model/mse",
-                   "model/wrong_nmse", "model/null_mse", "model/multi_step_nmse"):
+    for metric in (
+        "return/policy",
+        "return/random",
+        "return/sampled",
+        "return/wrong_belief",
+        "model/nmse",
+        "model/mse",
+        "model/wrong_nmse",
+        "model/null_mse",
+        "model/multi_step_nmse",
+    ):
         tasks = sorted(row.task for row in rows if row.metric == metric and row.shot == 8 and row.iteration == 2)
         assert tasks == [0, 1, 2], metric
-    assert {row.metric for row in rows if row.metric.startswith("probe/")} == {"probe/r2/cart_mass", "probe/r2/pole_mass"}
-    assert {"imagined/return", "real/return", "time/collect", "time/model", "time/policy", "time/evaluate",
-            "latent/scale", "latent/spread", "latent/collapse"} <= {row.metric for row in rows}
+    assert {row.metric for row in rows if row.metric.startswith("probe/")} == {
+        "probe/r2/cart_mass",
+        "probe/r2/pole_mass",
+    }
+    assert {
+        "imagined/return",
+        "real/return",
+        "time/collect",
+        "time/model",
+        "time/policy",
+        "time/evaluate",
+        "latent/scale",
+        "latent/spread",
+        "latent/collapse",
+    } <= {row.metric for row in rows}
     assert all(row.unit for row in rows if row.metric.startswith("return/"))
 
 

@@ -47,8 +47,10 @@ def episodes(tasks: int = 3, steps: int = 200, ends: dict[int, int] | None = Non
         rows.append((observation, action, following, alive.clone()))
         observation = following
     columns = [torch.stack(column, 1) for column in zip(*rows, strict=True)]
-    return TensorDict({"observation": columns[0], "action": columns[1], "next": {"observation": columns[2]},
-                       "valid": columns[3]}, batch_size=[tasks, steps])
+    return TensorDict(
+        {"observation": columns[0], "action": columns[1], "next": {"observation": columns[2]}, "valid": columns[3]},
+        batch_size=[tasks, steps],
+    )
 
 
 NOTHING = TensorDict({"latent": torch.zeros(3, 0)}, batch_size=[3])
@@ -94,8 +96,14 @@ def test_errors_of_angles_are_taken_the_short_way_round():
     def wrap(o, n):
         return torch.remainder(n - o + torch.pi, 2 * torch.pi) - torch.pi
 
-    data = TensorDict({"observation": torch.full((1, 4, 1), 3.1), "action": torch.zeros(1, 4, 1),
-                       "next": {"observation": torch.full((1, 4, 1), 3.2 - 2 * torch.pi)}}, batch_size=[1, 4])
+    data = TensorDict(
+        {
+            "observation": torch.full((1, 4, 1), 3.1),
+            "action": torch.zeros(1, 4, 1),
+            "next": {"observation": torch.full((1, 4, 1), 3.2 - 2 * torch.pi)},
+        },
+        batch_size=[1, 4],
+    )
     model = Model(lambda o, a: o + 0.1, plain_spec(observation=1, action=1, change=wrap))
     assert one_step_error(model, data, NOTHING[:1])["mse"].max() < 1e-9
 
@@ -130,7 +138,7 @@ def test_steps_after_the_end_of_an_episode_do_not_count():
     whole = multi_step_error(Model(still), episodes(tasks=1, steps=100), NOTHING[:1])
     ended = episodes(tasks=1, steps=400, ends={0: 100})
     shortened_error = multi_step_error(Model(still), ended, NOTHING[:1])
-    assert float(shortened_error) == pytest.approx(float(whole), rel=0.15)     # not a quarter of it
+    assert float(shortened_error) == pytest.approx(float(whole), rel=0.15)  # not a quarter of it
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
@@ -184,7 +192,7 @@ def test_probe_is_scored_on_held_out_tasks():
     generator = torch.Generator().manual_seed(4)
     train, parameters = torch.randn(6, 5, generator=generator), torch.randn(6, 2, generator=generator)
     test, test_parameters = torch.randn(50, 5, generator=generator), torch.randn(50, 2, generator=generator)
-    assert (linear_probe(train, parameters, train, parameters) > 0.8).all()   # five latents fit six tasks by heart
+    assert (linear_probe(train, parameters, train, parameters) > 0.8).all()  # five latents fit six tasks by heart
     assert (linear_probe(train, parameters, test, test_parameters) < 0.2).all()
 
 
@@ -216,7 +224,9 @@ class Oracle(Algorithm):
 
     def adapt(self, context):
         self.seen.append(context.shape[1])
-        number = context["observation"][..., 1].mean(1, keepdim=True) if context.shape[1] else torch.zeros(len(context), 1)
+        number = (
+            context["observation"][..., 1].mean(1, keepdim=True) if context.shape[1] else torch.zeros(len(context), 1)
+        )
         return TensorDict({"latent": number / 10}, batch_size=[len(context)])
 
 
@@ -240,6 +250,7 @@ def says_right(observation, action, following):
 @pytest.fixture
 def known(tiny):
     """A meta-test of the oracle on the counter family, and the rows it wrote."""
+
     def make(family=None, **evaluation):
         cfg = tiny()
         cfg.evaluation = replace(cfg.evaluation, **{"context": None, "shots": [0.0, 0.5, 1.0, 2.0]} | evaluation)
@@ -247,9 +258,13 @@ def known(tiny):
         from lightning.fabric import Fabric
 
         rows = []
-        test = MetaTest(Oracle(family, cfg), None, GradientStep(Fabric(accelerator="cpu", devices=1)),
-                        torch.Generator().manual_seed(0),
-                        lambda metric, value, split="", task=-1, shot=-1: rows.append((metric, split, task, shot, value)))
+        test = MetaTest(
+            Oracle(family, cfg),
+            None,
+            GradientStep(Fabric(accelerator="cpu", devices=1)),
+            torch.Generator().manual_seed(0),
+            lambda metric, value, split="", task=-1, shot=-1: rows.append((metric, split, task, shot, value)),
+        )
         return test, rows
 
     return make
@@ -266,11 +281,11 @@ def test_adaptation_curve_and_controls(known):
     summary = test.run(test.algorithm.family.test, "test", full=True)
     curve = means(rows, "return/policy")
     assert sorted(curve) == [0, 3, 6, 12]
-    assert curve[0] == pytest.approx(-0.35)                                  # said 0 where 0.15 .. 0.55 was right
+    assert curve[0] == pytest.approx(-0.35)  # said 0 where 0.15 .. 0.55 was right
     for shot in (3, 6, 12):
         assert curve[shot] == pytest.approx(0, abs=1e-6)
     assert summary["return/policy"] == pytest.approx(0, abs=1e-6)
-    assert means(rows, "return/sampled") == {6: pytest.approx(-0.49, abs=1e-6)}     # one is clipped
+    assert means(rows, "return/sampled") == {6: pytest.approx(-0.49, abs=1e-6)}  # one is clipped
     # tasks 1.5 2.5 3.5 4.5 5.5 hear of 4.5 5.5 1.5 2.5 3.5
     assert means(rows, "return/wrong_belief") == {6: pytest.approx(-0.24, abs=1e-6)}
     assert -1.2 < means(rows, "return/random")[6] < -0.3
@@ -305,12 +320,12 @@ def test_context_length_can_be_set(known):
 
 
 def test_several_episodes_are_averaged_task_by_task(known):
-    family = counter_family(reward=lambda o, a, n: o[..., 0])                # the return is where the episode began
+    family = counter_family(reward=lambda o, a, n: o[..., 0])  # the return is where the episode began
     test, rows = known(family, episodes=40)
     test.run(family.test, "test", full=False)
     values = [row[4] for row in rows if row[0] == "return/policy"]
     assert len(values) == 5
-    assert all(100 < value < 300 for value in values)                        # 0, 100 .. 400 with equal chances
+    assert all(100 < value < 300 for value in values)  # 0, 100 .. 400 with equal chances
     assert len(set(values)) > 1
 
 
@@ -345,7 +360,9 @@ def test_everything_is_drawn_from_the_evaluation_stream(known):
 
 
 def test_a_families_own_metrics_become_rows(known):
-    family = counter_family(metrics=lambda episodes: {"distance": episodes["next", "observation"][..., 0].amax(-1) % 100})
+    family = counter_family(
+        metrics=lambda episodes: {"distance": episodes["next", "observation"][..., 0].amax(-1) % 100}
+    )
     test, rows = known(family)
     test.run(family.test, "test", full=False)
     assert [row[4] for row in rows if row[0] == "distance"] == [8.0] * 5
@@ -370,5 +387,6 @@ def test_the_tested_algorithm_is_not_changed(make_loop):
     loop.fit()
     before = fingerprint(loop.algorithm.state_dict())
     MetaTest(loop.algorithm, loop.real, loop.step, torch.Generator().manual_seed(0), lambda *a, **k: None).run(
-        loop.family.test, "test", full=True)
+        loop.family.test, "test", full=True
+    )
     assert fingerprint(loop.algorithm.state_dict()) == before

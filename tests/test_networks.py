@@ -61,7 +61,7 @@ def test_scale_output_shrinks_the_last_layer_only():
 def test_rbf_is_the_sum_of_gaussian_units():
     net, x = StackedRBF(2, 3, 5, 1).double(), torch.randn(2, 4, 3, dtype=torch.float64)
     with torch.no_grad():
-        net.log_scales.normal_()                                # one width for each input dimension
+        net.log_scales.normal_()  # one width for each input dimension
     expected = torch.zeros(2, 4, 1, dtype=torch.float64)
     for c in range(2):
         for n in range(4):

@@ -46,7 +46,7 @@ def test_state_restores_every_stream_and_the_global_generator():
 
 
 def global_draws() -> tuple[float, float, float]:
-    return float(torch.rand(())), float(np.random.rand()), random.random()   # noqa: NPY002 - the global one is meant
+    return float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002 - the global one is meant
 
 
 def test_seed_globals_seeds_torch_numpy_and_python():

@@ -78,8 +78,12 @@ def test_one_bad_copy_of_a_stack_is_found(step):
     p = torch.nn.Parameter(torch.ones(3, 2))
     factors = torch.tensor([1.0, float("nan"), 1.0])
     with pytest.raises(DivergedError):
-        step(lambda: {"loss": (factors * p.sum(1)).nan_to_num().sum() + (factors[1] * p[1] * 0).sum()},
-             torch.optim.SGD([p], lr=0.1), 1.0, stacked=True)
+        step(
+            lambda: {"loss": (factors * p.sum(1)).nan_to_num().sum() + (factors[1] * p[1] * 0).sum()},
+            torch.optim.SGD([p], lr=0.1),
+            1.0,
+            stacked=True,
+        )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -1,7 +1,8 @@
 """Trains with two processes and writes what each of them holds; run by `test_distributed.py`, not by pytest itself.
 
-`python two_ranks.py FOLDER NAME...` imports everything once and forks the ranks of each named scenario, since an import takes
-longer than the training. Each rank writes FOLDER/NAME/rank<r>.pt; exit statuses and seconds go to FOLDER/outcome.json.
+`python two_ranks.py FOLDER NAME...` imports everything once and forks the ranks of each named scenario, since an import
+takes longer than the training. Each rank writes FOLDER/NAME/rank<r>.pt; exit statuses and seconds go to
+FOLDER/outcome.json.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ from mbrl_lightning.errors import MBRLError
 from mbrl_lightning.loop import MetaLoop
 
 LIMIT = 60.0
-BASE = {"conf": "debug", "seed": 3, "loop": {"iterations": 2, "model_steps": 6, "first_model_steps": 6},
-        "search": {"restarts": 2, "tasks": 4, "updates": 3}, "dynamics": {"tasks": 4}}
+BASE = {
+    "conf": "debug",
+    "seed": 3,
+    "loop": {"iterations": 2, "model_steps": 6, "first_model_steps": 6},
+    "search": {"restarts": 2, "tasks": 4, "updates": 3},
+    "dynamics": {"tasks": 4},
+}
 PPO = {"search": BASE["search"] | {"method": "ppo", "epochs": 3, "minibatch": 8, "target_kl": 1e-4}}
 
 
@@ -43,8 +49,16 @@ def trains(**changes) -> Callable[[int, Path, int], None]:
         loop = build(rank, folder, changes, world)
         loop.fit()
         state = loop.state_dict()
-        torch.save({"algorithm": loop.algorithm.state_dict(), "print": fingerprint(state), "rows": len(loop.results.rows),
-                    "measured": measured(loop.results.rows), "global": loop.fabric.global_rank}, folder / f"rank{rank}.pt")
+        torch.save(
+            {
+                "algorithm": loop.algorithm.state_dict(),
+                "print": fingerprint(state),
+                "rows": len(loop.results.rows),
+                "measured": measured(loop.results.rows),
+                "global": loop.fabric.global_rank,
+            },
+            folder / f"rank{rank}.pt",
+        )
 
     return scenario
 
@@ -88,9 +102,14 @@ def diverges(rank: int, folder: Path, world: int) -> None:
 
 
 SCENARIOS: dict[str, Callable[[int, Path, int], None]] = {
-    "gssm_aps": trains(), "gssm": trains(algorithm="gssm"), "gssm_aps-ppo": trains(**PPO),
+    "gssm_aps": trains(),
+    "gssm": trains(algorithm="gssm"),
+    "gssm_aps-ppo": trains(**PPO),
     "dr_ppo": trains(algorithm="dr_ppo", search=BASE["search"] | {"horizon": 12}),
-    "signalled": signalled, "dies": dies, "diverges": diverges}
+    "signalled": signalled,
+    "dies": dies,
+    "diverges": diverges,
+}
 
 
 def free_port() -> int:
@@ -105,9 +124,17 @@ def start(name: str, rank: int, folder: Path, world: int, port: int) -> int:
         return child
     status = 1
     try:
-        if world > 1:                                       # as torchrun would say it
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-                              GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
+        if world > 1:  # as torchrun would say it
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(world),
+                LOCAL_WORLD_SIZE=str(world),
+                GROUP_RANK="0",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+                TORCHELASTIC_RUN_ID="test",
+            )
         SCENARIOS[name](rank, folder, world)
         status = 0
     except MBRLError as error:
@@ -133,7 +160,7 @@ def run(name: str, folder: Path, world: int) -> dict:
                     statuses[rank] = os.waitstatus_to_exitcode(status)
         time.sleep(0.05)
     for rank, child in enumerate(children):
-        if rank not in statuses:                            # hangs
+        if rank not in statuses:  # hangs
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             statuses[rank] = None

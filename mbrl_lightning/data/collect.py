@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from mbrl_lightning.envs.spec import EnvSpec, Simulator
+from mbrl_lightning.envs.spec import EnvSpec, Simulator, never
 
 Act = Callable[[Tensor], Tensor]
 """Observations `[B, S]` -> actions `[B, A]` (in [-1, 1], or one-hot)."""
@@ -48,27 +48,30 @@ def collect(simulator: Simulator, spec: EnvSpec, act: Act, steps: int, generator
         EnvError: the environment raised or gave a non-finite observation.
     """
     observation = simulator.reset(generator)
-    batch = len(observation)
-    age = torch.zeros(batch, dtype=torch.long)
-    alive = torch.ones(batch, dtype=torch.bool)
+    alive = torch.ones(len(observation), dtype=torch.bool)
+    nobody, born, due = ~alive, torch.zeros(len(alive), dtype=torch.long), spec.horizon
+    rules = [] if spec.termination is never else [spec.termination]
+    rules += [spec.training_termination] if training and spec.training_termination is not None else []
     rows: list[tuple[Tensor, ...]] = []
-    for _ in range(steps):
+    for now in range(1, steps + 1):
         action = act(observation)
         following = simulator.step(action) if training or bool(alive.all()) else simulator.step(action, alive)
-        terminated = spec.termination(following)
-        if training and spec.training_termination is not None:
-            terminated = terminated | spec.training_termination(following)
-        age += 1
-        done = terminated | (age >= spec.horizon)
+        terminated = done = nobody
+        if rules or now >= due:                        # where only time ends episodes, it is asked only when time is due
+            for rule in rules:
+                terminated = terminated | rule(following)
+            done = terminated | (now - born >= spec.horizon)
         rows.append((observation, action, following, terminated, done, alive))
         observation = following
-        if training and bool(done.any()):
-            observation = simulator.reset(generator, done)
-            age[done] = 0
-        elif not training:
-            alive = alive & ~done
-            if not bool(alive.any()):
-                break
+        if done is not nobody and bool(done.any()):
+            if training:
+                observation = simulator.reset(generator, done)
+                born[done] = now
+                due = int(born.min()) + spec.horizon
+            else:
+                alive = alive & ~done
+                if not bool(alive.any()):
+                    break
     return _assemble(spec, rows, training)
 
 

@@ -35,7 +35,7 @@ def explicit(net: GraphEncoder, x: torch.Tensor, y: torch.Tensor, targets: torch
     """Eq. 2-4 for one task the slow way: every pair of nodes gets its own row of an N x N x Z tensor, then sums."""
     h = net.nodes(torch.cat([x, y], -1))
     weight = torch.exp(net.beta * cosines(net, x, x)) * (1 - torch.eye(len(x), dtype=torch.float64))
-    weight = weight / weight.sum(1, keepdim=True)                        # softmax over the other nodes
+    weight = weight / weight.sum(1, keepdim=True)  # softmax over the other nodes
     pairs = weight[:, :, None] * h[None, :, :].expand(len(x), len(x), Z)
     v = h + pairs.sum(1)
     attention = torch.softmax(net.beta * cosines(net, targets, x), 1)
@@ -80,13 +80,13 @@ def test_pairing_of_inputs_with_outputs_does_matter():
 def test_mean_is_the_sum_over_k_before_the_heads():
     sums, means = encoder(message="sum"), encoder(message="mean")
     for net in (sums, means):
-        with torch.no_grad():                                            # heads that show the message itself
+        with torch.no_grad():  # heads that show the message itself
             net.point_loc.weight.copy_(torch.eye(Z))
             net.point_loc.bias.zero_()
     (x, y), (targets, _) = nodes(K), nodes(N, seed=2)
     message = sums.target(targets, sums.context(x, y))[0]
     torch.testing.assert_close(means.target(targets, means.context(x, y))[0], message / K)
-    torch.testing.assert_close(means.context(x, y)["loc"], sums.context(x, y)["loc"])       # z_c is the same in both
+    torch.testing.assert_close(means.context(x, y)["loc"], sums.context(x, y)["loc"])  # z_c is the same in both
 
 
 def test_empty_context_is_a_finite_learned_prior():
@@ -100,7 +100,7 @@ def test_empty_context_is_a_finite_learned_prior():
         assert torch.isfinite(value).all()
         assert (value > 0).all()
     (belief["loc"].sum() + scale.sum()).backward()
-    assert net.task_loc.bias.grad.abs().sum() > 0                        # so it can be learned
+    assert net.task_loc.bias.grad.abs().sum() > 0  # so it can be learned
 
 
 def test_a_context_of_one_point_is_its_own_message():
@@ -153,12 +153,12 @@ def test_no_tensor_of_the_size_of_all_pairs_times_latent():
 
     with Watch(), torch.no_grad():
         net.target(x, net.context(x, y))
-    assert count**2 <= largest < 2 * count**2                            # Z = 6 would make it 6 times that
+    assert count**2 <= largest < 2 * count**2  # Z = 6 would make it 6 times that
 
 
 def test_context_terms_are_computed_once_and_kept_in_the_belief():
     net, (x, y), (targets, _) = encoder(), nodes(K), nodes(N)
     belief = net.context(x, y)
     assert isinstance(belief, TensorDict)
-    net.nodes = None                                                     # what targets must not need any more
+    net.nodes = None  # what targets must not need any more
     net.target(targets, belief)

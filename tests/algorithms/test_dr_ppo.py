@@ -30,7 +30,7 @@ def test_the_policy_acts_in_the_environment_with_its_own_noise(make_loop):
 
     with pytest.raises(StopIteration):
         loop.algorithm.improve(loop.real, loop.step, interact)
-    assert 0.3 < seen["actions"].std() < 1.0                                 # initial_std 0.6
+    assert 0.3 < seen["actions"].std() < 1.0  # initial_std 0.6
 
 
 def test_it_has_no_model_and_believes_nothing(make_loop):

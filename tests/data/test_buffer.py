@@ -16,6 +16,7 @@ from mbrl_lightning.errors import EnvError
 
 def episode(tasks: torch.Tensor, steps: int, seed: int = 0, horizon: int = 5) -> TensorDict:
     """Counter data; the observation's second entry is the task's number, so that every row can be told."""
+
     def act(observation: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(observation), 1)
 
@@ -70,17 +71,21 @@ def test_context_is_of_the_right_task_exploratory_and_without_repetition(seed):
     assert (context["action"] == 0).all()
     stored = buffer.transitions()
     for row, task in zip(context, tasks, strict=True):
-        keys = [tuple(o) for o in torch.cat([row["observation"], row["next", "observation"], row["initial"].float()
-                                             .unsqueeze(1)], 1).tolist()]
+        keys = [
+            tuple(o)
+            for o in torch.cat(
+                [row["observation"], row["next", "observation"], row["initial"].float().unsqueeze(1)], 1
+            ).tolist()
+        ]
         known = stored[(stored["task"] == task) & stored["exploratory"]]
-        for key in set(keys):                                                  # no oftener than it was stored
+        for key in set(keys):  # no oftener than it was stored
             same = (known["observation"] == torch.tensor(key[:2])).all(1) & (known["initial"] == bool(key[4]))
             assert keys.count(key) <= int(same.sum())
 
 
 def test_a_context_of_all_rows_is_all_rows():
     buffer = TaskBuffer(1)
-    data = episode(numbers(4), 8, horizon=50)                                  # one episode: all observations differ
+    data = episode(numbers(4), 8, horizon=50)  # one episode: all observations differ
     buffer.extend(data, buffer.add_tasks(numbers(4)), exploratory=True)
     drawn = buffer.draw_context(torch.tensor([0]), 8, generator())["observation"][0, :, 0]
     assert sorted(drawn.tolist()) == data["observation"][0, :, 0].tolist()
@@ -106,14 +111,14 @@ def test_targets_are_of_the_right_task_and_any_policys():
     targets = buffer.draw_targets(torch.tensor([1, 0]), 400, generator())
     assert torch.equal(targets["observation"][..., 1], torch.tensor([[2.0], [1.0]]).expand(2, 400))
     shares = targets["exploratory"].float().mean(1)
-    assert shares.tolist() == pytest.approx([0.75, 0.5], abs=0.1)              # in proportion to what there is
+    assert shares.tolist() == pytest.approx([0.75, 0.5], abs=0.1)  # in proportion to what there is
 
 
 def test_tasks_with_exploratory_data_are_drawn_evenly():
     buffer = filled({1: 5, 2: 5, 3: 5})
     bare = buffer.add_tasks(numbers(9))
     buffer.extend(episode(numbers(9), 5), bare, exploratory=False)
-    assert sorted(buffer.draw_tasks(3, generator()).tolist()) == [0, 1, 2]     # without repetition while it can
+    assert sorted(buffer.draw_tasks(3, generator()).tolist()) == [0, 1, 2]  # without repetition while it can
     assert torch.bincount(buffer.draw_tasks(7, generator())).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
 
 
@@ -133,7 +138,7 @@ def test_start_states_are_first_ones_or_any_that_did_not_end():
     first = buffer.start_states(200, generator(), initial=True)
     assert (first[:, 0] % 100 == 0).all()
     seen = set((buffer.start_states(500, generator(), initial=False)[:, 0] % 100).tolist())
-    assert seen == {0, 1, 3, 4}                                                # from 2 the next step ended the episode
+    assert seen == {0, 1, 3, 4}  # from 2 the next step ended the episode
 
 
 @pytest.mark.parametrize("key", ["observation", "action", ("next", "observation"), ("next", "reward")])
@@ -151,7 +156,7 @@ def test_data_that_are_not_finite_are_refused_whole(key, bad):
 def test_beyond_its_capacity_the_oldest_rows_go():
     buffer = filled({1: 6, 2: 6, 3: 6}, capacity=10)
     assert len(buffer) == 10
-    assert buffer.num_steps == 18                                              # all real steps are counted
+    assert buffer.num_steps == 18  # all real steps are counted
     assert buffer.rows(exploratory=False)[1].tolist() == [0, 4, 6]
     assert set(buffer.draw_tasks(20, generator()).tolist()) == {1, 2}
     context = buffer.draw_context(torch.tensor([1, 2]), 4, generator())
@@ -163,7 +168,7 @@ def test_state_restores_content_and_what_comes_after(capacity):
     buffer, other = filled({1: 6, 2: 7}, capacity=capacity), TaskBuffer(1, capacity)
     other.load_state_dict(buffer.state_dict())
     assert fingerprint(other.state_dict()) == fingerprint(buffer.state_dict())
-    for each in (buffer, other):                                               # the next rows replace the same old ones
+    for each in (buffer, other):  # the next rows replace the same old ones
         each.extend(episode(numbers(3), 4, seed=9), each.add_tasks(numbers(3)), exploratory=True)
     assert fingerprint(other.state_dict()) == fingerprint(buffer.state_dict())
     draws = [each.draw_targets(torch.tensor([1, 2]), 20, generator(4)) for each in (buffer, other)]

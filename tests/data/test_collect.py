@@ -28,7 +28,7 @@ def past_task(following: torch.Tensor) -> torch.Tensor:
 
 def test_next_observation_is_that_before_the_reset():
     data, _ = run(counter_spec(5, termination=past_task), 40)
-    assert torch.equal(data["next", "observation"][..., 0], data["observation"][..., 0] + 1)       # without exception
+    assert torch.equal(data["next", "observation"][..., 0], data["observation"][..., 0] + 1)  # without exception
     assert data["next", "done"].sum() > 10
 
 
@@ -46,7 +46,7 @@ def test_training_goes_on_after_an_end_and_every_row_is_real():
 
 
 def test_end_by_termination_or_by_the_horizon_never_both():
-    data, _ = run(counter_spec(4, termination=past_task), 40)                  # task 4 terminates just at the horizon
+    data, _ = run(counter_spec(4, termination=past_task), 40)  # task 4 terminates just at the horizon
     terminated, truncated = data["next", "terminated"][..., 0], data["next", "truncated"][..., 0]
     assert terminated[0].nonzero().squeeze(1).tolist() == list(range(2, 40, 3))
     assert terminated[1].nonzero().squeeze(1).tolist() == list(range(3, 40, 4))
@@ -68,13 +68,13 @@ def test_falls_cut_training_and_leave_evaluation_alone():
 def test_evaluation_stands_still_after_termination():
     spec = counter_spec(8, termination=past_task)
     data, simulator = run(spec, 8, training=False)
-    assert simulator.stepped.tolist() == [3, 4, 8]                             # ended rows are not even stepped
+    assert simulator.stepped.tolist() == [3, 4, 8]  # ended rows are not even stepped
     assert data["valid"].sum(1).tolist() == [3, 4, 8]
     assert data["next", "reward"][..., 0].sum(1).tolist() == [3.0, 4.0, 8.0]
     over = ~data["valid"]
     assert (data["next", "reward"][over] == 0).all()
     assert torch.equal(data["observation"][over], data["next", "observation"][over])
-    assert (data["initial"].sum(1) == 1).all()                                 # one episode a row
+    assert (data["initial"].sum(1) == 1).all()  # one episode a row
 
 
 def test_evaluation_ends_when_all_rows_have():

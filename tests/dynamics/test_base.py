@@ -27,7 +27,7 @@ def test_decoding_a_stack_equals_a_loop_over_members():
     x, code = torch.randn(2, 6, 5, dtype=torch.float64), torch.randn(2, 6, 2, dtype=torch.float64)
     out = model.decode(x, code)
     for member in range(3):
-        block = slice(2 * member, 2 * member + 2)                        # rows 0-1, 2-3, 4-5
+        block = slice(2 * member, 2 * member + 2)  # rows 0-1, 2-3, 4-5
         h = torch.cat([x, code], -1)[:, block]
         for layer in model.decoder:
             h = h @ layer.weight[member] + layer.bias[member] if hasattr(layer, "weight") else layer(h)
@@ -44,7 +44,7 @@ def test_a_slice_of_members_shares_out_all_rows():
 
 def test_rows_that_do_not_divide_are_refused():
     model = model_of(members=3)
-    with pytest.raises(ValueError, match="7 rows .* 3 ensemble members"):
+    with pytest.raises(ValueError, match=r"7 rows .* 3 ensemble members"):
         model.decode(torch.zeros(1, 7, 5, dtype=torch.float64), torch.zeros(1, 7, 2, dtype=torch.float64))
 
 
@@ -67,7 +67,7 @@ def test_bounds_are_the_range_of_the_data_and_a_margin_on_both_sides():
 
 def test_bounds_leave_out_the_rare_extremes():
     model, data = model_of().float(), transitions(10_000)
-    data["next", "observation"][0] = 1e6                                 # a single accident of the physics
+    data["next", "observation"][0] = 1e6  # a single accident of the physics
     data["next", "observation"][1] = -1e6
     model.observe(data, margin=0.0)
     assert (model.high < 100).all()
@@ -128,10 +128,13 @@ def test_bounds_and_normalisers_travel_with_the_state():
 
 def test_targets_and_predictions_go_through_the_specs_own_functions(cartpole):
     """Acrobot-like wrapping: a target across the cut is short, and the prediction lands on the other side of it."""
+
     def wrap(x):
         return torch.remainder(x + torch.pi, 2 * torch.pi) - torch.pi
 
-    model = model_of(observation=1, action=2, target=lambda o, n: wrap(n - o), untarget=lambda o, y: wrap(o + y)).float()
+    model = model_of(
+        observation=1, action=2, target=lambda o, n: wrap(n - o), untarget=lambda o, y: wrap(o + y)
+    ).float()
     data = TensorDict({"observation": torch.tensor([[3.1]]), "next": {"observation": torch.tensor([[-3.1]])}}, [1])
     torch.testing.assert_close(model.targets(data), torch.tensor([[2 * torch.pi - 6.2]]), atol=1e-5, rtol=0)
     with torch.no_grad():

@@ -22,31 +22,42 @@ SMALL = DynamicsConfig(latent_dim=3, width=8, hidden=16, layers=1, tasks=4, cont
 
 @pytest.mark.parametrize(
     ("table", "observation", "action", "hidden", "layers", "exact"),
-    [("8.9e4", 4, 1, 200, 2, 89_844), ("8.1e5", 4, 1, 400, 5, 816_644), ("2.1e5", 18, 6, 200, 5, 218_722),
-     ("2.3e5", 45, 17, 200, 5, 235_045)],
-    ids=["cart-pole", "acrobot", "half-cheetah", "slim-humanoid"])
+    [
+        ("8.9e4", 4, 1, 200, 2, 89_844),
+        ("8.1e5", 4, 1, 400, 5, 816_644),
+        ("2.1e5", 18, 6, 200, 5, 218_722),
+        ("2.3e5", 45, 17, 200, 5, 235_045),
+    ],
+    ids=["cart-pole", "acrobot", "half-cheetah", "slim-humanoid"],
+)
 def test_parameter_counts_of_table_5(table, observation, action, hidden, layers, exact):
     cfg = DynamicsConfig(latent_dim=16, width=32, encoder_layers=2, hidden=hidden, layers=layers)
     model = GraphDynamics(plain_spec(observation, action), cfg)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count == exact
     digits = 10 ** (len(str(count)) - 2)
-    assert float(table) == count // digits * digits                      # the paper truncates
+    assert float(table) == count // digits * digits  # the paper truncates
 
 
-def batch_of(model: GraphDynamics, context: int = 5, targets: int = 4, particles: int = 1, tasks: int = 2) -> TensorDict:
+def batch_of(
+    model: GraphDynamics, context: int = 5, targets: int = 4, particles: int = 1, tasks: int = 2
+) -> TensorDict:
     generator = torch.Generator().manual_seed(0)
     spec = model.spec
 
     def transitions(count: int) -> TensorDict:
-        draw = [torch.randn(tasks, count, width, generator=generator)
-                for width in (spec.observation_dim, spec.action_dim, spec.observation_dim)]
-        return TensorDict({"observation": draw[0], "action": draw[1], "next": {"observation": draw[2]}},
-                          batch_size=[tasks, count])
+        draw = [
+            torch.randn(tasks, count, width, generator=generator)
+            for width in (spec.observation_dim, spec.action_dim, spec.observation_dim)
+        ]
+        return TensorDict(
+            {"observation": draw[0], "action": draw[1], "next": {"observation": draw[2]}}, batch_size=[tasks, count]
+        )
 
     noise = torch.randn(tasks, particles, targets, model.cfg.latent_dim, generator=generator)
-    return TensorDict({"context": transitions(context), "target": transitions(targets), "noise": noise},
-                      batch_size=[tasks])
+    return TensorDict(
+        {"context": transitions(context), "target": transitions(targets), "noise": noise}, batch_size=[tasks]
+    )
 
 
 def small(**changes) -> GraphDynamics:
@@ -79,7 +90,7 @@ def test_kl_is_zero_when_both_posteriors_share_their_head_and_message():
     with torch.no_grad():
         for name in ("loc", "log_var"):
             getattr(model.encoder, f"point_{name}").load_state_dict(getattr(model.encoder, f"task_{name}").state_dict())
-    batch = batch_of(model, context=1).double()                          # one point: its message is the pooled value
+    batch = batch_of(model, context=1).double()  # one point: its message is the pooled value
     assert model.training_step(batch)["loss_kl"].item() == pytest.approx(0, abs=1e-12)
     assert model.training_step(batch_of(model, context=5).double())["loss_kl"] > 0
 
@@ -105,8 +116,10 @@ def test_order_of_context_leaves_predictions_as_they_are():
     batch = batch_of(model, context=6).double()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     target = batch["target"]
-    predictions = [model.predict(target["observation"], target["action"], model.infer(batch["context"][:, index]))
-                   for index in (torch.arange(6), order)]
+    predictions = [
+        model.predict(target["observation"], target["action"], model.infer(batch["context"][:, index]))
+        for index in (torch.arange(6), order)
+    ]
     torch.testing.assert_close(*predictions)
 
 
@@ -136,10 +149,17 @@ def test_prediction_averages_over_particles_and_members():
 
 
 def fit(model: GraphDynamics, data: TransitionData, **options) -> lightning.Trainer:
-    trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-                                enable_progress_bar=False, enable_model_summary=False, **options)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                  # Lightning advises more workers
+        warnings.simplefilter("ignore")  # Lightning advises more workers
         trainer.fit(model, data)
     return trainer
 
@@ -157,7 +177,7 @@ def test_a_plain_trainer_fits_recorded_data_and_its_checkpoint_is_plain(cartpole
     assert after < 0.7 * before
 
     trainer.save_checkpoint(tmp_path / "model.ckpt")
-    state = torch.load(tmp_path / "model.ckpt", weights_only=True)       # nothing but tensors and plain containers
+    state = torch.load(tmp_path / "model.ckpt", weights_only=True)  # nothing but tensors and plain containers
     torch.manual_seed(1)
     other = GraphDynamics(cartpole.spec, model.cfg)
     other.load_state_dict(state["state_dict"])

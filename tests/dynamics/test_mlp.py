@@ -16,7 +16,9 @@ def test_the_blind_model_believes_the_same_after_any_context(cartpole, recorded)
     model = MLPDynamics(cartpole.spec, CFG)
     belief = model.infer(recorded[:, :10])
     assert belief["latent"].shape == (6, 0)
-    first, second = (model.predict(recorded["observation"], recorded["action"], model.infer(recorded[:, :k])) for k in (0, 9))
+    first, second = (
+        model.predict(recorded["observation"], recorded["action"], model.infer(recorded[:, :k])) for k in (0, 9)
+    )
     assert torch.equal(first, second)
 
 
@@ -47,4 +49,4 @@ def test_training_step_is_the_likelihood_of_the_targets(cartpole, filled):
     expected = -torch.distributions.Normal(mean, 0.1).log_prob(model.targets(batch["target"])).sum(-1).mean()
     torch.testing.assert_close(losses["loss"], expected)
     losses["loss"].backward()
-    assert model.decoder[0].weight.grad[0, -2:].abs().sum() > 0          # the told parameters are used
+    assert model.decoder[0].weight.grad[0, -2:].abs().sum() > 0  # the told parameters are used

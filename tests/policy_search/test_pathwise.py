@@ -20,7 +20,7 @@ def model(members: int = 2) -> GraphDynamics:
     torch.manual_seed(0)
     cfg = DynamicsConfig(latent_dim=LATENT, width=8, hidden=16, layers=1, members=members)
     net = GraphDynamics(SPEC, cfg).double().requires_grad_(False)
-    for normalizer in (net.input_norm, net.target_norm):                 # statistics that matter
+    for normalizer in (net.input_norm, net.target_norm):  # statistics that matter
         normalizer.loc.uniform_(-0.2, 0.2)
         normalizer.inverse_std.uniform_(0.5, 2.0)
     return net
@@ -34,13 +34,25 @@ def policy(copies: int, kind: str = "mlp") -> Policy:
 
 def batch_of(dynamics: GraphDynamics, tasks: int = TASKS) -> TensorDict:
     torch.manual_seed(2)
-    context = TensorDict({"observation": torch.randn(tasks, 5, 4), "action": torch.randn(tasks, 5, 1),
-                          "next": {"observation": torch.randn(tasks, 5, 4)}}, batch_size=[tasks, 5]).double()
+    context = TensorDict(
+        {
+            "observation": torch.randn(tasks, 5, 4),
+            "action": torch.randn(tasks, 5, 1),
+            "next": {"observation": torch.randn(tasks, 5, 4)},
+        },
+        batch_size=[tasks, 5],
+    ).double()
     belief = dynamics.infer(context)
     belief["latent"] = belief["loc"]
     # near the upright, where the reward has a slope
-    return TensorDict({"observation": 0.3 * torch.randn(tasks, ROWS, 4, dtype=torch.float64), "belief": belief,
-                       "noise": torch.randn(tasks, ROWS, LATENT, dtype=torch.float64)}, batch_size=[tasks])
+    return TensorDict(
+        {
+            "observation": 0.3 * torch.randn(tasks, ROWS, 4, dtype=torch.float64),
+            "belief": belief,
+            "noise": torch.randn(tasks, ROWS, LATENT, dtype=torch.float64),
+        },
+        batch_size=[tasks],
+    )
 
 
 def flat(policies: Policy) -> list[torch.nn.Parameter]:
@@ -130,7 +142,9 @@ def test_only_the_given_members_are_imagined_with():
     with torch.no_grad():
         for p in dynamics.decoder.parameters():
             p[2:] += 1.0
-    assert torch.equal(PathwiseLoss(policies, dynamics, 3, members=slice(0, 2)).double()(batch)["imagined_return"], before)
+    assert torch.equal(
+        PathwiseLoss(policies, dynamics, 3, members=slice(0, 2)).double()(batch)["imagined_return"], before
+    )
     assert not torch.equal(PathwiseLoss(policies, dynamics, 3).double()(batch)["imagined_return"], before)
 
 

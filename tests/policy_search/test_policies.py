@@ -56,7 +56,9 @@ def test_own_policies_in_the_belief_act_each_in_its_row(squash):
     for row in range(4):
         single = policy(squash=squash)
         single.net.load_state_dict({name: value[row : row + 1] for name, value in own.items()})
-        torch.testing.assert_close(actions[row : row + 1], single.act(observation[row : row + 1], belief(4)[row : row + 1]))
+        torch.testing.assert_close(
+            actions[row : row + 1], single.act(observation[row : row + 1], belief(4)[row : row + 1])
+        )
 
 
 def test_own_policies_follow_their_rows_when_the_belief_is_repeated():

@@ -36,8 +36,10 @@ class Setting:
         after = {"observation": observation, "reward": reward(sampled["action"], latent).unsqueeze(-1)}
         ended = torch.ones(rows, 1, 1, dtype=torch.bool)
         after |= {"terminated": ended, "truncated": ~ended, "done": ended}
-        return TensorDict(sampled | {"observation": observation, "next": TensorDict(after, batch_size=[rows, 1])},
-                          batch_size=[rows, 1])
+        return TensorDict(
+            sampled | {"observation": observation, "next": TensorDict(after, batch_size=[rows, 1])},
+            batch_size=[rows, 1],
+        )
 
     def update(self, data: TensorDict, latent: torch.Tensor | None = None) -> dict[str, float]:
         latent = torch.zeros(len(data), 1, self.policy.latent_dim) if latent is None else latent
@@ -57,7 +59,7 @@ def test_the_rewarded_continuous_action_becomes_likelier():
     after, scale = setting.policy(start)
     assert abs(float(before.detach()) - 0.7) > 0.5
     assert float(after.detach()) == pytest.approx(0.7, abs=0.15)
-    assert float(scale.detach()) < 0.6                                        # and the policy becomes surer of it
+    assert float(scale.detach()) < 0.6  # and the policy becomes surer of it
 
 
 def test_the_rewarded_choice_becomes_likelier():
@@ -90,7 +92,7 @@ def test_stored_probabilities_are_those_of_the_loss(discrete):
     losses = setting.ppo._losses(setting.ppo._advantages(data, torch.zeros(64, 1, 0), setting.step))
     assert float(losses["kl"].detach()) == pytest.approx(0, abs=1e-6)
     out = setting.ppo.loss(setting.ppo._advantages(data, torch.zeros(64, 1, 0), setting.step))
-    assert float(out["ESS"].detach()) == pytest.approx(1, rel=1e-4)           # all probability ratios are equal
+    assert float(out["ESS"].detach()) == pytest.approx(1, rel=1e-4)  # all probability ratios are equal
 
 
 def chain(setting: Setting, observations, following, rewards, terminated, truncated) -> TensorDict:
@@ -99,20 +101,27 @@ def chain(setting: Setting, observations, following, rewards, terminated, trunca
 
     ended = column(terminated, torch.bool) | column(truncated, torch.bool)
     sampled = setting.ppo.sample(column(observations), torch.zeros(1, len(rewards), 0), setting.generator)
-    after = {"observation": column(following), "reward": column(rewards), "terminated": column(terminated, torch.bool),
-             "truncated": column(truncated, torch.bool), "done": ended}
-    return TensorDict(sampled | {"observation": column(observations), "next": TensorDict(after, [1, len(rewards)])},
-                      batch_size=[1, len(rewards)])
+    after = {
+        "observation": column(following),
+        "reward": column(rewards),
+        "terminated": column(terminated, torch.bool),
+        "truncated": column(truncated, torch.bool),
+        "done": ended,
+    }
+    return TensorDict(
+        sampled | {"observation": column(observations), "next": TensorDict(after, [1, len(rewards)])},
+        batch_size=[1, len(rewards)],
+    )
 
 
-VALUES = {0.0: 2.0, 1.0: 5.0}                                                 # two states A = 0 and B = 1
+VALUES = {0.0: 2.0, 1.0: 5.0}  # two states A = 0 and B = 1
 
 
 def targets(lam: float, terminated, truncated, rewards=(1.0, 3.0)) -> list[float]:
     """Value targets of the chain A -> B, then (after an end or not) B -> A, in units of the reward."""
     setting = Setting(plain_spec(observation=1, action=1), gamma=0.9, lam=lam)
 
-    class Known(torch.nn.Module):                                             # in the scaled units that PPO learns in
+    class Known(torch.nn.Module):  # in the scaled units that PPO learns in
         def forward(self, inputs):
             spread = setting.ppo.return_square.sqrt().float()
             return (2 + 3 * inputs[..., :1]) / spread
@@ -134,9 +143,9 @@ def test_one_step_targets_bootstrap_on_truncation_but_not_on_termination():
 def test_long_targets_do_not_reach_over_an_end():
     a, b = VALUES[0.0], VALUES[1.0]
     last = 3 + 0.9 * a
-    assert targets(1.0, [0, 0], [0, 1]) == pytest.approx([1 + 0.9 * last, last])             # one episode
-    assert targets(1.0, [0, 0], [1, 1]) == pytest.approx([1 + 0.9 * b, last])                # truncated between
-    assert targets(1.0, [1, 0], [0, 1]) == pytest.approx([1.0, last])                        # terminated between
+    assert targets(1.0, [0, 0], [0, 1]) == pytest.approx([1 + 0.9 * last, last])  # one episode
+    assert targets(1.0, [0, 0], [1, 1]) == pytest.approx([1 + 0.9 * b, last])  # truncated between
+    assert targets(1.0, [1, 0], [0, 1]) == pytest.approx([1.0, last])  # terminated between
 
 
 def test_the_last_step_of_an_unfinished_rollout_bootstraps():
@@ -159,7 +168,9 @@ def test_the_size_of_the_reward_does_not_matter(factor):
 def test_all_rewards_equal_gives_no_advantage_and_stays_finite():
     setting = Setting(plain_spec(observation=1, action=1))
     for value in (0.0, 1.0):
-        metrics = setting.update(setting.rollout(lambda action, latent, value=value: torch.full_like(action[..., 0], value)))
+        metrics = setting.update(
+            setting.rollout(lambda action, latent, value=value: torch.full_like(action[..., 0], value))
+        )
         assert all(torch.isfinite(torch.tensor(list(metrics.values()))))
 
 
@@ -171,12 +182,12 @@ def test_a_single_transition_is_enough():
 def test_a_reward_that_is_not_finite_moves_nothing():
     setting = Setting(plain_spec(observation=2, action=1))
     setting.update(setting.rollout(nearest(0.5)))
-    before = fingerprint([list(p for p in setting.ppo.trained_parameters())])
+    before = fingerprint(setting.ppo.trained_parameters())
     data = setting.rollout(nearest(0.5))
     data["next", "reward"][3] = float("nan")
     with pytest.raises(DivergedError):
         setting.update(data)
-    assert fingerprint([list(p for p in setting.ppo.trained_parameters())]) == before
+    assert fingerprint(setting.ppo.trained_parameters()) == before
 
 
 def test_a_policy_that_has_moved_far_enough_ends_the_epochs():
@@ -187,15 +198,15 @@ def test_a_policy_that_has_moved_far_enough_ends_the_epochs():
 
     assert steps(None) == 6
     assert 1 < steps(0.02) < 6
-    assert steps(1e-9) in (1, 2)                                              # the first epoch starts from no movement
+    assert steps(1e-9) in (1, 2)  # the first epoch starts from no movement
 
 
 def test_a_small_remainder_is_no_step_of_its_own():
     setting = Setting(plain_spec(observation=2, action=1), epochs=1, minibatch=100, target_kl=None)
     setting.update(setting.rollout(nearest(0.7), rows=230))
-    assert setting.step.count == 2                                            # 100 + 100, the 30 left out
+    assert setting.step.count == 2  # 100 + 100, the 30 left out
     setting.update(setting.rollout(nearest(0.7), rows=40))
-    assert setting.step.count == 3                                            # but a batch that is small altogether counts
+    assert setting.step.count == 3  # but a batch that is small altogether counts
 
 
 def test_entropy_bonus_keeps_the_policy_wide():
@@ -215,4 +226,4 @@ def test_only_policy_and_value_are_trained():
     before = {name: value.clone() for name, value in setting.policy.state_dict().items()}
     setting.update(setting.rollout(nearest(0.5), observation=torch.randn(64, 1, 2)))
     moved = {name for name, value in setting.policy.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {name for name, _ in setting.policy.named_parameters()}   # the normaliser is left alone
+    assert moved == {name for name, _ in setting.policy.named_parameters()}  # the normaliser is left alone
