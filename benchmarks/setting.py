@@ -10,11 +10,11 @@ from lightning.fabric import Fabric
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.algorithms.gssm_aps import GSSMAPS
 from mbrl_lightning.config import compose
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.schema import Config
 from mbrl_lightning.step import GradientStep
 
 

@@ -68,9 +68,7 @@ def _load(argv: list[str]) -> TaskFamily:
         elif key.startswith("env.options."):
             options[key.removeprefix("env.options.")] = _value(value)
         else:
-            raise ConfigError(
-                f"check_env does not know {word!r}.", "Use NAME, env.file=PATH or env.options.KEY=VALUE."
-            )
+            raise ConfigError(f"check_env does not know {word!r}.", "Use NAME, env.file=PATH or env.options.KEY=VALUE.")
     if len(names) + (file is not None) != 1:
         raise ConfigError(f"{len(names)} family names and env.file={file}.", "Give one name or one file.")
     from mbrl_lightning.envs import load_family, make_family
@@ -141,11 +139,7 @@ def _splits(family: TaskFamily) -> Check:
     family.check_disjoint()
     width = len(family.parameters)
     parts = {"test": family.test, "extreme": family.extreme}
-    bad = [
-        n
-        for n, t in parts.items()
-        if t.ndim != 2 or (len(t) and t.shape[1] != width) or not t.isfinite().all()
-    ]
+    bad = [n for n, t in parts.items() if t.ndim != 2 or (len(t) and t.shape[1] != width) or not t.isfinite().all()]
     known = family.sample(1000, _generator(1))
     same = bool(((family.test[:, None] - known[None]).abs().amax(-1) < 1e-9).any())
     sizes = f"{len(family.test)} test and {len(family.extreme)} extreme tasks of {width} parameters"
@@ -157,9 +151,7 @@ def _training(family: TaskFamily) -> Check:
     first, second = family.sample(200, _generator()), family.sample(200, _generator())
     scaled = family.scale(first).abs().amax().item()
     good = first.equal(second) and first.shape == (200, len(family.parameters)) and scaled <= 1.5
-    return Check(
-        "training", good, f"repeatable draws; scaled parameters within +-{scaled:.2f} (should be about 1)"
-    )
+    return Check("training", good, f"repeatable draws; scaled parameters within +-{scaled:.2f} (should be about 1)")
 
 
 def _shapes(family: TaskFamily) -> Check:
@@ -171,10 +163,7 @@ def _shapes(family: TaskFamily) -> Check:
     following, expected = simulator.step(action), (simulator.batch_size, spec.observation_dim)
     deep = observation.expand(2, 3, *expected)
     reward = spec.reward(deep, action.expand(2, 3, *action.shape), deep)
-    good = (
-        observation.shape == following.shape == expected
-        and observation.dtype == following.dtype == torch.float32
-    )
+    good = observation.shape == following.shape == expected and observation.dtype == following.dtype == torch.float32
     good &= reward.shape == deep.shape[:-1] and spec.features(deep).shape == (
         *deep.shape[:-1],
         spec.feature_dim,
@@ -191,9 +180,7 @@ def _seeding(family: TaskFamily) -> Check:
 
 def _episode(family: TaskFamily) -> Check:
     start = time.perf_counter()
-    observation = _transitions(
-        family, family.spec.horizon
-    ).following  # raises where an observation is not finite
+    observation = _transitions(family, family.spec.horizon).following  # raises where an observation is not finite
     speed = observation.shape[0] * observation.shape[1] / (time.perf_counter() - start)
     largest = observation.abs().amax().item()
     return Check(
@@ -229,9 +216,7 @@ def _reward(family: TaskFamily) -> Check:
     if data.own_reward is not None:
         error = (reward - data.own_reward).abs().max().item()
         detail = f"differs from the environment's own by {error:.2g} at most"
-    return Check(
-        "reward", bool(reward.isfinite().all()) and error <= 1e-3 * (1 + reward.abs().max().item()), detail
-    )
+    return Check("reward", bool(reward.isfinite().all()) and error <= 1e-3 * (1 + reward.abs().max().item()), detail)
 
 
 def _termination(family: TaskFamily) -> Check:

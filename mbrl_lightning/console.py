@@ -9,9 +9,7 @@ from collections.abc import Callable
 
 from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
 
-log = logging.getLogger(
-    "mbrl_lightning"
-)  # warnings of the package; with no handler Python prints them plainly
+log = logging.getLogger("mbrl_lightning")  # warnings of the package; with no handler Python prints them plainly
 
 
 def guard(command: Callable[[], int | None]) -> int:
@@ -57,9 +55,7 @@ def quiet_libraries() -> None:
     Raises:
         ConfigError: if the stack does not load, which means versions that do not belong together.
     """
-    os.environ.setdefault(
-        "RL_LOGGING_LEVEL", "WARNING"
-    )  # "Initialized LazyTensorStorage ...", read at import
+    os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # "Initialized LazyTensorStorage ...", read at import
     try:
         for name in ("torch", "tensordict", "torchrl", "lightning.fabric"):
             importlib.import_module(name)

@@ -8,11 +8,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from mbrl_lightning import figures, video
 from mbrl_lightning.console import log
 from mbrl_lightning.imagination import ImaginedStreams
 from mbrl_lightning.loop import MetaLoop
 from mbrl_lightning.meta_test import MetaTest
+from mbrl_lightning.reporting import figures, video
 
 SHOWN_TASKS, LATENT_TASKS = 4, 60
 
@@ -29,25 +29,30 @@ def draw(loop: MetaLoop, folder: Path) -> list[Path]:
     """
     rows = list(loop.results.rows)
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [lambda: figures.learning_curve(rows, "return/policy", folder / "learning_curve.png"),
-            lambda: figures.adaptation_curve(rows, folder / "adaptation_curve.png")]
+    jobs = [
+        lambda: figures.learning_curve(rows, "return/policy", folder / "learning_curve.png"),
+        lambda: figures.adaptation_curve(rows, folder / "adaptation_curve.png"),
+    ]
     if loop.algorithm.dynamics is not None:
-        jobs += [lambda: figures.exploitation(rows, folder / "exploitation.png"),
-                 lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"),
-                 lambda: _latent_space(loop, folder / "latent_space.png")]
+        jobs += [
+            lambda: figures.exploitation(rows, folder / "exploitation.png"),
+            lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"),
+            lambda: _latent_space(loop, folder / "latent_space.png"),
+        ]
     written: list[Path] = []
     for job in jobs:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 written.append(Path(job()))
-        except Exception as error:                     # a picture is never worth a run
+        except Exception as error:  # a picture is never worth a run
             log.warning("figure not drawn: %s", error)
     return written
 
 
 def _meta_test(loop: MetaLoop) -> MetaTest:
-    return MetaTest(loop.algorithm, loop.real, loop.step, torch.Generator().manual_seed(loop.cfg.seed + 1),
-                    lambda *_, **__: None)
+    return MetaTest(
+        loop.algorithm, loop.real, loop.step, torch.Generator().manual_seed(loop.cfg.seed + 1), lambda *_, **__: None
+    )
 
 
 @torch.no_grad()
@@ -121,7 +126,7 @@ def film(loop: MetaLoop, path: Path, steps: int = 200) -> Path | None:
         for _ in range(min(steps, family.spec.horizon)):
             frames.append(simulator.render(0))
             observation = simulator.step(act(observation))
-    except Exception as error:                         # no display driver is no reason to lose a run
+    except Exception as error:  # no display driver is no reason to lose a run
         log.warning("no video: %s", error)
         return None
     finally:

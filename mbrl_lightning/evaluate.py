@@ -92,15 +92,15 @@ def load_run(folder: str | Path) -> Any:
         StorageError: no complete checkpoint.
     """
     cfg = read_run_config(folder)
-    from mbrl_lightning import checkpoint
     from mbrl_lightning.algorithms import make_algorithm
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.loop import MetaLoop
     from mbrl_lightning.results import read_results
+    from mbrl_lightning.runs import checkpoint
 
     _, state = checkpoint.load(Path(folder) / "checkpoints")
     cfg.devices, cfg.num_nodes, cfg.strategy = 1, 1, "auto"
-    cfg.accelerator = "cpu" if cfg.accelerator == "cpu" else "auto"          # the run's GPU may not be here
+    cfg.accelerator = "cpu" if cfg.accelerator == "cpu" else "auto"  # the run's GPU may not be here
     family = family_of(cfg.env)
     algorithm = make_algorithm(cfg, family)
     loop = MetaLoop(cfg, family, algorithm, quiet=True)
@@ -110,8 +110,15 @@ def load_run(folder: str | Path) -> Any:
     return loop
 
 
-def evaluate(run: str | Path, tasks: str = "test", episodes: int = 1, context: int | None = None, seed: int = 0,
-             figures: bool = True, video: bool = False) -> Any:
+def evaluate(
+    run: str | Path,
+    tasks: str = "test",
+    episodes: int = 1,
+    context: int | None = None,
+    seed: int = 0,
+    figures: bool = True,
+    video: bool = False,
+) -> Any:
     """Meta-test the newest checkpoint of a run.
 
     Args:

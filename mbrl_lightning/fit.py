@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import compose, load_config, to_yaml
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.config.usage import help_text
 from mbrl_lightning.console import guard, log, quiet_libraries
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.run import Run, run_folder
-from mbrl_lightning.schema import Config
-from mbrl_lightning.signals import StopFlag
-from mbrl_lightning.usage import help_text
+from mbrl_lightning.runs.run import Run, run_folder
+from mbrl_lightning.runs.signals import StopFlag
 
 if TYPE_CHECKING:
     from mbrl_lightning.envs.family import TaskFamily
@@ -40,13 +40,9 @@ def fit(config: Config | None = None, **overrides: Any) -> "Results":
     if config is None:
         config = compose(overrides)
     elif overrides:
-        raise ConfigError(
-            "fit() takes a Config or keyword overrides, not both", "put the overrides into the Config"
-        )
+        raise ConfigError("fit() takes a Config or keyword overrides, not both", "put the overrides into the Config")
     if config.seeds is not None:
-        raise ConfigError(
-            "fit() trains one seed", "call it once per seed, or use the command line for seeds="
-        )
+        raise ConfigError("fit() trains one seed", "call it once per seed, or use the command line for seeds=")
     run = Run(config)
     if run.finished and not config.overwrite:
         return _finished(run)
@@ -64,14 +60,12 @@ def fit(config: Config | None = None, **overrides: Any) -> "Results":
 
 def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag) -> "MetaLoop":
     """The loop as it stood at the newest checkpoint, with the weights of another run, or new."""
-    from mbrl_lightning import checkpoint
     from mbrl_lightning.algorithms import make_algorithm
     from mbrl_lightning.loop import MetaLoop
+    from mbrl_lightning.runs import checkpoint
 
     config = run.config
-    loop = MetaLoop(
-        config, family, make_algorithm(config, family), run.folder, stop, watch=lambda it: _draw(it, run)
-    )
+    loop = MetaLoop(config, family, make_algorithm(config, family), run.folder, stop, watch=lambda it: _draw(it, run))
     resuming = config.resume is not None and bool(checkpoint.steps(run.checkpoints))
     if config.resume is not None and not resuming:
         log.warning("%s has no checkpoint yet: starting from the beginning", run.folder)
@@ -111,7 +105,7 @@ def _command(words: Sequence[str]) -> int:
         print(to_yaml(config), end="")
         return 0
     if config.seeds is not None:
-        from mbrl_lightning.seed_jobs import fit_seeds
+        from mbrl_lightning.runs.seed_jobs import fit_seeds
 
         return fit_seeds(config, words)
     fit(config)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mbrl_lightning.config import load_config
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.console import guard
-from mbrl_lightning.schema import Config
 
 HELP = """usage: python -m mbrl_lightning.headroom conf=NAME [seeds=0..2] [key=value ...]
 
@@ -58,7 +59,8 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.data.collect import collect, random_actions
     from mbrl_lightning.dynamics.mlp import MLPDynamics
-    from mbrl_lightning.meta_test import MetaTest, one_step_error
+    from mbrl_lightning.measures import one_step_error
+    from mbrl_lightning.meta_test import MetaTest
     from mbrl_lightning.seeds import Streams
     from mbrl_lightning.step import GradientStep
 
@@ -81,7 +83,7 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
             for group in optimizer.param_groups:
                 group["lr"] = cfg.dynamics.lr * (1 - update / MODEL_UPDATES)
             batch = context_target(real, cfg.dynamics, streams["batches"], family.scale, context=1)
-            step(lambda batch=batch, model=dynamics: model.training_step(batch), optimizer, cfg.dynamics.max_grad_norm)
+            step(partial(dynamics.training_step, batch), optimizer, cfg.dynamics.max_grad_norm)
         belief = dynamics.tell(family.scale(family.test))
         for name, held in {arm: belief, **({"wrong": MetaTest.another(belief)} if told else {})}.items():
             errors = one_step_error(dynamics, targets, held)["nmse"]
@@ -121,11 +123,13 @@ def headroom(cfg: Config, folder: Path | None = None) -> dict[str, dict[str, flo
 def _table(conf: str, seed: int, out: dict[str, dict[str, float]]) -> str:
     policy, model = out["policy"], out["model"]
     gain = (policy["with"] - policy["without"]) / max(abs(policy["without"]), 1e-9)
-    return (f"{conf}, seed {seed}, unseen tasks      told      not told  told wrong\n"
-            f"  return of PPO on real steps  {policy['with']:10.4g} {policy['without']:10.4g} {policy['wrong']:10.4g}"
-            f"   told is worth {gain:+.0%}\n"
-            f"  one-step nMSE, random policy {model['with']:10.4g} {model['without']:10.4g} {model['wrong']:10.4g}"
-            f"   not told / told {model['without'] / model['with']:.2f}")
+    return (
+        f"{conf}, seed {seed}, unseen tasks      told      not told  told wrong\n"
+        f"  return of PPO on real steps  {policy['with']:10.4g} {policy['without']:10.4g} {policy['wrong']:10.4g}"
+        f"   told is worth {gain:+.0%}\n"
+        f"  one-step nMSE, random policy {model['with']:10.4g} {model['without']:10.4g} {model['wrong']:10.4g}"
+        f"   not told / told {model['without'] / model['with']:.2f}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         cfg = load_config([*argv, "algorithm=dr_ppo"])
+        from mbrl_lightning.config.validation import parse_seeds
         from mbrl_lightning.console import quiet_libraries
-        from mbrl_lightning.validation import parse_seeds
 
         quiet_libraries()
         for seed in parse_seeds(cfg.seeds) if cfg.seeds else [cfg.seed]:

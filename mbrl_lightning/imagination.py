@@ -34,10 +34,18 @@ class ImaginedStreams:
         generator: for `noise`.
     """
 
-    def __init__(self, dynamics: Dynamics, belief: TensorDict, start: Tensor, horizon: int,
-                 code_noise: Tensor | None = None, members: slice = slice(None),
-                 restart: Callable[[int], Tensor] | None = None, noise: float = 0.0,
-                 generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        belief: TensorDict,
+        start: Tensor,
+        horizon: int,
+        code_noise: Tensor | None = None,
+        members: slice = slice(None),
+        restart: Callable[[int], Tensor] | None = None,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self.dynamics, self.belief, self.start, self.horizon = dynamics, belief, start, horizon
         self.code_noise, self.members, self.restart = code_noise, members, restart
         self.noise, self.generator = noise, generator
@@ -62,13 +70,22 @@ class ImaginedStreams:
         for _ in range(steps):
             taken = act(self.observation)
             following, terminated, truncated = self._advance(taken["action"])
-            rows.append(taken | {"observation": self.observation, "following": following,
-                                 "terminated": terminated, "truncated": truncated})
+            rows.append(
+                taken
+                | {
+                    "observation": self.observation,
+                    "following": following,
+                    "terminated": terminated,
+                    "truncated": truncated,
+                }
+            )
             self._begin_anew(following, terminated | truncated)
         data = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
         if not bool(torch.isfinite(data["following"]).all()):
-            raise DivergedError("an imagined state is not finite", "resume from the last checkpoint with more "
-                                "loop.model_steps or smaller search.bounds")
+            raise DivergedError(
+                "an imagined state is not finite",
+                "resume from the last checkpoint with more loop.model_steps or smaller search.bounds",
+            )
         return self._assemble(data)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,19 +14,19 @@ from lightning.fabric import Fabric
 from tensordict import TensorDict
 from torch import Tensor
 
-from mbrl_lightning import checkpoint
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.console import log
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, collect, random_actions
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.imagination import mean_return
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
+from mbrl_lightning.imagination import mean_return
 from mbrl_lightning.meta_test import MetaTest
 from mbrl_lightning.progress import Progress
 from mbrl_lightning.results import Results, return_unit
-from mbrl_lightning.schema import Config
+from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.seeds import Streams
 from mbrl_lightning.step import GradientStep
 
@@ -54,21 +55,35 @@ class MetaLoop:
         ConfigError: train and test tasks overlap, or the task batches do not divide among the devices.
     """
 
-    def __init__(self, cfg: Config, family: TaskFamily, algorithm: Algorithm, folder: Path | None = None,
-                 stop: Stop | None = None, quiet: bool = False,
-                 watch: Callable[[MetaLoop], None] | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        family: TaskFamily,
+        algorithm: Algorithm,
+        folder: Path | None = None,
+        stop: Stop | None = None,
+        quiet: bool = False,
+        watch: Callable[[MetaLoop], None] | None = None,
+    ) -> None:
         if not cfg.allow_overlap:
             family.check_disjoint()
         self.cfg, self.family, self.algorithm, self.folder, self.stop = cfg, family, algorithm, folder, stop
         self.watch = watch if not quiet else None
         torch.set_num_threads(cfg.threads)
-        self.fabric = Fabric(accelerator=cfg.accelerator, devices=cfg.devices, num_nodes=cfg.num_nodes,
-                             strategy=cfg.strategy, precision=cfg.precision)                  # type: ignore[arg-type]
+        self.fabric = Fabric(
+            accelerator=cfg.accelerator,
+            devices=cfg.devices,
+            num_nodes=cfg.num_nodes,
+            strategy=cfg.strategy,
+            precision=cfg.precision,  # type: ignore[arg-type]
+        )
         self.fabric.launch()
         for name, count in (("dynamics.tasks", cfg.dynamics.tasks), ("search.tasks", cfg.search.tasks)):
             if count % self.fabric.world_size:
-                raise ConfigError(f"{name}={count} tasks do not divide among {self.fabric.world_size} devices",
-                                  f"make {name} a multiple of the number of devices")
+                raise ConfigError(
+                    f"{name}={count} tasks do not divide among {self.fabric.world_size} devices",
+                    f"make {name} a multiple of the number of devices",
+                )
         algorithm.to(self.fabric.device)
         self.step = GradientStep(self.fabric)
         self.streams = Streams(cfg.seed)
@@ -135,12 +150,12 @@ class MetaLoop:
         rows = torch.arange(len(self.tasks)).repeat_interleave(loop.episodes_per_task)
         belief = self.algorithm.explorers(belief[rows])
 
-        def act(observation: Tensor) -> Tensor:
+        def policy(observation: Tensor) -> Tensor:
             noise = self.algorithm.policy.noise((len(observation),), self.streams["envs"])
             device = self.fabric.device
             return self.algorithm.policy.act(observation.to(device), belief, noise.to(device)).cpu()
 
-        data = self._simulate(self.tasks[rows], act, steps)
+        data = self._simulate(self.tasks[rows], policy, steps)
         self.real.extend(data, self.index[rows], exploratory=False)
         return {"real/return": float(mean_return(data, self.family.spec))}
 
@@ -176,10 +191,11 @@ class MetaLoop:
         steps += loop.last_model_steps * (self.iteration == loop.iterations - 1)
         total: dict[str, float] = {}
         for _ in range(steps):
-            batch = self.step.share(context_target(self.real, self.cfg.dynamics, self.streams["batches"],
-                                                   self.family.scale))
-            losses = self.step(lambda batch=batch: dynamics.training_step(batch),
-                               self.algorithm.optimizers["dynamics"], self.cfg.dynamics.max_grad_norm)
+            batch = self.step.share(
+                context_target(self.real, self.cfg.dynamics, self.streams["batches"], self.family.scale)
+            )
+            optimizer = self.algorithm.optimizers["dynamics"]
+            losses = self.step(partial(dynamics.training_step, batch), optimizer, self.cfg.dynamics.max_grad_norm)
             total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
         return {f"train/model_{name}": value for name, value in total.items()}
 
@@ -201,9 +217,11 @@ class MetaLoop:
         self.results.flush()
         return summary
 
-    def _add(self, metric: str, value: float, split: str = "", task: int = -1, shot: int = -1) -> None:
-        self.results.add(metric, value, iteration=self.iteration, real_steps=self.real.num_steps, split=split, task=task,
-                         shot=shot, unit=return_unit(self.family.spec.unit, self.family.spec.horizon) if "return" in metric else "")
+    def _add(self, metric: str, value: float, **where: Any) -> None:
+        spec = self.family.spec
+        at: dict[str, Any] = {"iteration": self.iteration, "real_steps": self.real.num_steps}
+        unit = return_unit(spec.unit, spec.horizon) if "return" in metric else ""
+        self.results.add(metric, value, **at, **where, unit=unit)
 
     def _record(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -223,28 +241,37 @@ class MetaLoop:
         try:
             if self.watch is not None and self.fabric.is_global_zero:
                 self.watch(self)
-        except Exception as error:                               # a picture is never worth a run
+        except Exception as error:  # a picture is never worth a run
             log.warning("figures failed: %s", error)
         self.fabric.barrier()
 
     def _heed_signals(self) -> None:
-        signal = self.stop.requested if self.stop is not None else None
-        if self.fabric.world_size > 1:                           # a signal may have reached some of the processes only
-            signal = int(self.fabric.all_reduce(torch.tensor(signal or 0, device=self.fabric.device), reduce_op="max")) or None
-        if signal is None or self.iteration >= self.cfg.loop.iterations:
+        heard = self.stop.requested or 0 if self.stop is not None else 0
+        if self.fabric.world_size > 1:  # a signal may have reached some of the processes only
+            numbers = self.fabric.all_gather(torch.tensor(heard, device=self.fabric.device))
+            heard = int(torch.as_tensor(numbers).max())
+        if not heard or self.iteration >= self.cfg.loop.iterations:
             return
         self.save()
-        kind = Interrupted if signal == 2 else Preempted
-        raise kind(f"stopped by signal {signal} after iteration {self.iteration}, state saved",
-                   f"continue with resume={self.folder}")
+        kind = Interrupted if heard == 2 else Preempted
+        cause = f"stopped by signal {heard} after iteration {self.iteration}, state saved"
+        raise kind(cause, f"continue with resume={self.folder}")
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on exactly: plain containers and tensors."""
         optimizers = {name: value.state_dict() for name, value in self.algorithm.optimizers.items()}
-        return {"algorithm": self.algorithm.state_dict(), "optimizers": optimizers, "real": self.real.state_dict(),
-                "streams": self.streams.state_dict(), "generator": self.algorithm.generator.get_state(),
-                "iteration": self.iteration, "tasks": self.tasks, "index": self.index, "times": dict(self.times),
-                "gradient_steps": self.step.count}
+        return {
+            "algorithm": self.algorithm.state_dict(),
+            "optimizers": optimizers,
+            "real": self.real.state_dict(),
+            "streams": self.streams.state_dict(),
+            "generator": self.algorithm.generator.get_state(),
+            "iteration": self.iteration,
+            "tasks": self.tasks,
+            "index": self.index,
+            "times": dict(self.times),
+            "gradient_steps": self.step.count,
+        }
 
     def load_state_dict(self, state: dict[str, Any], weights_only: bool = False) -> None:
         """Restore what `state_dict` gave; with `weights_only` just networks and normalisers, for a new run."""

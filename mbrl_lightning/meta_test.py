@@ -17,12 +17,11 @@ from torch import Tensor
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, collect, episode_returns, random_actions
-from mbrl_lightning.dynamics.base import Dynamics
+from mbrl_lightning.measures import first_valid, linear_probe, multi_step_error, one_step_error, until_fall
 from mbrl_lightning.step import GradientStep
 
 Add = Callable[..., None]
 """`Results.add` with iteration and real steps already given: `add(metric, value, split=, task=, shot=)`."""
-MULTI_STEPS = 10
 
 
 @dataclass
@@ -136,8 +135,12 @@ class MetaTest:
 
     def _controls(self, tasks: Tensor, belief: TensorDict, split: str, shot: int) -> None:
         cfg = self.algorithm.cfg.evaluation
-        self.report("return/random", self.episodes(
-            tasks, lambda count: random_actions(self.algorithm.spec, self.generator)), split, shot)
+        self.report(
+            "return/random",
+            self.episodes(tasks, lambda count: random_actions(self.algorithm.spec, self.generator)),
+            split,
+            shot,
+        )
         if cfg.sampled:
             episodes = self.episodes(tasks, lambda count: self._act(belief, count, sampled=True))
             self.report("return/sampled", episodes, split, shot)
@@ -145,7 +148,7 @@ class MetaTest:
             episodes = self.episodes(tasks, self.deterministic(self.another(belief)))
             self.report("return/wrong_belief", episodes, split, shot)
         own = self.algorithm.generator
-        self.algorithm.generator = self.generator                # tuning for a test draws nothing from training
+        self.algorithm.generator = self.generator  # tuning for a test draws nothing from training
         try:
             with torch.random.fork_rng(devices=[]):
                 tuned = self.algorithm.fine_tune(belief.to(self.step.fabric.device), self.real, self.step)
@@ -160,12 +163,14 @@ class MetaTest:
         """Each task gets the belief of the task half the list away."""
         return belief[torch.arange(len(belief)).roll(max(len(belief) // 2, 1))]
 
-    def _model_errors(self, tasks: Tensor, belief: TensorDict, episodes: TensorDict, context: TensorDict, split: str,
-                      shot: int) -> dict[str, float]:
+    def _model_errors(
+        self, tasks: Tensor, belief: TensorDict, episodes: TensorDict, context: TensorDict, split: str, shot: int
+    ) -> dict[str, float]:
         device, dynamics = self.step.fabric.device, self.algorithm.dynamics
         assert dynamics is not None
         fresh = self.context(tasks, context.shape[1])
-        onpolicy = _first_valid(episodes.flatten(1, 2), 1000)
+        episodes = until_fall(episodes, dynamics.spec)
+        onpolicy = first_valid(episodes.flatten(1, 2), 1000)
         summary = {}
         for suffix, targets in (("", onpolicy), ("_random", fresh)):
             right = one_step_error(dynamics, targets.to(device), belief.to(device))
@@ -186,94 +191,14 @@ class MetaTest:
         family = self.algorithm.family
         training = family.sample(64, self.generator)
         belief, seen = self.adapt(context, shot), self.adapt(self.context(training, shot), shot)
-        if "scale" in belief.keys():
-            scale, spread = float(belief["scale"].mean()), float(belief["loc"].std(0).norm() / belief["loc"].shape[1] ** 0.5)
+        if "scale" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            scale, spread = (
+                float(belief["scale"].mean()),
+                float(belief["loc"].std(0).norm() / belief["loc"].shape[1] ** 0.5),
+            )
             self.add("latent/scale", scale, split=split, shot=shot)
             self.add("latent/spread", spread, split=split, shot=shot)
             self.add("latent/collapse", float(spread < 0.1 * scale), split=split, shot=shot)
         scores = linear_probe(seen["latent"], family.scale(training), belief["latent"], family.scale(tasks))
         for name, score in zip(family.parameters, scores.tolist(), strict=True):
             self.add(f"probe/r2/{name}", score, split=split, shot=shot)
-
-
-def _first_valid(data: TensorDict, most: int) -> TensorDict:
-    """Up to `most` valid transitions of each row of `[M, N]`, as many as the poorest row has, spread evenly."""
-    count = min(most, int(data["valid"].sum(1).min()))
-    order = torch.argsort((~data["valid"]).int(), dim=1, stable=True)
-    lengths = data["valid"].sum(1, keepdim=True)
-    picks = (torch.arange(count) * lengths / count).long()
-    rows = torch.arange(len(data)).unsqueeze(1)
-    return data[rows, order.gather(1, picks)]
-
-
-@torch.no_grad()
-def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) -> dict[str, Tensor]:
-    """Error of the predicted change of the observation, per task.
-
-    Args:
-        dynamics: the model.
-        targets: real transitions `[M, N]`.
-        belief: batch `[M]`.
-
-    Returns:
-        `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (each output's error over the variance of its change
-        in all targets, then the mean), and `null_mse`, `null_nmse` of a model that predicts no change. `outputs` `[S]`:
-        normalised error by output, mean over tasks.
-    """
-    observation, following = targets["observation"], targets["next", "observation"]
-    predicted = dynamics.predict(observation, targets["action"], belief)
-    spec = dynamics.spec
-    change = spec.change(observation, following)
-    error = (spec.change(observation, predicted) - change).square()
-    variance = change.flatten(0, 1).var(0).clamp_min(1e-8)
-    return {"mse": error.mean((1, 2)), "nmse": (error / variance).mean((1, 2)),
-            "null_mse": change.square().mean((1, 2)), "null_nmse": (change.square() / variance).mean((1, 2)),
-            "outputs": (error / variance).mean((0, 1))}
-
-
-@torch.no_grad()
-def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDict) -> Tensor:
-    """Normalised error after ten open-loop steps along real actions, `[M]`.
-
-    Args:
-        dynamics: the model.
-        episodes: real episodes `[M, T]`.
-        belief: batch `[M]`.
-    """
-    steps = min(MULTI_STEPS, episodes.shape[1])
-    count = max(min(50, (episodes.shape[1] - steps) // steps), 1)
-    first = torch.arange(count) * steps
-    observation = start = episodes["observation"][:, first]
-    for t in range(steps):
-        observation = dynamics.predict(observation, episodes["action"][:, first + t], belief)
-    truth = episodes["next", "observation"][:, first + steps - 1]
-    change = dynamics.spec.change(start, truth)
-    valid = episodes["valid"][:, first + steps - 1]              # rows after the end of an episode stand still
-    error = (dynamics.spec.change(start, observation) - change).square() * valid.unsqueeze(-1)
-    variance = change[valid].var(0, correction=0).clamp_min(1e-8)
-    return (error / variance).mean(-1).sum(1) / valid.sum(1)
-
-
-def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:
-    """Ridge regression of the parameters on the latent; R^2 on held-out tasks.
-
-    Args:
-        latent: `[N, Z]`.
-        parameters: `[N, P]`.
-        test_latent: `[M, Z]`.
-        test_parameters: `[M, P]`.
-
-    Returns:
-        `[P]`; 1 is perfect, 0 the mean, below 0 worse.
-    """
-    if latent.shape[1] == 0:
-        return torch.zeros(parameters.shape[1])
-    loc, scale = latent.double().mean(0), latent.double().std(0).clamp_min(1e-12)
-    ones = torch.ones(len(latent), 1, dtype=torch.float64)
-    design = torch.cat([(latent.double() - loc) / scale, ones], 1)
-    gram = design.T @ design + 1e-3 * len(latent) * torch.eye(design.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, design.T @ parameters.double())
-    test = torch.cat([(test_latent.double() - loc) / scale, torch.ones(len(test_latent), 1, dtype=torch.float64)], 1)
-    residual = (test @ weights - test_parameters.double()).square().sum(0)
-    total = (test_parameters.double() - test_parameters.double().mean(0)).square().sum(0)
-    return 1 - residual / total.clamp_min(1e-12)

@@ -6,12 +6,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.console import log
-from mbrl_lightning.schema import Config
 
 STAGES = ("collect", "model", "policy", "evaluate")
-SHOWN = {"imagined/return": "imagined", "real/return": "real", "return/policy": "unseen", "train/model_loss": "model loss",
-         "model/nmse": "nMSE"}
+SHOWN = {
+    "imagined/return": "imagined",
+    "real/return": "real",
+    "return/policy": "unseen",
+    "train/model_loss": "model loss",
+    "model/nmse": "nMSE",
+}
 
 
 class Progress:
@@ -24,7 +29,8 @@ class Progress:
     """
 
     def __init__(self, cfg: Config, active: bool, folder: Path | None) -> None:
-        self.total, self.active, self.first = cfg.loop.iterations, active, None
+        self.total, self.active = cfg.loop.iterations, active
+        self.first: tuple[int, float] | None = None
         self.logger: Any = None
         if cfg.tensorboard and active and folder is not None:
             from lightning.fabric.loggers import TensorBoardLogger
@@ -43,17 +49,24 @@ class Progress:
         if self.logger is not None:
             try:
                 self.logger.log_metrics(metrics | {f"time/{k}": v for k, v in times.items()}, step=steps)
-            except Exception as error:                           # results.csv has the same numbers
+            except Exception as error:  # results.csv has the same numbers
                 log.warning("no more TensorBoard events: %s", error)
                 self.logger = None
         if not self.active:
             return
         if self.first is None:
-            self.first = (iteration - 1, 0.0) if iteration == 1 else (iteration - 1, times["total"] / iteration * (iteration - 1))
+            self.first = (
+                (iteration - 1, 0.0)
+                if iteration == 1
+                else (iteration - 1, times["total"] / iteration * (iteration - 1))
+            )
         pace = (times["total"] - self.first[1]) / (iteration - self.first[0])
         left = timedelta(seconds=round(pace * (self.total - iteration)))
         values = [f"{label} {metrics[name]:.4g}" for name, label in SHOWN.items() if name in metrics]
         shares = [f"{stage} {times[stage] / times['total']:.0%}" for stage in STAGES if stage in times]
         width = len(str(self.total))
-        print(f"[{iteration:{width}}/{self.total}] {steps} real steps | {', '.join(values)} | {', '.join(shares)} | "
-              f"{timedelta(seconds=round(times['total']))} gone, {left} to go", flush=True)
+        print(
+            f"[{iteration:{width}}/{self.total}] {steps} real steps | {', '.join(values)} | {', '.join(shares)} | "
+            f"{timedelta(seconds=round(times['total']))} gone, {left} to go",
+            flush=True,
+        )

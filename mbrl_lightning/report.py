@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from mbrl_lightning.errors import ConfigError, MBRLError, StorageError
 
 if TYPE_CHECKING:
+    from mbrl_lightning.reporting.tables import Table
     from mbrl_lightning.results import PathLike, Row
-    from mbrl_lightning.tables import Table
 
 USAGE = """usage: python -m mbrl_lightning.report RUN... [out=FOLDER]
 
@@ -69,15 +69,13 @@ def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> st
         (folder / "report.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
     except OSError as error:
         remedy = "name another folder with out=FOLDER, or see that the disk is not full"
-        raise StorageError(
-            f"cannot write the report to {folder}: {error.strerror or error}", remedy
-        ) from error
+        raise StorageError(f"cannot write the report to {folder}: {error.strerror or error}", remedy) from error
     return "\n\n".join(plain)
 
 
 def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
     """All tables of one env that its rows have entries for."""
-    from mbrl_lightning import tables
+    from mbrl_lightning.reporting import tables
 
     builders = (tables.return_table, tables.body_table, tables.model_table, tables.probe_table)
     made = [build(rows, env, split) for split in SPLITS for build in builders]
@@ -97,8 +95,8 @@ def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:
     """
     if importlib.util.find_spec("matplotlib") is None:
         return []
-    from mbrl_lightning import figures
-    from mbrl_lightning.paper import PAPER
+    from mbrl_lightning.reporting import figures
+    from mbrl_lightning.reporting.paper import PAPER
 
     paper = [entry for entry in PAPER if entry.env == env]
     policies = {f"paper, {entry.method}": entry.value for entry in paper if entry.metric == "return/policy"}
@@ -112,9 +110,7 @@ def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:
         "model_nmse": lambda path: figures.learning_curve(rows, "model/nmse", path),
     }
     prefix = re.sub(r"[^A-Za-z0-9_-]+", "_", env)
-    return [
-        drawings[name](folder / f"{prefix}_{name}.png") for name in drawings if _worth_drawing(rows, name)
-    ]
+    return [drawings[name](folder / f"{prefix}_{name}.png") for name in drawings if _worth_drawing(rows, name)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,11 +149,9 @@ def _parse(words: Sequence[str]) -> tuple[list[str], str]:
 
 def _with_units(rows: Sequence[Row]) -> list[Row]:
     """Gives returns their unit in words: a number without unit helps nobody."""
-    from mbrl_lightning.paper import full_unit
+    from mbrl_lightning.reporting.paper import full_unit
 
-    return [
-        row._replace(unit=full_unit(row.unit, row.env)) if "return" in row.metric else row for row in rows
-    ]
+    return [row._replace(unit=full_unit(row.unit, row.env)) if "return" in row.metric else row for row in rows]
 
 
 def _worth_drawing(rows: Sequence[Row], name: str) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mbrl_lightning.errors import StorageError
-from mbrl_lightning.scores import SignTest, iqm, score_matrix, sign_test, stratified_bootstrap
+from mbrl_lightning.reporting.scores import SignTest, iqm, score_matrix, sign_test, stratified_bootstrap
 
 __all__ = ["COLUMNS", "Results", "Row", "SignTest", "iqm", "read_results", "return_unit", "score_matrix"]
 __all__ += ["sign_test", "stratified_bootstrap"]
@@ -100,9 +100,7 @@ class Results:
     ) -> None:
         """Buffers one row. `value` is anything `float()` takes; NaN and infinities are kept, not hidden."""
         run = (self.algorithm, self.env, self.seed, int(iteration), int(real_steps))
-        self.rows.append(
-            Row(*run, _word(split), int(task), int(shot), _word(metric), float(value), _word(unit))
-        )
+        self.rows.append(Row(*run, _word(split), int(task), int(shot), _word(metric), float(value), _word(unit)))
 
     def flush(self) -> None:
         """Appends the buffered rows to the CSV and waits until they are on the disk.
@@ -171,9 +169,7 @@ def _word(text: str) -> str:
 
 
 def _storage_error(cause: str, error: OSError) -> StorageError:
-    return StorageError(
-        f"{cause}: {error.strerror or error}", "see that the folder is writable, the disk not full"
-    )
+    return StorageError(f"{cause}: {error.strerror or error}", "see that the folder is writable, the disk not full")
 
 
 def _encode(rows: Sequence[Sequence[object]]) -> bytes:

@@ -36,7 +36,7 @@ class Streams:
         """Seed torch's, numpy's and Python's global generators from the `init` stream (network initialisation, TorchRL)."""
         seed = int(torch.randint(2**31, (), generator=self["init"]))
         torch.manual_seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - libraries that draw from the global state
         random.seed(seed)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -40,10 +40,11 @@ class GradientStep:
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks, so that all of them decide alike."""
-        return self.fabric.all_reduce(value, reduce_op="mean") if self.fabric.world_size > 1 else value
+        return cast(Tensor, self.fabric.all_reduce(value, reduce_op="mean")) if self.fabric.world_size > 1 else value
 
-    def __call__(self, losses: Callable[[], Losses], optimizer: Optimizer, max_grad_norm: float = 0.0,
-                 stacked: bool = False) -> dict[str, float]:
+    def __call__(
+        self, losses: Callable[[], Losses], optimizer: Optimizer, max_grad_norm: float = 0.0, stacked: bool = False
+    ) -> dict[str, float]:
         """Take one step on `losses()["loss"]`.
 
         Args:
@@ -67,9 +68,11 @@ class GradientStep:
             self._average(gradients)
         norms = _norms(gradients, stacked)
         if not bool(torch.isfinite(values["loss"] + norms.sum())):
-            raise DivergedError(f"loss {float(values['loss'].detach())} or gradient norm {norms.tolist()} is not finite at "
-                                f"gradient step {self.count}", "resume from the last checkpoint with a smaller lr, or "
-                                "a smaller search.max_grad_norm")
+            raise DivergedError(
+                f"loss {float(values['loss'].detach())} or gradient norm {norms.tolist()} is not finite at "
+                f"gradient step {self.count}",
+                "resume from the last checkpoint with a smaller lr, or a smaller search.max_grad_norm",
+            )
         if max_grad_norm > 0:
             _clip(gradients, norms, max_grad_norm)
         optimizer.step()
@@ -77,8 +80,7 @@ class GradientStep:
         return {name: float(value.detach()) for name, value in values.items()}
 
     def _average(self, gradients: list[Tensor]) -> None:
-        flat = torch.cat([g.flatten() for g in gradients])
-        flat = self.fabric.all_reduce(flat, reduce_op="mean")
+        flat = self.mean(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 

@@ -16,12 +16,12 @@ from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.loop import MetaLoop
-from mbrl_lightning.schema import Config
 
 torch.set_num_threads(1)
 

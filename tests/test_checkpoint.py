@@ -15,10 +15,10 @@ import warnings
 import pytest
 import torch
 
-from mbrl_lightning import checkpoint, storage
 from mbrl_lightning.errors import ConfigError, StorageError
-from mbrl_lightning.signals import StopFlag
-from mbrl_lightning.storage import sweep
+from mbrl_lightning.runs import checkpoint, storage
+from mbrl_lightning.runs.signals import StopFlag
+from mbrl_lightning.runs.storage import sweep
 
 KILLED = 9
 
@@ -34,9 +34,7 @@ def state(number):
 def in_child(work):
     """Exit status of a forked process that runs `work`; PyTorch is already imported there."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # other threads at a fork: the child uses none of them
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads at a fork: the child uses none of them
         child = os.fork()
     if child == 0:
         status = 99
@@ -195,9 +193,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, place
     assert "step_00000002" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"files": 3}', '{"files": {}}', '{"files": {"../x": {}}}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": 3}', '{"files": {}}', '{"files": {"../x": {}}}'])
 def test_damaged_manifest_counts_as_incomplete(tmp_path, text):
     checkpoint.save(tmp_path, 1, state(1), keep=2)
     (checkpoint.save(tmp_path, 2, state(2), keep=2) / "manifest.json").write_text(text)
@@ -229,9 +225,7 @@ def forge(folder, data, **manifest):
     path.mkdir(parents=True)
     (path / "state.pt").write_bytes(data)
     files = {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
-    (path / "manifest.json").write_text(
-        json.dumps({"format": checkpoint.FORMAT, "step": 9, "files": files} | manifest)
-    )
+    (path / "manifest.json").write_text(json.dumps({"format": checkpoint.FORMAT, "step": 9, "files": files} | manifest))
 
 
 class Payload:

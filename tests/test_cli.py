@@ -13,12 +13,13 @@ import psutil
 import pytest
 
 import mbrl_lightning.fit as fit_module
-from mbrl_lightning import errors, seed_jobs
+from mbrl_lightning import errors
 from mbrl_lightning.config import load_config
 from mbrl_lightning.console import guard
 from mbrl_lightning.fit import main
-from mbrl_lightning.run import Run, run_folder
-from mbrl_lightning.signals import StopFlag
+from mbrl_lightning.runs import seed_jobs
+from mbrl_lightning.runs.run import Run, run_folder
+from mbrl_lightning.runs.signals import StopFlag
 
 FIT = [sys.executable, "-m", "mbrl_lightning.fit"]
 

@@ -15,10 +15,10 @@ from mbrl_lightning.config import (
     read_run_config,
     to_yaml,
 )
+from mbrl_lightning.config.schema import ENVIRONMENTS, FIELDS, Config, get
+from mbrl_lightning.config.usage import help_text
+from mbrl_lightning.config.validation import parse_seeds
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.schema import ENVIRONMENTS, FIELDS, Config, get
-from mbrl_lightning.usage import help_text
-from mbrl_lightning.validation import parse_seeds
 
 
 def message(*words):
@@ -38,8 +38,7 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
 def root(tmp_path, monkeypatch):
     """A conf folder of our own in place of the shipped one."""
     files = {
-        "default.yaml": "loop:\n"
-        "  {iterations: 1, keep: 1, model_steps: 1, first_model_steps: 1, last_model_steps: 1}",
+        "default.yaml": "loop:\n  {iterations: 1, keep: 1, model_steps: 1, first_model_steps: 1, last_model_steps: 1}",
         "mine.yaml": "env: {name: cartpole}\n"
         "loop: {keep: 2, model_steps: 2, first_model_steps: 2, last_model_steps: 2}\n"
         "algorithms:\n"
@@ -178,9 +177,7 @@ HOSTILE = [
 def test_hostile_names_are_refused_and_no_file_is_opened(kind, name, root, monkeypatch):
     opened = []
     load = config_module.OmegaConf.load
-    monkeypatch.setattr(
-        config_module.OmegaConf, "load", lambda path: opened.append(Path(path).resolve()) or load(path)
-    )
+    monkeypatch.setattr(config_module.OmegaConf, "load", lambda path: opened.append(Path(path).resolve()) or load(path))
     with pytest.raises(ConfigError, match=r"not a name|missing"):
         compose({"conf": "cartpole"} | {kind: name})
     assert all(root.resolve() in path.parents for path in opened)
@@ -194,8 +191,7 @@ def test_link_out_of_the_conf_folder_is_not_followed(root, tmp_path):
 
 def test_explicit_path(tmp_path):
     path = (
-        write_tree(tmp_path, {"own_task.yaml": "env: {name: cartpole}\nseed: 3\nalgorithm: dr_ppo"})
-        / "own_task.yaml"
+        write_tree(tmp_path, {"own_task.yaml": "env: {name: cartpole}\nseed: 3\nalgorithm: dr_ppo"}) / "own_task.yaml"
     )
     config = load_config([f"conf_file={path}"])
     assert (config.conf, config.seed, config.algorithm, config.search.method) == (

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbrl_lightning import checkpoint
+from mbrl_lightning.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINED = ("gssm_aps", "gssm", "gssm_aps-ppo", "dr_ppo")

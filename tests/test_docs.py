@@ -11,7 +11,7 @@ import pytest
 from mbrl_lightning import check_env, evaluate, report
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.config import load_config, to_yaml
-from mbrl_lightning.run import run_folder
+from mbrl_lightning.runs.run import run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(

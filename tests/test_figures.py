@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mbrl_lightning.curves import choose, curve
+from mbrl_lightning.reporting.curves import choose, curve
+from mbrl_lightning.reporting.video import write_video
 from mbrl_lightning.results import Row
-from mbrl_lightning.video import write_video
 
 pytest.importorskip("matplotlib")
-from mbrl_lightning import canvas, figures
+from mbrl_lightning.reporting import canvas, figures
 
 UNIT = "mean reward per step, 25 steps"
 
@@ -131,14 +131,10 @@ def test_a_curve_with_nan_and_infinity_is_drawn(tmp_path: Path) -> None:
     assert is_png(figures.learning_curve(rows, "return/policy", tmp_path / "curve.png"))
 
 
-def test_adaptation_curve_is_return_against_shot_at_the_last_iteration(
-    tmp_path: Path, drawn: list[Any]
-) -> None:
+def test_adaptation_curve_is_return_against_shot_at_the_last_iteration(tmp_path: Path, drawn: list[Any]) -> None:
     rows = rows_of() + [row._replace(shot=0, value=row.value - 1) for row in rows_of()]
     wrong = rows_of("return/wrong_belief", value=4.0)
-    path = figures.adaptation_curve(
-        rows + wrong + rows_of("return/random", value=-3.0), tmp_path / "adapt.png"
-    )
+    path = figures.adaptation_curve(rows + wrong + rows_of("return/random", value=-3.0), tmp_path / "adapt.png")
     assert is_png(path)
     (axes,) = drawn[0].axes
     line = labelled(axes, "gssm_aps")

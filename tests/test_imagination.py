@@ -7,10 +7,10 @@ import torch
 from fakes import plain_spec
 from tensordict import TensorDict
 
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.dynamics.mlp import MLPDynamics
 from mbrl_lightning.errors import DivergedError
 from mbrl_lightning.imagination import ImaginedStreams, mean_return
-from mbrl_lightning.schema import DynamicsConfig
 
 
 class Adder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,12 @@ import torch
 from fakes import StopAfter, counter_family, fingerprint, measured, shortened
 from lightning.fabric import Fabric
 
-from mbrl_lightning import checkpoint
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError, DivergedError, EnvError, Interrupted, Preempted
 from mbrl_lightning.loop import MetaLoop
+from mbrl_lightning.results import read_results
+from mbrl_lightning.runs import checkpoint
 
 PPO_SEARCH = {"method": "ppo", "updates": 3, "segments": 2}
 VARIANTS = {
@@ -77,16 +77,26 @@ def test_stopped_and_resumed_equals_uninterrupted(make_loop, tiny, tmp_path, nam
 
 
 def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
-    cfg_loop = {"iterations": 4, "checkpoint_every": 2, "evaluate_every": 1}
-    first = make_loop(folder=tmp_path, stop=StopAfter(3), loop=cfg_loop)
-    with pytest.raises(Interrupted):
-        first.fit()
-    resumed = make_loop(folder=tmp_path, loop=cfg_loop)
-    resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoints")[1])
-    resumed.iteration = 2  # as if the newest had been lost
-    resumed.results.truncate(2)
-    with (tmp_path / "results.csv").open() as file:
-        assert max(int(row["iteration"]) for row in csv.DictReader(file)) == 2
+    """A crash in iteration 4, when the newest checkpoint is of iteration 2: the third is done and written again."""
+    often = {"iterations": 4, "checkpoint_every": 2, "evaluate_every": 1}
+    whole = make_loop(folder=tmp_path / "whole", loop=often)
+    whole.fit()
+    crashing = make_loop(folder=tmp_path / "parts", loop=often)
+    collect, calls = crashing._collect, []
+
+    def crash():
+        calls.append(1)
+        return collect() if len(calls) < 4 else 1 / 0
+
+    crashing._collect = crash
+    with pytest.raises(ZeroDivisionError):
+        crashing.fit()
+    resumed = make_loop(folder=tmp_path / "parts", loop=often)
+    step, state = checkpoint.load(tmp_path / "parts" / "checkpoints")
+    assert (step, max(row.iteration for row in resumed.results.rows)) == (2, 3)
+    resumed.load_state_dict(state)
+    resumed.fit()
+    assert measured(read_results(tmp_path / "parts")) == measured(read_results(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo"])

@@ -12,7 +12,8 @@ from tensordict import TensorDict
 
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.meta_test import MetaTest, _first_valid, linear_probe, multi_step_error, one_step_error
+from mbrl_lightning.measures import first_valid, linear_probe, multi_step_error, one_step_error, until_fall
+from mbrl_lightning.meta_test import MetaTest
 from mbrl_lightning.step import GradientStep
 
 
@@ -149,12 +150,12 @@ def test_short_episodes(steps):
 def test_valid_transitions_are_picked_evenly_and_only_they():
     data = episodes(tasks=3, steps=60, ends={0: 20, 2: 45})
     data["time"] = torch.arange(60).expand(3, 60)
-    picked = _first_valid(data, 1000)
+    picked = first_valid(data, 1000)
     assert picked.shape == (3, 20)
     assert picked["valid"].all()
     assert picked["time"][0].tolist() == list(range(20))
     assert picked["time"][1].tolist() == list(range(0, 60, 3))
-    assert _first_valid(data, 7).shape == (3, 7)
+    assert first_valid(data, 7).shape == (3, 7)
 
 
 # -- linear probe
@@ -390,3 +391,11 @@ def test_the_tested_algorithm_is_not_changed(make_loop):
         loop.family.test, "test", full=True
     )
     assert fingerprint(loop.algorithm.state_dict()) == before
+
+
+def test_errors_are_measured_up_to_the_first_fall():
+    spec = plain_spec(training_termination=lambda following: following[..., 0] > 2)
+    heights = torch.tensor([[0.0, 1.0, 3.0, 0.0, 3.0]]).unsqueeze(-1)
+    episodes = TensorDict({"valid": torch.ones(1, 5, dtype=torch.bool), "next": {"observation": heights}}, [1, 5])
+    assert until_fall(episodes, spec)["valid"].tolist() == [[True, True, True, False, False]]
+    assert until_fall(episodes, plain_spec())["valid"].all()

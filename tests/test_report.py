@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mbrl_lightning import report as reporting
-from mbrl_lightning import tables
 from mbrl_lightning.report import main, report
+from mbrl_lightning.reporting import tables
 from mbrl_lightning.results import Results, Row, read_results, return_unit
 
 
@@ -198,9 +198,7 @@ def test_report_writes_text_markdown_and_curves(tmp_path: Path) -> None:
     text = report([tmp_path / "runs"], out)
     markdown = (out / "report.md").read_text()
     links = re.findall(r"!\[\w+]\(([\w-]+\.png)\)", markdown.replace("Env-v1", "Env_v1"))
-    assert {
-        f"half_cheetah_{name}.png" for name in ("learning", "adaptation", "training", "exploitation")
-    } <= set(links)
+    assert {f"half_cheetah_{name}.png" for name in ("learning", "adaptation", "training", "exploitation")} <= set(links)
     assert {file.name for file in out.glob("*.png")} == set(re.findall(r"\(([\w-]+\.png)\)", markdown))
     assert "| gssm_aps | 500 | 2 | 10,000 | 8 | 1,054 +- 71 |" in markdown
     assert line_of(text, "dr_ppo", "500")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mbrl_lightning import storage
 from mbrl_lightning.config import load_config, read_run_config
 from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
-from mbrl_lightning.lock import Lock
-from mbrl_lightning.run import Run, run_folder
-from mbrl_lightning.signals import StopFlag
+from mbrl_lightning.runs import storage
+from mbrl_lightning.runs.lock import Lock
+from mbrl_lightning.runs.run import Run, run_folder
+from mbrl_lightning.runs.signals import StopFlag
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_lock_of_another_host_is_refused():
 def test_two_locks_exclude_each_other_within_a_host(tmp_path):
     first = Lock(tmp_path / "lock")
     first.acquire()
-    code = "import sys, pathlib as p, mbrl_lightning.lock as lock; lock.Lock(p.Path(sys.argv[1])).acquire()"
+    code = "import sys, pathlib as p, mbrl_lightning.runs.lock as lock; lock.Lock(p.Path(sys.argv[1])).acquire()"
     other = subprocess.run([sys.executable, "-c", code, first.path], capture_output=True, text=True)
     assert "in use by process" in other.stderr
     first.release()
@@ -185,15 +185,11 @@ def test_one_device_writes_whatever_rank_the_cluster_gives(monkeypatch):
 
 def test_resume_keeps_the_configuration_and_refuses_changes_by_name():
     run = started("search.lr=0.5", "loop.iterations=2", "init_from=null")
-    resumed = load_config(
-        [f"resume={run.folder}", "loop.iterations=3", "threads=2", "conf=debug", "search.lr=0.5"]
-    )
+    resumed = load_config([f"resume={run.folder}", "loop.iterations=3", "threads=2", "conf=debug", "search.lr=0.5"])
     assert (resumed.search.lr, resumed.loop.iterations, resumed.threads) == (0.5, 3, 2)
     assert run_folder(resumed) == run.folder
     with pytest.raises(ConfigError) as caught:
-        load_config(
-            [f"resume={run.folder}", "search.lr=0.25", "loop.iterations=1", "algorithm=gssm", "conf=cartpole"]
-        )
+        load_config([f"resume={run.folder}", "search.lr=0.25", "loop.iterations=1", "algorithm=gssm", "conf=cartpole"])
     text = str(caught.value)
     for line in ("search.lr: 0.5 in the run, 0.25 asked for", "loop.iterations: 2 in", "algorithm:", "conf:"):
         assert line in text
@@ -263,7 +259,7 @@ def test_a_process_stops_when_the_one_that_started_it_is_gone(monkeypatch):
 
 
 def test_names_of_checkpoints_do_not_depend_on_the_clock(monkeypatch):
-    from mbrl_lightning import checkpoint
+    from mbrl_lightning.runs import checkpoint
 
     for now, step in ((2e9, 1), (1e9, 2)):
         monkeypatch.setattr(time, "time", lambda now=now: now)

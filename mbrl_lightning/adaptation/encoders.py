@@ -25,14 +25,28 @@ class GraphEncoder(nn.Module):
         learn_beta: make `beta` a parameter.
     """
 
-    def __init__(self, inputs: int, outputs: int, latent: int, width: int = 32, layers: int = 2,
-                 message: str = "sum", beta: float = 1.0, learn_beta: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        latent: int,
+        width: int = 32,
+        layers: int = 2,
+        message: str = "sum",
+        beta: float = 1.0,
+        learn_beta: bool = False,
+    ) -> None:
         super().__init__()
         self.message = message
         self.similarity = nn.Linear(inputs, width, bias=False)
         hidden = [module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())]
-        self.nodes = nn.Sequential(nn.Linear(inputs + outputs, width, bias=False), nn.LayerNorm(width), nn.ReLU(),
-                                   *hidden, nn.Linear(width, latent))
+        self.nodes = nn.Sequential(
+            nn.Linear(inputs + outputs, width, bias=False),
+            nn.LayerNorm(width),
+            nn.ReLU(),
+            *hidden,
+            nn.Linear(width, latent),
+        )
         self.task_loc, self.task_log_var = nn.Linear(latent, latent), nn.Linear(latent, latent)
         self.point_loc, self.point_log_var = nn.Linear(latent, latent), nn.Linear(latent, latent)
         if learn_beta:
@@ -60,8 +74,8 @@ class GraphEncoder(nn.Module):
         values = nodes
         if x.shape[1] > 1:
             similarity = self.beta * keys @ keys.mT
-            similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)      # R, a softmax over the others, has no diagonal
-            values = nodes + torch.softmax(similarity, -1) @ nodes                       # L h with L = R + I
+            similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # R, a softmax over the others, has no diagonal
+            values = nodes + torch.softmax(similarity, -1) @ nodes  # L h with L = R + I
         pooled = values.sum(1) / max(x.shape[1], 1)
         loc, scale = _gaussian(self.task_loc(pooled), self.task_log_var(pooled))
         return TensorDict({"loc": loc, "scale": scale, "keys": keys, "values": values}, batch_size=[x.shape[0]])

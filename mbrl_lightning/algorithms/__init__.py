@@ -7,15 +7,15 @@ from collections.abc import Callable
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.algorithms.dr_ppo import DRPPO
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, did_you_mean
-from mbrl_lightning.schema import Config
 from mbrl_lightning.seeds import Streams
 
 ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
-    "gssm_aps": GSSMAPS,      # Wang & van Hoof, ICML 2022: amortized policy search
-    "gssm": GSSM,             # the same model, unconditioned policy, fine-tuned at meta-test
-    "dr_ppo": DRPPO,          # the model-free rival: PPO with domain randomisation
+    "gssm_aps": GSSMAPS,  # Wang & van Hoof, ICML 2022: amortized policy search
+    "gssm": GSSM,  # the same model, unconditioned policy, fine-tuned at meta-test
+    "dr_ppo": DRPPO,  # the model-free rival: PPO with domain randomisation
 }
 
 
@@ -26,7 +26,9 @@ def make_algorithm(cfg: Config, family: TaskFamily) -> Algorithm:
         ConfigError: no such algorithm.
     """
     if cfg.algorithm not in ALGORITHMS:
-        raise ConfigError(f"no algorithm '{cfg.algorithm}'{did_you_mean(cfg.algorithm, ALGORITHMS)}",
-                          f"choose one of {', '.join(ALGORITHMS)}")
+        raise ConfigError(
+            f"no algorithm '{cfg.algorithm}'{did_you_mean(cfg.algorithm, ALGORITHMS)}",
+            f"choose one of {', '.join(ALGORITHMS)}",
+        )
     Streams(cfg.seed).seed_globals()
     return ALGORITHMS[cfg.algorithm](family, cfg)

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from mbrl_lightning.schema import Config
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act
 from mbrl_lightning.dynamics.base import Dynamics
@@ -47,9 +47,11 @@ class Algorithm(nn.Module):
     def prior(self, num_tasks: int) -> TensorDict:
         """What is believed of M tasks before any transition: a belief with batch `[M]`."""
         spec = self.spec
-        empty = {"observation": torch.zeros(num_tasks, 0, spec.observation_dim),
-                 "action": torch.zeros(num_tasks, 0, spec.action_dim),
-                 ("next", "observation"): torch.zeros(num_tasks, 0, spec.observation_dim)}
+        empty = {
+            "observation": torch.zeros(num_tasks, 0, spec.observation_dim),
+            "action": torch.zeros(num_tasks, 0, spec.action_dim),
+            ("next", "observation"): torch.zeros(num_tasks, 0, spec.observation_dim),
+        }
         return self.adapt(TensorDict(empty, batch_size=[num_tasks, 0]))
 
     def adapt(self, context: TensorDictBase) -> TensorDict:

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm, Collect
-from mbrl_lightning.schema import Config
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.policy_search.policies import Policy
@@ -29,6 +29,7 @@ class DRPPO(Algorithm):
     """
 
     on_policy = True
+    rounds: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config, told: bool = False) -> None:
         super().__init__(family, cfg)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm, Collect
-from mbrl_lightning.schema import Config
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.dynamics.graph import GraphDynamics
 from mbrl_lightning.envs.family import TaskFamily
@@ -40,6 +41,8 @@ class GSSMAPS(Algorithm):
     """
 
     dynamics: GraphDynamics
+    rounds: Tensor
+    ranking: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config, conditioned: bool = True) -> None:
         super().__init__(family, cfg)
@@ -47,8 +50,11 @@ class GSSMAPS(Algorithm):
         search, latent = cfg.search, cfg.dynamics.latent_dim if conditioned else 0
         self.pathwise = search.method == "pathwise"
         if self.pathwise and self.spec.discrete:
-            raise ConfigError(f"{self.spec.name}: no gradient passes through discrete actions, so search.method=pathwise "
-                              "cannot improve a policy", "set search.method=ppo")
+            raise ConfigError(
+                f"{self.spec.name}: no gradient passes through discrete actions, so search.method=pathwise "
+                "cannot improve a policy",
+                "set search.method=ppo",
+            )
         # a pathwise policy learns no deviation of its own: it explores with a fixed one
         sizes = replace(cfg.policy, initial_std=max(cfg.loop.action_noise, 0.01)) if self.pathwise else cfg.policy
         self.policy = Policy(self.spec, sizes, latent, squash=self.pathwise)
@@ -59,8 +65,10 @@ class GSSMAPS(Algorithm):
         else:
             self.ppo = PPO(self.policy, search, cfg.policy)
             searched = self.ppo.trained_parameters()
-        self.optimizers = {"dynamics": self.dynamics.configure_optimizers(),
-                           "policy": torch.optim.Adam(searched, lr=search.lr, fused=True)}
+        self.optimizers = {
+            "dynamics": self.dynamics.configure_optimizers(),
+            "policy": torch.optim.Adam(searched, lr=search.lr, fused=True),
+        }
         self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
         self.register_buffer("ranking", torch.arange(search.restarts))
 
@@ -109,28 +117,32 @@ class GSSMAPS(Algorithm):
         starts = torch.stack([self._starts(real, rows, self.generator) for _ in range(tasks)])
         noise = torch.randn(tasks, rows, latent, generator=self.generator)
         sample = torch.randn(tasks, latent, generator=self.generator)
-        batch = step.share(TensorDict({"context": context, "observation": starts, "noise": noise, "sample": sample},
-                                      batch_size=[tasks]))
+        batch = step.share(
+            TensorDict(
+                {"context": context, "observation": starts, "noise": noise, "sample": sample}, batch_size=[tasks]
+            )
+        )
         belief = self.adapt(batch["context"])
         belief["latent"] = belief["loc"] + belief["scale"] * batch["sample"]
         return batch.set("belief", belief)
 
     def _starts(self, real: TaskBuffer, count: int, generator: torch.Generator) -> Tensor:
         initial = round(self.cfg.search.initial_starts * count)
-        return torch.cat([real.start_states(initial, generator, initial=True),
-                          real.start_states(count - initial, generator, initial=False)])
+        return torch.cat(
+            [
+                real.start_states(initial, generator, initial=True),
+                real.start_states(count - initial, generator, initial=False),
+            ]
+        )
 
     def _improve_pathwise(self, real: TaskBuffer, step: GradientStep) -> dict[str, float]:
         search = self.cfg.search
         horizon = search.horizon or self.spec.horizon
         loss = PathwiseLoss(self.restarts, self.dynamics, horizon, search.gamma, self.members).to(step.fabric.device)
 
-        def losses(batch: TensorDict) -> dict[str, Tensor]:
-            return {"loss": loss(batch)["loss_policy"]}
-
         for _ in range(search.updates):
             batch = self._batch(real, step, search.tasks, search.rollouts)
-            step(lambda batch=batch: losses(batch), self.optimizers["policy"], search.max_grad_norm, stacked=True)
+            step(partial(_policy_loss, loss, batch), self.optimizers["policy"], search.max_grad_norm, stacked=True)
         return self._select(real, step, horizon)
 
     @torch.no_grad()
@@ -141,7 +153,7 @@ class GSSMAPS(Algorithm):
             members = slice(self.members.stop, None)
         loss = PathwiseLoss(self.restarts, self.dynamics, horizon, 1.0, members).to(step.fabric.device)
         batch = self._batch(real, step, 4 * self.cfg.search.tasks, self.cfg.search.rollouts)
-        returns = step.fabric.all_reduce(loss(batch)["imagined_return"], reduce_op="mean")
+        returns: Tensor = step.mean(loss(batch)["imagined_return"])
         self.ranking.copy_(returns.argsort(descending=True))
         best = int(self.ranking[0])
         for name, value in self.restarts.net.named_parameters():
@@ -160,13 +172,11 @@ class GSSMAPS(Algorithm):
             streams = self._streams(batch, real, own)
             latent = batch["belief", "latent"][:, None]
             for _ in range(min(search.segments, search.updates - first)):
-                data = streams.rollout(lambda o: self.ppo.sample(o, latent.expand(*o.shape[:2], -1), own),
-                                       search.horizon or self.spec.horizon)
+                data, metrics = self._ppo_update(streams, latent, step, self.optimizers["policy"], own)
                 returns.append(mean_return(data, self.spec))
-                metrics = self.ppo.update(data, latent.unsqueeze(1), step, self.optimizers["policy"], own)
         out = {f"train/{name}": value for name, value in metrics.items()}
         if returns:
-            out["imagined/return"] = float(step.mean(torch.stack(returns[-search.segments:]).mean()))
+            out["imagined/return"] = float(step.mean(torch.stack(returns[-search.segments :]).mean()))
         return out
 
     def _own_generator(self, step: GradientStep) -> torch.Generator:
@@ -176,13 +186,42 @@ class GSSMAPS(Algorithm):
         seed = int(torch.randint(2**62, (), generator=self.generator))
         return torch.Generator().manual_seed(seed + step.fabric.global_rank)
 
+    def _ppo_update(
+        self,
+        streams: ImaginedStreams,
+        latent: Tensor,
+        step: GradientStep,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> tuple[TensorDict, dict[str, float]]:
+        """Imagine `search.horizon` further steps with latents `[M, 1, Z]`, then improve the policy on them."""
+
+        def act(observation: Tensor) -> dict[str, Tensor]:
+            return self.ppo.sample(observation, latent.expand(*observation.shape[:2], -1), generator)
+
+        data = streams.rollout(act, self.cfg.search.horizon or self.spec.horizon)
+        return data, self.ppo.update(data, latent.unsqueeze(1), step, optimizer, generator)
+
     def _streams(self, batch: TensorDict, real: TaskBuffer, generator: torch.Generator) -> ImaginedStreams:
         def restart(count: int) -> Tensor:
             starts = self._starts(real, count, generator)
             return starts[torch.randperm(count, generator=generator)]
 
-        return ImaginedStreams(self.dynamics, batch["belief"], batch["observation"], self.spec.horizon, batch["noise"],
-                               self.members, restart, self.cfg.search.noise, generator)
+        return ImaginedStreams(
+            self.dynamics,
+            batch["belief"],
+            batch["observation"],
+            self.spec.horizon,
+            batch["noise"],
+            self.members,
+            restart,
+            self.cfg.search.noise,
+            generator,
+        )
+
+
+def _policy_loss(loss: PathwiseLoss, batch: TensorDict) -> dict[str, Tensor]:
+    return {"loss": loss(batch)["loss_policy"]}
 
 
 class GSSM(GSSMAPS):
@@ -209,33 +248,41 @@ class GSSM(GSSMAPS):
             for name, value in policies.net.named_parameters():
                 value.copy_(self.policy.net.get_parameter(name).expand_as(value))
         rows = 4 * len(range(*self.members.indices(self.cfg.dynamics.members)))
-        loss = PathwiseLoss(policies, self.dynamics, search.horizon or self.spec.horizon, search.gamma, self.members,
-                            paired=True).to(step.fabric.device)
+        loss = PathwiseLoss(
+            policies, self.dynamics, search.horizon or self.spec.horizon, search.gamma, self.members, paired=True
+        ).to(step.fabric.device)
         optimizer = torch.optim.Adam(policies.net.parameters(), lr=self.cfg.evaluation.fine_tune_lr, fused=True)
         for _ in range(self.cfg.evaluation.fine_tune_updates):
-            batch = TensorDict({"observation": real.start_states(tasks * rows, self.generator, initial=True)
-                                .view(tasks, rows, -1), "belief": belief,
-                                "noise": torch.randn(tasks, rows, self.cfg.dynamics.latent_dim,
-                                                     generator=self.generator)}, batch_size=[tasks]).to(device)
-            batch = batch.to(step.fabric.device)
-            step(lambda batch=batch: {"loss": loss(batch)["loss_policy"]}, optimizer, search.max_grad_norm, stacked=True)
+            batch = TensorDict(
+                {
+                    "observation": real.start_states(tasks * rows, self.generator, initial=True).view(tasks, rows, -1),
+                    "belief": belief,
+                    "noise": torch.randn(tasks, rows, self.cfg.dynamics.latent_dim, generator=self.generator),
+                },
+                batch_size=[tasks],
+            ).to(device)
+            step(partial(_policy_loss, loss, batch), optimizer, search.max_grad_norm, stacked=True)
         return {name: value.detach() for name, value in policies.net.named_parameters()}
 
     def _tune_ppo(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> dict[str, Tensor]:
         stacks: list[dict[str, Tensor]] = []
         before = copy.deepcopy((self.policy.state_dict(), self.ppo.state_dict()))
         for task in range(len(belief)):
-            one = TensorDict({"belief": belief[task : task + 1],
-                              "observation": self._starts(real, self.cfg.search.rollouts, self.generator).unsqueeze(0),
-                              "noise": torch.randn(1, self.cfg.search.rollouts, self.cfg.dynamics.latent_dim,
-                                                   generator=self.generator)}, batch_size=[1]).to(step.fabric.device)
+            one = TensorDict(
+                {
+                    "belief": belief[task : task + 1],
+                    "observation": self._starts(real, self.cfg.search.rollouts, self.generator).unsqueeze(0),
+                    "noise": torch.randn(
+                        1, self.cfg.search.rollouts, self.cfg.dynamics.latent_dim, generator=self.generator
+                    ),
+                },
+                batch_size=[1],
+            ).to(step.fabric.device)
             streams = self._streams(one, real, self.generator)
             optimizer = torch.optim.Adam(self.ppo.trained_parameters(), lr=self.cfg.evaluation.fine_tune_lr, fused=True)
             latent = one["belief", "latent"][:, None]
             for _ in range(self.cfg.evaluation.fine_tune_updates):
-                data = streams.rollout(lambda o: self.ppo.sample(o, latent.expand(*o.shape[:2], -1), self.generator),
-                                       self.cfg.search.horizon or self.spec.horizon)
-                self.ppo.update(data, latent.unsqueeze(1), step, optimizer, self.generator)
+                self._ppo_update(streams, latent, step, optimizer, self.generator)
             stacks.append({name: value.detach()[0].clone() for name, value in self.policy.net.named_parameters()})
             self.policy.load_state_dict(before[0])
             self.ppo.load_state_dict(before[1])

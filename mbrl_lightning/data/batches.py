@@ -10,14 +10,15 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from mbrl_lightning.schema import DynamicsConfig
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.buffer import TaskBuffer
 
 Scale = Callable[[Tensor], Tensor]
 
 
-def context_target(buffer: TaskBuffer, cfg: DynamicsConfig, generator: torch.Generator, scale: Scale,
-                   context: int | None = None) -> TensorDict:
+def context_target(
+    buffer: TaskBuffer, cfg: DynamicsConfig, generator: torch.Generator, scale: Scale, context: int | None = None
+) -> TensorDict:
     """One batch of M = `cfg.tasks` tasks for the evidence lower bound (GSSM Algorithm 1, section G.2).
 
     Args:
@@ -33,9 +34,15 @@ def context_target(buffer: TaskBuffer, cfg: DynamicsConfig, generator: torch.Gen
     tasks = buffer.draw_tasks(cfg.tasks, generator)
     count = int(torch.randint(cfg.context + 1, (), generator=generator)) if context is None else context
     noise = torch.randn(len(tasks), cfg.particles, cfg.targets, cfg.latent_dim, generator=generator)
-    return TensorDict({"context": buffer.draw_context(tasks, count, generator),
-                       "target": buffer.draw_targets(tasks, cfg.targets, generator),
-                       "noise": noise, "task": scale(buffer.tasks[tasks]).float()}, batch_size=[len(tasks)])
+    return TensorDict(
+        {
+            "context": buffer.draw_context(tasks, count, generator),
+            "target": buffer.draw_targets(tasks, cfg.targets, generator),
+            "noise": noise,
+            "task": scale(buffer.tasks[tasks]).float(),
+        },
+        batch_size=[len(tasks)],
+    )
 
 
 class ContextTargets(IterableDataset):
@@ -61,8 +68,14 @@ class TransitionData(L.LightningDataModule):
         seed: of the draws.
     """
 
-    def __init__(self, buffer: TaskBuffer, cfg: DynamicsConfig, scale: Scale = torch.Tensor.float, steps: int = 100,
-                 seed: int = 0) -> None:
+    def __init__(
+        self,
+        buffer: TaskBuffer,
+        cfg: DynamicsConfig,
+        scale: Scale = torch.Tensor.float,
+        steps: int = 100,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.dataset = ContextTargets(buffer, cfg, scale, steps, seed)
 

@@ -49,8 +49,10 @@ class TaskBuffer:
         """
         for key in COLUMNS[:4]:
             if not bool(torch.isfinite(data[key]).all()):
-                raise EnvError(f"the environment gave a non-finite {key}", "check the family with "
-                               "`python -m mbrl_lightning.check_env NAME`; nothing of this batch was kept")
+                raise EnvError(
+                    f"the environment gave a non-finite {key}",
+                    "check the family with `python -m mbrl_lightning.check_env NAME`; nothing of this batch was kept",
+                )
         flat = data.select(*COLUMNS, "initial").clone()
         flat["task"] = index.unsqueeze(1).expand(data.shape)
         flat["exploratory"] = torch.full(data.shape, exploratory)
@@ -108,8 +110,12 @@ class TaskBuffer:
         """Plain tensors and numbers."""
         data = self.transitions().flatten_keys(".").to_dict() if len(self) else {}
         # the writer's cursor says which rows are the oldest once the buffer is full
-        return {"data": {str(k): v.clone() for k, v in data.items()}, "writer": dict(self.storage.writer.state_dict()),
-                "tasks": self.tasks, "num_steps": self.num_steps}
+        return {
+            "data": {str(k): v.clone() for k, v in data.items()},
+            "writer": dict(self.storage.writer.state_dict()),
+            "tasks": self.tasks,
+            "num_steps": self.num_steps,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Restore into an empty buffer."""

@@ -24,8 +24,9 @@ def random_actions(spec: EnvSpec, generator: torch.Generator) -> Act:
 
 
 @torch.no_grad()
-def collect(simulator: Simulator, spec: EnvSpec, act: Act, steps: int, generator: torch.Generator,
-            training: bool = True) -> TensorDict:
+def collect(
+    simulator: Simulator, spec: EnvSpec, act: Act, steps: int, generator: torch.Generator, training: bool = True
+) -> TensorDict:
     """Step B tasks for T = `steps` steps from fresh initial states.
 
     In training an episode ends at termination, at the family's training termination (a fall) or at its horizon, and a new
@@ -57,7 +58,7 @@ def collect(simulator: Simulator, spec: EnvSpec, act: Act, steps: int, generator
         action = act(observation)
         following = simulator.step(action) if training or bool(alive.all()) else simulator.step(action, alive)
         terminated = done = nobody
-        if rules or now >= due:                        # where only time ends episodes, it is asked only when time is due
+        if rules or now >= due:  # where only time ends episodes, it is asked only when time is due
             for rule in rules:
                 terminated = terminated | rule(following)
             done = terminated | (now - born >= spec.horizon)
@@ -87,8 +88,16 @@ def _assemble(spec: EnvSpec, rows: list[tuple[Tensor, ...]], training: bool) -> 
     reward = spec.reward(observation, action, following) * valid
     flags = {"terminated": terminated, "truncated": done & ~terminated, "done": done}
     after = {"observation": following, "reward": reward.unsqueeze(-1)} | {k: v.unsqueeze(-1) for k, v in flags.items()}
-    return TensorDict({"observation": observation, "action": action, "initial": initial, "valid": valid,
-                       "next": TensorDict(after, batch_size=reward.shape)}, batch_size=reward.shape)
+    return TensorDict(
+        {
+            "observation": observation,
+            "action": action,
+            "initial": initial,
+            "valid": valid,
+            "next": TensorDict(after, batch_size=reward.shape),
+        },
+        batch_size=reward.shape,
+    )
 
 
 def episode_returns(episodes: TensorDict, spec: EnvSpec) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.schema import DynamicsConfig
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.gaussians import log_prob
 from mbrl_lightning.networks import Normalizer, StackedMLP
@@ -49,6 +49,10 @@ class Dynamics(L.LightningModule):
             belief: batch `[M]`.
             noise: standard normal `[M, N, Z]`; None gives the mean.
         """
+        raise NotImplementedError
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Loss on one batch `[M]` of `context` and `target`: `loss` and its detached parts."""
         raise NotImplementedError
 
     def infer(self, context: TensorDictBase) -> TensorDict:
@@ -101,8 +105,15 @@ class Dynamics(L.LightningModule):
         out = self.decoder(stacked, members).view(count, tasks, rows // count, -1)
         return out.transpose(0, 1).reshape(tasks, rows, -1)
 
-    def forward(self, observation: Tensor, action: Tensor, belief: TensorDict, noise: Tensor | None = None,
-                members: slice = slice(None), disturbance: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        belief: TensorDict,
+        noise: Tensor | None = None,
+        members: slice = slice(None),
+        disturbance: Tensor | None = None,
+    ) -> Tensor:
         """Next observations `[M, N, S]`, each row by its member, kept to the range of the data on both sides.
 
         Args:
@@ -135,8 +146,10 @@ class Dynamics(L.LightningModule):
         """
         x = self.inputs(observation, action)
         members = self.decoder.copies
-        outputs = [self.decode(x.repeat(1, members, 1), self.code(x, belief, eps).repeat(1, members, 1))
-                   for eps in ([None] if noise is None else noise)]
+        outputs = [
+            self.decode(x.repeat(1, members, 1), self.code(x, belief, eps).repeat(1, members, 1))
+            for eps in ([None] if noise is None else noise)
+        ]
         y = torch.stack(outputs).unflatten(2, (members, -1)).mean((0, 2))
         return self.spec.untarget(observation, self.target_norm.inverse(y))
 

@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.adaptation.encoders import GraphEncoder
-from mbrl_lightning.schema import DynamicsConfig
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.dynamics.base import Dynamics
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.gaussians import kl_divergence
@@ -31,8 +31,16 @@ class GraphDynamics(Dynamics):
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig) -> None:
         super().__init__(spec, cfg, code_dim=cfg.latent_dim)
         inputs = spec.feature_dim + spec.action_feature_dim
-        self.encoder = GraphEncoder(inputs, spec.target_dim, cfg.latent_dim, cfg.width, cfg.encoder_layers,
-                                    cfg.message, cfg.beta, cfg.learn_beta)
+        self.encoder = GraphEncoder(
+            inputs,
+            spec.target_dim,
+            cfg.latent_dim,
+            cfg.width,
+            cfg.encoder_layers,
+            cfg.message,
+            cfg.beta,
+            cfg.learn_beta,
+        )
 
     def infer(self, context: TensorDictBase) -> TensorDict:
         """Belief q(z_c) `[M]` after `context` `[M, K]`: one forward pass, no gradient step (Algorithm 2)."""

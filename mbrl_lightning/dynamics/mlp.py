@@ -5,7 +5,7 @@ from __future__ import annotations
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.schema import DynamicsConfig
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.dynamics.base import Dynamics
 from mbrl_lightning.envs.spec import EnvSpec
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mbrl_lightning.config.schema import EnvConfig
 from mbrl_lightning.envs import acrobot, cartpole, half_cheetah, slim_humanoid
 from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError, did_you_mean
-from mbrl_lightning.schema import EnvConfig
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "cartpole": cartpole.cartpole,
@@ -67,14 +67,10 @@ def load_family(file: str, **options: Any) -> TaskFamily:
     """
     path = Path(file)
     if not path.is_file():
-        raise ConfigError(
-            f"env.file: there is no file {file}.", "Give the path of a Python file with family()."
-        )
+        raise ConfigError(f"env.file: there is no file {file}.", "Give the path of a Python file with family().")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None or module_spec.loader is None:
-        raise ConfigError(
-            f"env.file: {file} is not a Python file.", "Give the path of a .py file with family()."
-        )
+        raise ConfigError(f"env.file: {file} is not a Python file.", "Give the path of a .py file with family().")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -83,9 +79,7 @@ def load_family(file: str, **options: Any) -> TaskFamily:
             f"env.file: {file} does not run: {type(error).__name__}: {error}", "Mend the file."
         ) from error
     if not callable(getattr(module, "family", None)):
-        raise ConfigError(
-            f"env.file: {file} has no function family().", "Define family() -> TaskFamily in it."
-        )
+        raise ConfigError(f"env.file: {file} has no function family().", "Define family() -> TaskFamily in it.")
     _check_options(f"family() of {file}", module.family, options)
     family = module.family(**options)
     if not isinstance(family, TaskFamily):

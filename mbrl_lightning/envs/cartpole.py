@@ -32,9 +32,7 @@ def transition(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
         -2 * pole * LENGTH * spin**2 * sin + 3 * pole * GRAVITY * sin * cos + 4 * force - 4 * FRICTION * speed
     ) / (4 * total - 3 * pole * cos**2)
     angular = (
-        -3 * pole * LENGTH * spin**2 * sin * cos
-        + 6 * total * GRAVITY * sin
-        + 6 * (force - FRICTION * speed) * cos
+        -3 * pole * LENGTH * spin**2 * sin * cos + 6 * total * GRAVITY * sin + 6 * (force - FRICTION * speed) * cos
     ) / (4 * LENGTH * total - 3 * pole * LENGTH * cos**2)
     return state + DT * torch.stack([speed, acceleration, spin, angular], -1)
 

@@ -28,13 +28,9 @@ class Box:
 
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
-            raise ConfigError(
-                f"task ranges {self.low} .. {self.high} are not low < high.", "Give (low, high) pairs."
-            )
+            raise ConfigError(f"task ranges {self.low} .. {self.high} are not low < high.", "Give (low, high) pairs.")
         if self.log and min(self.low) <= 0:
-            raise ConfigError(
-                f"log-uniform task ranges need positive ends, got {self.low}.", "Use log=False."
-            )
+            raise ConfigError(f"log-uniform task ranges need positive ends, got {self.low}.", "Use log=False.")
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         low, high = (torch.tensor(end, dtype=torch.float64) for end in (self.low, self.high))
@@ -43,9 +39,7 @@ class Box:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """N draws, float64 [n, P]."""
         low, high = self._ends()
-        unit = torch.rand(
-            n, len(self.low), generator=generator, dtype=torch.float64, device=generator.device
-        ).cpu()
+        unit = torch.rand(n, len(self.low), generator=generator, dtype=torch.float64, device=generator.device).cpu()
         value = low + unit * (high - low)
         return value.exp() if self.log else value
 

@@ -120,13 +120,9 @@ def gym_family(
 
 def _flat_size(label: str, space: gymnasium.Space, names: Sequence[str] | None) -> int:
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise ConfigError(
-            f"{label}: observation space {space} is not flat.", "Wrap it in FlattenObservation."
-        )
+        raise ConfigError(f"{label}: observation space {space} is not flat.", "Wrap it in FlattenObservation.")
     if names is not None and len(names) != space.shape[0]:
-        raise ConfigError(
-            f"{label}: {len(names)} names for {space.shape[0]} observations.", "Name each or none."
-        )
+        raise ConfigError(f"{label}: {len(names)} names for {space.shape[0]} observations.", "Name each or none.")
     return space.shape[0]
 
 
@@ -144,9 +140,7 @@ def _action_space(label: str, space: gymnasium.Space) -> tuple[bool, int]:
         return True, int(space.n)
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.is_bounded():
         return False, space.shape[0]
-    raise ConfigError(
-        f"{label}: action space {space} is neither Discrete nor a bounded flat Box.", "Wrap the actions."
-    )
+    raise ConfigError(f"{label}: action space {space} is neither Discrete nor a bounded flat Box.", "Wrap the actions.")
 
 
 def _setter(
@@ -170,9 +164,7 @@ def _setter(
     return apply
 
 
-def _angle_functions(
-    angles: list[int], size: int
-) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]:
+def _angle_functions(angles: list[int], size: int) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]:
     """Features and target for observations of which the entries ``angles`` are angles."""
     if not angles:
         return identity, difference

@@ -52,9 +52,7 @@ class GymSimulator:
 
     def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
         """See Simulator.reset; every environment is seeded from the generator."""
-        seeds = torch.randint(
-            2**31 - 1, (self.batch_size,), generator=generator, device=generator.device
-        ).tolist()
+        seeds = torch.randint(2**31 - 1, (self.batch_size,), generator=generator, device=generator.device).tolist()
         for row in self._rows(mask):
             self._start(row, seeds[row])
         return self._checked()
@@ -69,9 +67,7 @@ class GymSimulator:
         """See Simulator.step."""
         for row in self._rows(mask):
             physical = self._physical(self._envs[row].action_space, action[row])
-            observation, reward, terminated, _, _ = self._guard(
-                row, "step", functools.partial(_step, action=physical)
-            )
+            observation, reward, terminated, _, _ = self._guard(row, "step", functools.partial(_step, action=physical))
             self._write(row, observation)
             self.last_reward[row], self.last_terminated[row] = float(reward), bool(terminated)
         return self._checked()
@@ -183,6 +179,4 @@ def _read_mujoco(env: Any) -> np.ndarray:
 def _write_mujoco(env: Any, values: np.ndarray) -> None:
     import mujoco
 
-    mujoco.mj_setState(
-        env.unwrapped.model, env.unwrapped.data, values, mujoco.mjtState.mjSTATE_INTEGRATION.value
-    )
+    mujoco.mj_setState(env.unwrapped.model, env.unwrapped.data, values, mujoco.mjtState.mjSTATE_INTEGRATION.value)

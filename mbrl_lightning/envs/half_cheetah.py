@@ -92,9 +92,7 @@ def _spec(name: str) -> EnvSpec:
     )
 
 
-def _body(
-    edit: Callable[[mujoco.MjModel, mujoco.MjModel, np.ndarray], None], noise_scale: float
-) -> MujocoBody:
+def _body(edit: Callable[[mujoco.MjModel, mujoco.MjModel, np.ndarray], None], noise_scale: float) -> MujocoBody:
     noise = functools.partial(reset_noise, scale=noise_scale)
     return MujocoBody("half_cheetah.xml", FRAME_SKIP, 1.0, edit, noise, observe)
 

@@ -74,9 +74,7 @@ def nominal_model(xml: str) -> mujoco.MjModel:
     try:
         return mujoco.MjModel.from_xml_path(str(path))
     except ValueError as error:
-        raise EnvError(
-            f"{xml}: {error}", "Install gymnasium[mujoco] or give the path of a valid XML."
-        ) from error
+        raise EnvError(f"{xml}: {error}", "Install gymnasium[mujoco] or give the path of a valid XML.") from error
 
 
 def task_model(body: MujocoBody, task: np.ndarray) -> mujoco.MjModel:
@@ -195,9 +193,7 @@ class MujocoSimulator:
         size = state.shape[1] - self._spec.observation_dim
         physics, observation = state[:, :size].cpu().double(), state[:, size:].cpu()
         for (model, data, _), values in zip(self._cells, physics.numpy(), strict=True):
-            mujoco.mj_setState(
-                model, data, np.ascontiguousarray(values), mujoco.mjtState.mjSTATE_INTEGRATION.value
-            )
+            mujoco.mj_setState(model, data, np.ascontiguousarray(values), mujoco.mjtState.mjSTATE_INTEGRATION.value)
         self._observation = observation.float()
         self._read()
 

@@ -124,16 +124,12 @@ def untarget(observation: Tensor, change: Tensor) -> Tensor:
     height = observation[..., :1] + DT * (velocity[..., 2:3] + HEIGHT_WEIGHT * change[..., 2:3])
     step = DT * (velocity[..., 3:] + TURN_WEIGHT * change[..., 3:])
     quaternion = turn(observation[..., 1:5], step[..., :3])
-    return torch.cat(
-        [height, quaternion, observation[..., 5:POSITIONS] + step[..., 3:], velocity + change], -1
-    )
+    return torch.cat([height, quaternion, observation[..., 5:POSITIONS] + step[..., 3:], velocity + change], -1)
 
 
 def reset_noise(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """U[-0.01, 0.01] on all 24 positions and 23 velocities, as gymnasium and CaDM do."""
-    noise = (
-        0.02 * torch.rand(batch, 47, generator=generator, dtype=torch.float64, device=generator.device) - 0.01
-    )
+    noise = 0.02 * torch.rand(batch, 47, generator=generator, dtype=torch.float64, device=generator.device) - 0.01
     return noise[:, :24], noise[:, 24:]
 
 

@@ -35,9 +35,7 @@ class TaskEnv(EnvBase):
         self._spec, self._simulator = family.spec, family.simulate(tasks)
         self._generator = torch.Generator().manual_seed(seed)
         batch, spec = len(tasks), family.spec
-        self.observation_spec = Composite(
-            observation=Unbounded((batch, spec.observation_dim)), shape=(batch,)
-        )
+        self.observation_spec = Composite(observation=Unbounded((batch, spec.observation_dim)), shape=(batch,))
         if spec.discrete:
             self.action_spec = OneHot(spec.action_dim, shape=(batch, spec.action_dim), dtype=torch.float32)
         else:
@@ -54,9 +52,7 @@ class TaskEnv(EnvBase):
             mask = tensordict["_reset"].reshape(self.batch_size)
         self._observation = self._simulator.reset(self._generator, mask)
         self._steps = torch.zeros_like(self._steps) if mask is None else self._steps.masked_fill(mask, 0)
-        return self._output(
-            torch.zeros(self.batch_size, dtype=torch.bool), torch.zeros_like(self._steps).bool()
-        )
+        return self._output(torch.zeros(self.batch_size, dtype=torch.bool), torch.zeros_like(self._steps).bool())
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict["action"].clamp(-1, 1)
@@ -68,9 +64,7 @@ class TaskEnv(EnvBase):
 
     def _output(self, terminated: Tensor, truncated: Tensor) -> TensorDict:
         flags = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
-        content = {"observation": self._observation} | {
-            key: flag.unsqueeze(-1) for key, flag in flags.items()
-        }
+        content = {"observation": self._observation} | {key: flag.unsqueeze(-1) for key, flag in flags.items()}
         return TensorDict(content, batch_size=self.batch_size)
 
     def _set_seed(self, seed: int | None) -> None:

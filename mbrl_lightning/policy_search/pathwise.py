@@ -28,11 +28,18 @@ class PathwiseLoss(LossModule):
         paired: policy m acts in task m alone (fine-tuning), instead of every policy in every task.
     """
 
-    def __init__(self, policy: Policy, dynamics: Dynamics, horizon: int, gamma: float = 1.0,
-                 members: slice = slice(None), paired: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        dynamics: Dynamics,
+        horizon: int,
+        gamma: float = 1.0,
+        members: slice = slice(None),
+        paired: bool = False,
+    ) -> None:
         super().__init__()
         self.policy, self.horizon, self.members, self.paired = policy, horizon, members, paired
-        self.__dict__["dynamics"] = dynamics                     # not a submodule: it is not this loss's to train
+        self.__dict__["dynamics"] = dynamics  # not a submodule: it is not this loss's to train
         self.register_buffer("discount", gamma ** torch.arange(horizon))
         self.in_keys = ["observation", "belief", "noise"]
         self.out_keys = ["loss_policy", "imagined_return"]
@@ -53,13 +60,16 @@ class PathwiseLoss(LossModule):
         """
         if self.paired:
             reward = self._rollout(tensordict, self._act_paired(tensordict["belief", "latent"]), copies=1)
-            returns = (reward * self.discount).sum(-1).mean(1) / self.discount.sum()              # [M] = [C]
+            returns = (reward * self.discount).sum(-1).mean(1) / self.discount.sum()  # [M] = [C]
         else:
-            reward = self._rewards(tensordict)                                                    # [M, E, C, b, H]
-            returns = (reward * self.discount).sum(-1).mean((0, 1, 3)) / self.discount.sum()      # [C]
+            reward = self._rewards(tensordict)  # [M, E, C, b, H]
+            returns = (reward * self.discount).sum(-1).mean((0, 1, 3)) / self.discount.sum()  # [C]
         if torch.is_grad_enabled() and not returns.requires_grad:
-            raise ConfigError(f"{self.policy.spec.name}: the reward has no gradient in the actions, so nothing can be "
-                              "propagated back through imagined rollouts", "set search.method=ppo")
+            raise ConfigError(
+                f"{self.policy.spec.name}: the reward has no gradient in the actions, so nothing can be "
+                "propagated back through imagined rollouts",
+                "set search.method=ppo",
+            )
         values = {"loss_policy": -returns.sum(), "imagined_return": returns.detach()}
         return TensorDict(values, batch_size=[])
 
@@ -94,6 +104,12 @@ class PathwiseLoss(LossModule):
             blocks = value.unflatten(1, (members, 1, -1)).expand(-1, -1, copies, -1, -1)
             return blocks.reshape(tasks, -1, value.shape[-1])
 
-        streams = ImaginedStreams(self.dynamics, tensordict["belief"], lay_out(tensordict["observation"]),
-                                  self.horizon + 1, lay_out(tensordict["noise"]), self.members)
+        streams = ImaginedStreams(
+            self.dynamics,
+            tensordict["belief"],
+            lay_out(tensordict["observation"]),
+            self.horizon + 1,
+            lay_out(tensordict["noise"]),
+            self.members,
+        )
         return streams.rollout(act, self.horizon)["next", "reward"].squeeze(-1)

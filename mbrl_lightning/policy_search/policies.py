@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from mbrl_lightning.schema import PolicyConfig
+from mbrl_lightning.config.schema import PolicyConfig
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.networks import Normalizer, StackedMLP, StackedRBF
 
@@ -22,7 +22,9 @@ class Policy(nn.Module):
         squash: tanh on the mean action (back-propagation through rollouts needs a smooth bound; PPO clips instead).
     """
 
-    def __init__(self, spec: EnvSpec, cfg: PolicyConfig, latent_dim: int, copies: int = 1, squash: bool = False) -> None:
+    def __init__(
+        self, spec: EnvSpec, cfg: PolicyConfig, latent_dim: int, copies: int = 1, squash: bool = False
+    ) -> None:
         super().__init__()
         self.spec, self.latent_dim, self.copies, self.gain = spec, latent_dim, copies, cfg.latent_gain
         self.squash = squash and not spec.discrete
@@ -82,7 +84,7 @@ class Policy(nn.Module):
             noise: see `choose`.
         """
         inputs = self.inputs(observation, belief["latent"])
-        if "policy" not in belief.keys():
+        if "policy" not in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
             return self.choose(self.head(inputs.unsqueeze(0), self.first).squeeze(0), noise)
         own = dict(belief["policy"].items())
         loc = torch.func.functional_call(self.net, own, (inputs.unsqueeze(1),)).squeeze(1)

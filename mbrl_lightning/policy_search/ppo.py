@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
@@ -10,7 +12,7 @@ from torchrl.modules import IndependentNormal, OneHotCategorical
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
-from mbrl_lightning.schema import PolicyConfig, SearchConfig
+from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
 from mbrl_lightning.gaussians import log_prob
 from mbrl_lightning.policy_search.policies import Policy, Value
 from mbrl_lightning.step import GradientStep
@@ -35,20 +37,33 @@ class PPO(nn.Module):
     def __init__(self, policy: Policy, cfg: SearchConfig, policy_cfg: PolicyConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.__dict__["policy"] = policy                         # the algorithm owns it
+        self.__dict__["policy"] = policy  # the algorithm owns it
         self.value = Value(policy.spec.feature_dim + policy.latent_dim, policy_cfg)
         self.register_buffer("return_square", torch.zeros((), dtype=torch.float64))
         names = {"logits": "loc"} if policy.spec.discrete else {"loc": "loc", "scale": "scale"}
         actor = ProbabilisticTensorDictSequential(
             TensorDictModule(policy, in_keys=["inputs"], out_keys=["loc", "scale"]),
             ProbabilisticTensorDictModule(
-                in_keys=names, out_keys=["action"], return_log_prob=True,
-                distribution_class=OneHotCategorical if policy.spec.discrete else IndependentNormal))
+                in_keys=names,
+                out_keys=["action"],
+                return_log_prob=True,
+                distribution_class=OneHotCategorical if policy.spec.discrete else IndependentNormal,
+            ),
+        )
         critic = TensorDictModule(self.value, in_keys=["inputs"], out_keys=["state_value"])
         # functional=False keeps one set of parameters: no copies to tie, and the cheapest call
-        self.__dict__["loss"] = ClipPPOLoss(actor, critic, clip_epsilon=cfg.clip_epsilon, entropy_bonus=cfg.entropy > 0,
-                                entropy_coeff=cfg.entropy or None, critic_coeff=0.5, loss_critic_type="l2",
-                                normalize_advantage=False, log_explained_variance=False, functional=False)
+        self.__dict__["loss"] = ClipPPOLoss(
+            actor,
+            critic,
+            clip_epsilon=cfg.clip_epsilon,
+            entropy_bonus=cfg.entropy > 0,
+            entropy_coeff=cfg.entropy or None,
+            critic_coeff=0.5,
+            loss_critic_type="l2",
+            normalize_advantage=False,
+            log_explained_variance=False,
+            functional=False,
+        )
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters of policy and value."""
@@ -70,10 +85,8 @@ class PPO(nn.Module):
         loc, scale = self.policy(inputs)
         noise = self.policy.noise(tuple(loc.shape[:-1]), generator).to(loc.device)
         action = self.policy.choose(loc, noise)
-        if self.policy.spec.discrete:
-            density = (torch.log_softmax(loc, -1) * action).sum(-1)
-        else:
-            density = log_prob(action, loc, scale)
+        logits = torch.log_softmax(loc, -1)
+        density = (logits * action).sum(-1) if self.policy.spec.discrete else log_prob(action, loc, scale)
         return {"action": action, "inputs": inputs, "action_log_prob": density}
 
     @torch.no_grad()
@@ -91,16 +104,23 @@ class PPO(nn.Module):
         scaled = reward / self.return_square.sqrt().clamp_min(1e-6).to(reward.dtype)
         next_inputs = self.policy.inputs(following["observation"], latent.expand(*data.shape, -1))
         value, next_value = self.value(data["inputs"]), self.value(next_inputs)
-        lam = max(self.cfg.lam, 1e-6 / self.cfg.gamma)           # TorchRL's vectorised form breaks on a product of 0
+        lam = max(self.cfg.lam, 1e-6 / self.cfg.gamma)  # TorchRL's vectorised form breaks on a product of 0
         advantage, target = vec_generalized_advantage_estimate(
-            self.cfg.gamma, lam, value, next_value, scaled, following["done"], following["terminated"])
+            self.cfg.gamma, lam, value, next_value, scaled, following["done"], following["terminated"]
+        )
         advantage = (advantage - advantage.mean()) / advantage.std(correction=0).clamp_min(1e-6)
         rows = data.select("inputs", "action", "action_log_prob").reshape(-1)
         rows["advantage"], rows["value_target"] = advantage.reshape(-1, 1), target.reshape(-1, 1)
         return rows
 
-    def update(self, data: TensorDict, latent: Tensor, step: GradientStep, optimizer: torch.optim.Optimizer,
-               generator: torch.Generator) -> dict[str, float]:
+    def update(
+        self,
+        data: TensorDict,
+        latent: Tensor,
+        step: GradientStep,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
         """Epochs of minibatch steps on one rollout; stops early when the policy has moved by `target_kl`.
 
         Args:
@@ -119,9 +139,9 @@ class PPO(nn.Module):
             metrics = []
             for index in torch.randperm(len(rows), generator=generator).split(self.cfg.minibatch):
                 if len(index) < min(self.cfg.minibatch, len(rows)) // 2:
-                    continue                                       # a small remainder would be a noisy step of full size
+                    continue  # a small remainder would be a noisy step of full size
                 batch = rows[index.to(rows.device)]
-                metrics.append(step(lambda batch=batch: self._losses(batch), optimizer, self.cfg.max_grad_norm))
+                metrics.append(step(partial(self._losses, batch), optimizer, self.cfg.max_grad_norm))
             kl = float(step.mean(torch.tensor(sum(m["kl"] for m in metrics) / len(metrics), device=rows.device)))
             if self.cfg.target_kl is not None and kl > self.cfg.target_kl:
                 break

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from fakes import fingerprint
 
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.batches import ContextTargets, TransitionData, context_target
-from mbrl_lightning.schema import DynamicsConfig
 
 CFG = DynamicsConfig(tasks=4, context=5, targets=7, particles=2, latent_dim=3)
 

@@ -7,8 +7,8 @@ import torch
 from fakes import plain_spec
 from tensordict import TensorDict
 
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.dynamics.mlp import MLPDynamics
-from mbrl_lightning.schema import DynamicsConfig
 
 
 def model_of(members: int = 1, **spec) -> MLPDynamics:

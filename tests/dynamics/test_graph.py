@@ -13,9 +13,9 @@ from fakes import plain_spec
 from tensordict import TensorDict
 from torch.distributions import Normal, kl_divergence
 
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.batches import TransitionData, context_target
 from mbrl_lightning.dynamics.graph import GraphDynamics
-from mbrl_lightning.schema import DynamicsConfig
 
 SMALL = DynamicsConfig(latent_dim=3, width=8, hidden=16, layers=1, tasks=4, context=12, targets=12)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from fakes import plain_spec
 
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.dynamics.mlp import MLPDynamics
-from mbrl_lightning.schema import DynamicsConfig
 
 CFG = DynamicsConfig(hidden=16, layers=1, tasks=4, targets=12, latent_dim=2, context=8)
 

@@ -113,9 +113,7 @@ def test_log_box_is_uniform_in_logarithms():
     box = Box((1 / 3,), (3.0,), log=True)
     drawn = box.sample(20000, generator())
     assert abs((drawn < 1).double().mean() - 0.5) < 0.02
-    torch.testing.assert_close(
-        box.scale(torch.tensor([[1 / 3], [1.0], [3.0]])), torch.tensor([[-1.0], [0], [1]])
-    )
+    torch.testing.assert_close(box.scale(torch.tensor([[1 / 3], [1.0], [3.0]])), torch.tensor([[-1.0], [0], [1]]))
 
 
 def test_grid_of():

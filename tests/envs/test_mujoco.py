@@ -202,9 +202,7 @@ def test_humanoid_rotation_and_turn_agree_with_mujoco():
     import mujoco as engine
 
     draws = generator()
-    quaternion = torch.nn.functional.normalize(
-        torch.randn(20, 4, generator=draws, dtype=torch.float64), dim=-1
-    )
+    quaternion = torch.nn.functional.normalize(torch.randn(20, 4, generator=draws, dtype=torch.float64), dim=-1)
     angle = torch.randn(20, 3, generator=draws, dtype=torch.float64)
     matrices, turned = slim_humanoid.rotation(3 * quaternion), slim_humanoid.turn(quaternion, angle)
     for row in range(20):

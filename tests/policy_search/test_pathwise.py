@@ -6,11 +6,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from mbrl_lightning.config.schema import DynamicsConfig, PolicyConfig
 from mbrl_lightning.dynamics.graph import GraphDynamics
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.policy_search.pathwise import PathwiseLoss
 from mbrl_lightning.policy_search.policies import Policy
-from mbrl_lightning.schema import DynamicsConfig, PolicyConfig
 
 SPEC = make_family("cartpole").spec
 TASKS, ROWS, LATENT = 2, 4, 3
@@ -119,9 +119,10 @@ def test_paired_equals_each_policy_in_its_task_alone(members):
             torch.testing.assert_close(p.grad[task], q.grad[0])
 
 
-def test_the_return_is_the_discounted_mean_of_the_familys_reward():
-    """One rollout by hand: policy, model, reward, in a loop."""
-    dynamics, policies = model(1), policy(1)
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_return_is_the_discounted_mean_of_the_familys_reward(members):
+    """One rollout by hand: policy, model, reward, in a loop; each member has its own share of the starts."""
+    dynamics, policies = model(members), policy(1)
     batch = batch_of(dynamics, tasks=1)
     observation, total, gamma = batch["observation"], 0.0, 0.8
     latent = batch["belief", "latent"].unsqueeze(1).expand(-1, ROWS, -1)

@@ -7,8 +7,8 @@ import torch
 from fakes import plain_spec
 from tensordict import TensorDict
 
+from mbrl_lightning.config.schema import PolicyConfig
 from mbrl_lightning.policy_search.policies import Policy, Value
-from mbrl_lightning.schema import PolicyConfig
 
 CONTINUOUS, DISCRETE = plain_spec(), plain_spec(action=3, discrete=True)
 

@@ -8,10 +8,10 @@ from fakes import fingerprint, plain_spec
 from lightning.fabric import Fabric
 from tensordict import TensorDict
 
+from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
 from mbrl_lightning.errors import DivergedError
 from mbrl_lightning.policy_search.policies import Policy
 from mbrl_lightning.policy_search.ppo import PPO
-from mbrl_lightning.schema import PolicyConfig, SearchConfig
 from mbrl_lightning.step import GradientStep
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbrl_lightning.config import differences, read_run_config
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.config.validation import parse_seeds
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.run import Run, run_folder
-from mbrl_lightning.schema import Config
-from mbrl_lightning.signals import StopFlag
-from mbrl_lightning.validation import parse_seeds
+from mbrl_lightning.runs.run import Run, run_folder
+from mbrl_lightning.runs.signals import StopFlag
 
 _OWN_KEYS = ("seeds", "jobs", "seed", "overwrite")
 _POLL = 0.1  # seconds
@@ -168,6 +168,4 @@ def _announce(job: Job, config: Config) -> None:
     print(f"seed {job.seed}: failed with exit status {job.status}", file=sys.stderr, flush=True)
     if config.jobs > 1:
         tail = _log_file(job).read_text(errors="replace").splitlines()[-5:]
-        print(
-            "\n".join([f"  the end of {_log_file(job)}:", *(f"  {line}" for line in tail)]), file=sys.stderr
-        )
+        print("\n".join([f"  the end of {_log_file(job)}:", *(f"  {line}" for line in tail)]), file=sys.stderr)

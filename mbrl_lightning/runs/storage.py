@@ -85,7 +85,5 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = (
-            "free some space" if error.errno in FULL else "check the path and its permissions, or set out="
-        )
+        remedy = "free some space" if error.errno in FULL else "check the path and its permissions, or set out="
         raise StorageError(f"{path}: {error.strerror or error}", remedy) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mbrl_lightning.curves import Array
+from mbrl_lightning.reporting.curves import Array
 from mbrl_lightning.results import PathLike
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def blank(
-    rows: int, columns: int, width: float, height: float, share_y: bool = False
-) -> tuple[Figure, list[Axes]]:
+def blank(rows: int, columns: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of `rows` times `columns` panels.
 
     Args:

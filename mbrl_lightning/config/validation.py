@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mbrl_lightning.config.schema import ENVIRONMENTS, FIELDS, Config, get
 from mbrl_lightning.errors import did_you_mean
-from mbrl_lightning.schema import ENVIRONMENTS, FIELDS, Config, get
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -65,9 +65,7 @@ def _cross_problems(config: Config) -> list[str]:
     shared = {key: get(config, key) for key in ("dynamics.tasks", "search.tasks")}
     name = config.env.name
     model_based = config.algorithm != "dr_ppo"
-    searched = (
-        config.dynamics.members - config.search.holdout
-    )  # members that imagined rollouts are shared among
+    searched = config.dynamics.members - config.search.holdout  # members that imagined rollouts are shared among
     checks = [
         (ranks > 0 and value % ranks != 0, f"{key}={value}: not divisible by devices x num_nodes = {ranks}")
         for key, value in shared.items()
@@ -75,8 +73,7 @@ def _cross_problems(config: Config) -> list[str]:
     checks += [
         (
             model_based and searched < 1,
-            f"search.holdout={config.search.holdout}: leaves none of "
-            f"dynamics.members={config.dynamics.members}",
+            f"search.holdout={config.search.holdout}: leaves none of dynamics.members={config.dynamics.members}",
         ),
         (
             model_based and searched > 0 and config.search.rollouts % searched != 0,
@@ -98,8 +95,7 @@ def _cross_problems(config: Config) -> list[str]:
         ),
         (
             config.env.file is None and name not in (*ENVIRONMENTS, ""),
-            f"env.name={name}: unknown task family{did_you_mean(name, ENVIRONMENTS)}; "
-            f"known: {', '.join(ENVIRONMENTS)}",
+            f"env.name={name}: unknown task family{did_you_mean(name, ENVIRONMENTS)}; known: {', '.join(ENVIRONMENTS)}",
         ),
         (
             config.env.file is not None and not os.path.isfile(config.env.file),

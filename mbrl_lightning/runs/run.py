@@ -14,11 +14,11 @@ from typing import Any
 
 from mbrl_lightning import __version__
 from mbrl_lightning.config import read_run_config, to_yaml
+from mbrl_lightning.config.schema import Config
 from mbrl_lightning.console import log, rank
 from mbrl_lightning.errors import ConfigError, MBRLError, StorageError
-from mbrl_lightning.lock import Lock
-from mbrl_lightning.schema import Config
-from mbrl_lightning.storage import probe, replace_text, storage_errors, sweep
+from mbrl_lightning.runs.lock import Lock
+from mbrl_lightning.runs.storage import probe, replace_text, storage_errors, sweep
 
 _LIBRARIES = ("torch", "torchrl", "tensordict", "lightning", "gymnasium", "mujoco", "omegaconf", "numpy")
 _LOW_SPACE = 200 * 2**20  # bytes
@@ -148,9 +148,7 @@ class Run:
                 "empty the folder by hand, or set out=",
             )
         with storage_errors(self.folder):
-            for path in sorted(
-                entries, key=lambda path: path.name == "config.yaml"
-            ):  # what marks a run goes last
+            for path in sorted(entries, key=lambda path: path.name == "config.yaml"):  # what marks a run goes last
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _note(self, **facts: Any) -> None:
@@ -175,7 +173,7 @@ def _provenance() -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """Revision of the checkout that this package runs from, with `+` if it has changes; None if installed."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists():
         return None
     try:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbrl_lightning import canvas
-from mbrl_lightning.curves import Array, Curve, by_algorithm, choose, curve, last, one_env, seed_count
-from mbrl_lightning.paper import full_unit
+from mbrl_lightning.reporting import canvas
+from mbrl_lightning.reporting.curves import Array, Curve, by_algorithm, choose, curve, last, one_env, seed_count
+from mbrl_lightning.reporting.paper import full_unit
 from mbrl_lightning.results import PathLike, Row, score_matrix
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def learning_curve(
     return canvas.save(figure, path, _note(groups))
 
 
-def adaptation_curve(
-    rows: Sequence[Row], path: PathLike, reference: Mapping[str, float] | None = None
-) -> Path:
+def adaptation_curve(rows: Sequence[Row], path: PathLike, reference: Mapping[str, float] | None = None) -> Path:
     """Return on unseen tasks against the transitions of context adapted on, at each seed's last iteration.
 
     Lines and band as in `learning_curve`; crosses: with another task's belief; dotted: random actions.
@@ -98,16 +96,12 @@ def adaptation_curve(
     groups = by_algorithm(chosen)
     for index, (algorithm, mine) in enumerate(groups.items()):
         _draw(axes, curve(mine, "shot"), index, algorithm)
-        wrong = last(
-            [row for row in test if row.metric == "return/wrong_belief" and row.algorithm == algorithm]
-        )
+        wrong = last([row for row in test if row.metric == "return/wrong_belief" and row.algorithm == algorithm])
         shots = sorted({row.shot for row in wrong})
         means = [score_matrix([row for row in wrong if row.shot == shot])[2].mean() for shot in shots]
         if shots:
             label = f"{algorithm}, another task's belief"
-            axes.plot(
-                shots, means, "x", color=canvas.colour(index), markersize=9, markeredgewidth=2, label=label
-            )
+            axes.plot(shots, means, "x", color=canvas.colour(index), markersize=9, markeredgewidth=2, label=label)
     random = [row.value for row in test if row.metric == "return/random"]
     _references(axes, {"random policy": float(np.mean(random))} if random else None, style=":")
     _references(axes, reference)
@@ -136,15 +130,11 @@ def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
     one_env([row for mine in groups.values() for row in mine], "imagined/return and real/return")
     figure, panels = canvas.blank(1, len(groups), 6.5, 4.8, share_y=True)
     for axes, (algorithm, mine) in zip(panels, groups.items(), strict=True):
-        lines = {
-            metric: curve([row for row in mine if row.metric == metric], "real_steps") for metric in both
-        }
+        lines = {metric: curve([row for row in mine if row.metric == metric], "real_steps") for metric in both}
         for index, metric in enumerate(both):
             for steps, values in lines[metric].seeds:
                 axes.plot(steps, values, color=canvas.colour(1 - index), linewidth=0.7, alpha=0.5)
-            axes.plot(
-                *lines[metric].mean(), color=canvas.colour(1 - index), linewidth=2.2, label=LABELS[metric]
-            )
+            axes.plot(*lines[metric].mean(), color=canvas.colour(1 - index), linewidth=2.2, label=LABELS[metric])
         steps, real = lines["real/return"].mean()
         imagined = np.interp(steps, *lines["imagined/return"].mean())
         axes.fill_between(steps, imagined, real, color="0.5", alpha=0.15, label="gap")
@@ -188,13 +178,9 @@ def imagined_against_real(imagined: Any, real: Any, names: Sequence[str], path: 
         axes.set_xlabel("step of the rollout", fontsize=8)
     for axes in panels[len(entries) :]:
         axes.set_visible(False)
-    shown = (
-        "" if len(entries) == len(names) else f", the {len(entries)} worst predicted of {len(names)} entries"
-    )
+    shown = "" if len(entries) == len(names) else f", the {len(entries)} worst predicted of {len(names)} entries"
     figure.suptitle(f"Real (solid) and imagined (dashed) rollouts{shown}")
-    return canvas.save(
-        figure, path, "one colour for each rollout; vertical axes in the units of the observation"
-    )
+    return canvas.save(figure, path, "one colour for each rollout; vertical axes in the units of the observation")
 
 
 def latent_space(latents: Any, colour: Any, names: Sequence[str], path: PathLike) -> Path:
@@ -223,9 +209,7 @@ def latent_space(latents: Any, colour: Any, names: Sequence[str], path: PathLike
     method, flat = embed(points[picks])
     figure, panels = canvas.blank(1, max(len(names), 1), 4.6, 4.2)
     for index, axes in enumerate(panels[: len(names)]):
-        drawn = axes.scatter(
-            flat[:, 0], flat[:, 1], s=28, c=values[picks, index], edgecolors="0.3", linewidths=0.3
-        )
+        drawn = axes.scatter(flat[:, 0], flat[:, 1], s=28, c=values[picks, index], edgecolors="0.3", linewidths=0.3)
         figure.colorbar(drawn, ax=axes, label=f"true {names[index]}")
         axes.set_xlabel(f"{method} 1")
         axes.set_ylabel(f"{method} 2")

@@ -9,9 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config
+from mbrl_lightning.config.validation import range_problems
 from mbrl_lightning.errors import ConfigError, did_you_mean
-from mbrl_lightning.schema import FIELDS, OPEN, SECTIONS, Config
-from mbrl_lightning.validation import range_problems
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -33,9 +33,7 @@ class Draft:
                 self.problems.append(f"{origin}: '{key}' is a section: give {key}.NAME=VALUE")
         elif not _KEY.fullmatch(key) or (key not in FIELDS and not key.startswith(OPEN + ".")):
             self.problems.append(f"{origin}: unknown key '{key}'{_nearest_key(key)}")
-        elif _forbidden(value) and not (
-            key in FIELDS and isinstance(value, float)
-        ):  # ranges name those better
+        elif _forbidden(value) and not (key in FIELDS and isinstance(value, float)):  # ranges name those better
             self.problems.append(
                 f"{origin}: {key}: interpolation ('${{...}}'), '???' and non-finite options are not allowed"
             )
@@ -64,12 +62,8 @@ class Draft:
         if not config.env.name and not self.problems:
             problems.append("env.name is missing")
         if problems:
-            text = (
-                problems[0] if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems", *problems])
-            )
-            raise ConfigError(
-                text, "correct the above; `python -m mbrl_lightning.fit --help` lists every name and key"
-            )
+            text = problems[0] if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems", *problems])
+            raise ConfigError(text, "correct the above; `python -m mbrl_lightning.fit --help` lists every name and key")
         return config
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mbrl_lightning.console import log
 from mbrl_lightning.errors import ConfigError, StorageError
-from mbrl_lightning.storage import FULL, staging_name, storage_errors, sync_folder, write_synced
+from mbrl_lightning.runs.storage import FULL, staging_name, storage_errors, sync_folder, write_synced
 
 FORMAT = 1
 _ATTEMPTS = 3
@@ -112,13 +112,7 @@ def refuse_mismatch(saved: Mapping[str, Any], present: Mapping[str, Any], source
 
     def shape(state: Mapping[str, Any], name: str) -> str:
         value = state.get(name)
-        return (
-            str(list(value.shape))
-            if isinstance(value, Tensor)
-            else "absent"
-            if name not in state
-            else "other"
-        )
+        return str(list(value.shape)) if isinstance(value, Tensor) else "absent" if name not in state else "other"
 
     names = sorted(saved.keys() | present.keys())
     rows = [(name, shape(saved, name), shape(present, name)) for name in names]
@@ -206,9 +200,7 @@ def _read(path: Path) -> dict[str, Any]:
             "use only checkpoints that this library wrote",
         ) from error
     if not isinstance(state, dict):
-        raise StorageError(
-            f"{path / 'state.pt'}: not a state", "use only checkpoints that this library wrote"
-        )
+        raise StorageError(f"{path / 'state.pt'}: not a state", "use only checkpoints that this library wrote")
     return state
 
 
@@ -221,6 +213,4 @@ def _refuse_foreign(value: Any, where: str) -> None:
         for index, entry in enumerate(value):
             _refuse_foreign(entry, f"{where}[{index}]")
     elif type(value) not in _PLAIN:
-        raise TypeError(
-            f"{where} is a {type(value).__name__}: checkpoints hold plain containers and tensors only"
-        )
+        raise TypeError(f"{where} is a {type(value).__name__}: checkpoints hold plain containers and tensors only")

@@ -30,9 +30,7 @@ def score_matrix(rows: Sequence[Row]) -> tuple[list[int], list[int], NDArray[np.
     for row in rows:
         cells.setdefault((row.seed, row.task), []).append(row.value)
     seeds = sorted({seed for seed, _ in cells})
-    tasks = sorted(
-        task for task in {task for _, task in cells} if all((seed, task) in cells for seed in seeds)
-    )
+    tasks = sorted(task for task in {task for _, task in cells} if all((seed, task) in cells for seed in seeds))
     scores = [[float(np.mean(cells[seed, task])) for task in tasks] for seed in seeds]
     return seeds, tasks, np.asarray(scores, dtype=np.float64).reshape(len(seeds), len(tasks))
 
@@ -88,9 +86,7 @@ def stratified_bootstrap(
         return math.nan, math.nan
     generator = np.random.default_rng(seed)
     columns = np.arange(array.shape[1])
-    draws = [
-        statistic(array[generator.integers(array.shape[0], size=array.shape), columns]) for _ in range(reps)
-    ]
+    draws = [statistic(array[generator.integers(array.shape[0], size=array.shape), columns]) for _ in range(reps)]
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 

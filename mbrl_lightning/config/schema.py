@@ -59,9 +59,7 @@ class LoopConfig:
     )
     model_steps: int = option(400, "optimizer steps on the dynamics model per iteration", minimum=0)
     first_model_steps: int = option(800, "the same in the first iteration", minimum=0)
-    last_model_steps: int = option(
-        0, "extra optimizer steps on the dynamics model after the last iteration", minimum=0
-    )
+    last_model_steps: int = option(0, "extra optimizer steps on the dynamics model after the last iteration", minimum=0)
     evaluate_every: int = option(0, "iterations between meta-tests; 0: only at the end", minimum=0)
     checkpoint_every: int = option(1, "iterations between checkpoints", minimum=1, free=True)
     keep: int = option(2, "checkpoints kept", minimum=1, free=True)
@@ -104,7 +102,9 @@ class PolicyConfig:
         [64, 64], "widths of the hidden layers; for rbf the number of centres", minimum=1, architecture=True
     )
     activation: str = option("tanh", "nonlinearity", choices=("relu", "tanh", "silu"), architecture=True)
-    latent_gain: float = option(1.0, "factor on the latent at the policy's input: how fast it learns to use the belief", above=0)
+    latent_gain: float = option(
+        1.0, "factor on the latent at the policy's input: how fast it learns to use the belief", above=0
+    )
     initial_std: float = option(0.6, "initial deviation of the actions", above=0)
 
 
@@ -112,9 +112,7 @@ class PolicyConfig:
 class SearchConfig:
     """How the policy is improved."""
 
-    method: str = option(
-        "pathwise", "gradients through imagined rollouts, or ppo", choices=("pathwise", "ppo")
-    )
+    method: str = option("pathwise", "gradients through imagined rollouts, or ppo", choices=("pathwise", "ppo"))
     updates: int = option(60, "policy updates per iteration", minimum=0)
     horizon: int | None = option(None, "imagined steps, H; null: the family's horizon", minimum=1)
     tasks: int = option(16, "tasks imagined at once, M", minimum=1)
@@ -123,9 +121,7 @@ class SearchConfig:
         4, "policies searched at once from different weights (pathwise)", minimum=1, architecture=True
     )
     holdout: int = option(0, "ensemble members kept out of the search, to choose among restarts", minimum=0)
-    segments: int = option(
-        10, "updates for which imagined streams run on before they are drawn anew (ppo)", minimum=1
-    )
+    segments: int = option(10, "updates for which imagined streams run on before they are drawn anew (ppo)", minimum=1)
     lr: float = option(1e-2, "learning rate", above=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
     gamma: float = option(0.99, "discount per step", above=0, maximum=1)
@@ -134,18 +130,12 @@ class SearchConfig:
     minibatch: int = option(3200, "transitions per step (ppo)", minimum=1)
     clip_epsilon: float = option(0.2, "clip range of the probability ratio (ppo)", above=0, below=1)
     entropy: float = option(0.0, "weight of the entropy bonus (ppo)", minimum=0)
-    target_kl: float | None = option(
-        0.03, "stop the epochs beyond this KL divergence (ppo); null: never", above=0
-    )
+    target_kl: float | None = option(0.03, "stop the epochs beyond this KL divergence (ppo); null: never", above=0)
     initial_starts: float = option(
         1.0, "share of rollouts from initial states; the others start in the data", minimum=0, maximum=1
     )
-    bounds: float = option(
-        0.1, "imagined states are kept to the range of the data plus this share of it", minimum=0
-    )
-    noise: float = option(
-        0.0, "factor on the model's own deviation in imagination; 0 predicts the mean", minimum=0
-    )
+    bounds: float = option(0.1, "imagined states are kept to the range of the data plus this share of it", minimum=0)
+    noise: float = option(0.0, "factor on the model's own deviation in imagination; 0 predicts the mean", minimum=0)
 
 
 @dataclass
@@ -154,9 +144,7 @@ class EvaluationConfig:
 
     episodes: int = option(1, "episodes per task and shot", minimum=1)
     context: int | None = option(None, "context transitions at shot 1; null: the family's", minimum=1)
-    shots: list[float] = option(
-        [0.0, 0.5, 1.0, 2.0], "adaptation budgets, in multiples of the context", minimum=0
-    )
+    shots: list[float] = option([0.0, 0.5, 1.0, 2.0], "adaptation budgets, in multiples of the context", minimum=0)
     fine_tune_lr: float = option(5e-4, "learning rate of those updates", above=0)
     fine_tune_updates: int = option(30, "policy updates of methods that adapt by gradient", minimum=0)
     sampled: bool = option(True, "also test actions sampled from the policy")
@@ -165,9 +153,7 @@ class EvaluationConfig:
         "tasks to test on: unseen ones, or fresh draws of the training range (for tuning)",
         choices=("test", "train"),
     )
-    wrong_belief: bool = option(
-        True, "also test with the belief of another task: tells adapting from ignoring"
-    )
+    wrong_belief: bool = option(True, "also test with the belief of another task: tells adapting from ignoring")
 
 
 @dataclass

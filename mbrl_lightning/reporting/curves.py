@@ -56,9 +56,7 @@ def curve(rows: Sequence[Row], place: Literal["real_steps", "shot"]) -> Curve:
     """
     values: dict[int, dict[int, dict[int, list[float]]]] = {}  # seed, place, task
     for row in rows:
-        values.setdefault(row.seed, {}).setdefault(getattr(row, place), {}).setdefault(row.task, []).append(
-            row.value
-        )
+        values.setdefault(row.seed, {}).setdefault(getattr(row, place), {}).setdefault(row.task, []).append(row.value)
     tasks = sorted(set.intersection(*(set(there) for places in values.values() for there in places.values())))
     own: list[tuple[Array, Array]] = []
     for _, places in sorted(values.items()):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mbrl_lightning.curves import Array, by_algorithm, last
-from mbrl_lightning.paper import PAPER
+from mbrl_lightning.reporting.curves import Array, by_algorithm, last
+from mbrl_lightning.reporting.paper import PAPER
 from mbrl_lightning.results import Row, iqm, score_matrix, sign_test, stratified_bootstrap
 
 RETURNS = {
@@ -62,9 +62,7 @@ class Table:
         lines = self._filled()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
-        body = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-        ]
+        body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         return "\n".join([self.title, *(f"  {line}".rstrip() for line in body + self.notes)])
 
     def markdown(self) -> str:
@@ -174,9 +172,7 @@ def return_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
             seeds = " ".join(number(value) for value in scores.mean(1)) if len(scores) > 1 else "-"
             measures = [str(scores.shape[1]), mean_and_deviation(scores), interval(scores), seeds]
             table.rows.append([*group.opening(), *measures, *map(group.mean, others)])
-    table.notes.append(
-        "policy: deterministic where the column does not say otherwise; mean, IQM: over seeds and"
-    )
+    table.notes.append("policy: deterministic where the column does not say otherwise; mean, IQM: over seeds and")
     table.notes.append("tasks; sd: between seeds; 95 %: stratified bootstrap over seeds within tasks")
     if split == "test":
         _add_paper(table, env, "return/policy", "mean +- sd")
@@ -194,18 +190,14 @@ def interval(scores: Array) -> str:
 def model_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     """Prediction error of the model with the right and a wrong task's context, beside the paper's."""
     header = [*OPENING, "targets", *ERRORS.values(), "worse with wrong context, each seed: tasks (p)"]
-    table = Table(
-        f"{env}, {split} tasks: error of the model [MSE: raw units squared; nMSE: share of variance]", header
-    )
+    table = Table(f"{env}, {split} tasks: error of the model [MSE: raw units squared; nMSE: share of variance]", header)
     for suffix, target in TARGETS.items():
         for group in groups(rows, split, f"model/mse{suffix}"):
             errors = [group.mean(f"model/{name}{suffix}") for name in ERRORS]
             table.rows.append([*group.opening(), target, *errors, wrong_context(group, suffix)])
     if not table.rows:
         return None
-    table.notes.append(
-        "p: exact two-sided sign test over tasks, error with wrong minus with right context (nMSE)"
-    )
+    table.notes.append("p: exact two-sided sign test over tasks, error with wrong minus with right context (nMSE)")
     if split == "test":
         _add_paper(table, env, "model/mse", "MSE")
     return table

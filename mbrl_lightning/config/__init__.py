@@ -14,17 +14,17 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mbrl_lightning.config.draft import Draft
+from mbrl_lightning.config.schema import FIELDS, NAME, OPEN, SECTIONS, Config, get
 from mbrl_lightning.console import log
-from mbrl_lightning.draft import Draft
 from mbrl_lightning.errors import ConfigError, did_you_mean
-from mbrl_lightning.schema import FIELDS, NAME, OPEN, SECTIONS, Config, get
 
 COMMAND_LINE = "command line"
 
 
 def conf_root() -> Path:
     """Folder of the shipped YAML files: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
@@ -126,9 +126,7 @@ def _put_files(draft: Draft, flat: dict[str, Any], conf_file: Any) -> None:
         draft.problems.append(f"{label}: 'algorithms' maps names of algorithms to sections")
         own = {}
     for name in own.keys() - {"any", *available("algorithm")}:
-        draft.problems.append(
-            f"{label}: algorithms.{name}: unknown{did_you_mean(str(name), available('algorithm'))}"
-        )
+        draft.problems.append(f"{label}: algorithms.{name}: unknown{did_you_mean(str(name), available('algorithm'))}")
     draft.put("", base, "conf/default.yaml")
     draft.put("", conf, label)
     draft.put("", _read_named("algorithm", algorithm, draft), f"algorithm {algorithm}")

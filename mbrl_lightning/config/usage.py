@@ -3,7 +3,7 @@
 from typing import Any
 
 from mbrl_lightning.config import available
-from mbrl_lightning.schema import FIELDS, SECTIONS, Config, get
+from mbrl_lightning.config.schema import FIELDS, SECTIONS, Config, get
 
 _HEAD = """\
 usage: python -m mbrl_lightning.fit conf=NAME [algorithm=NAME] [key=value ...]

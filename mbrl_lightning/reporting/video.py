@@ -71,9 +71,7 @@ def _write_mp4(pictures: Frames, path: Path, fps: float) -> None:
     import imageio_ffmpeg  # type: ignore[import-untyped,unused-ignore]
 
     size = (pictures.shape[2], pictures.shape[1])
-    writer = imageio_ffmpeg.write_frames(
-        str(path), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error"
-    )
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error")
     try:
         writer.send(None)  # starts ffmpeg
         for picture in pictures:

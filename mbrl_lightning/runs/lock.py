@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mbrl_lightning.console import log
 from mbrl_lightning.errors import StorageError
-from mbrl_lightning.storage import staging_name, storage_errors, write_synced
+from mbrl_lightning.runs.storage import staging_name, storage_errors, write_synced
 
 
 class Lock:

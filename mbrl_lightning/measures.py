@@ -1,0 +1,108 @@
+"""What is measured of a model and a latent on unseen tasks: pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from mbrl_lightning.dynamics.base import Dynamics
+from mbrl_lightning.envs.spec import EnvSpec
+
+MULTI_STEPS = 10
+
+
+def until_fall(episodes: TensorDict, spec: EnvSpec) -> TensorDict:
+    """Episodes `[..., T]` valid up to the first training termination: beyond it the model is neither fitted nor used."""
+    if spec.training_termination is None:
+        return episodes
+    fallen = spec.training_termination(episodes["next", "observation"]).int()
+    before = (fallen.cumsum(-1) - fallen) == 0
+    return episodes.clone(False).set("valid", episodes["valid"] & before)
+
+
+def first_valid(data: TensorDict, most: int) -> TensorDict:
+    """Up to `most` valid transitions of each row of `[M, N]`, as many as the poorest row has, spread evenly."""
+    count = min(most, int(data["valid"].sum(1).min()))
+    order = torch.argsort((~data["valid"]).int(), dim=1, stable=True)
+    lengths = data["valid"].sum(1, keepdim=True)
+    picks = (torch.arange(count) * lengths / count).long()
+    rows = torch.arange(len(data)).unsqueeze(1)
+    return data[rows, order.gather(1, picks)]
+
+
+@torch.no_grad()
+def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) -> dict[str, Tensor]:
+    """Error of the predicted change of the observation, per task.
+
+    Args:
+        dynamics: the model.
+        targets: real transitions `[M, N]`.
+        belief: batch `[M]`.
+
+    Returns:
+        `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (each output's error over the variance of its change
+        in all targets, then the mean), and `null_mse`, `null_nmse` of a model that predicts no change. `outputs` `[S]`:
+        normalised error by output, mean over tasks.
+    """
+    observation, following = targets["observation"], targets["next", "observation"]
+    predicted = dynamics.predict(observation, targets["action"], belief)
+    spec = dynamics.spec
+    change = spec.change(observation, following)
+    error = (spec.change(observation, predicted) - change).square()
+    variance = change.flatten(0, 1).var(0).clamp_min(1e-8)
+    return {
+        "mse": error.mean((1, 2)),
+        "nmse": (error / variance).mean((1, 2)),
+        "null_mse": change.square().mean((1, 2)),
+        "null_nmse": (change.square() / variance).mean((1, 2)),
+        "outputs": (error / variance).mean((0, 1)),
+    }
+
+
+@torch.no_grad()
+def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDict) -> Tensor:
+    """Normalised error after ten open-loop steps along real actions, `[M]`.
+
+    Args:
+        dynamics: the model.
+        episodes: real episodes `[M, T]`.
+        belief: batch `[M]`.
+    """
+    steps = min(MULTI_STEPS, episodes.shape[1])
+    count = max(min(50, (episodes.shape[1] - steps) // steps), 1)
+    first = torch.arange(count) * steps
+    observation = start = episodes["observation"][:, first]
+    for t in range(steps):
+        observation = dynamics.predict(observation, episodes["action"][:, first + t], belief)
+    truth = episodes["next", "observation"][:, first + steps - 1]
+    change = dynamics.spec.change(start, truth)
+    valid = episodes["valid"][:, first + steps - 1]  # rows after the end of an episode stand still
+    error = torch.where(valid.unsqueeze(-1), (dynamics.spec.change(start, observation) - change).square(), 0.0)
+    variance = change[valid].var(0, correction=0).clamp_min(1e-8)
+    return (error / variance).mean(-1).sum(1) / valid.sum(1).clamp_min(1)
+
+
+def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:
+    """Ridge regression of the parameters on the latent; R^2 on held-out tasks.
+
+    Args:
+        latent: `[N, Z]`.
+        parameters: `[N, P]`.
+        test_latent: `[M, Z]`.
+        test_parameters: `[M, P]`.
+
+    Returns:
+        `[P]`; 1 is perfect, 0 the mean, below 0 worse.
+    """
+    if latent.shape[1] == 0:
+        return torch.zeros(parameters.shape[1])
+    loc, scale = latent.double().mean(0), latent.double().std(0).clamp_min(1e-12)
+    ones = torch.ones(len(latent), 1, dtype=torch.float64)
+    design = torch.cat([(latent.double() - loc) / scale, ones], 1)
+    gram = design.T @ design + 1e-3 * len(latent) * torch.eye(design.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, design.T @ parameters.double())
+    test = torch.cat([(test_latent.double() - loc) / scale, torch.ones(len(test_latent), 1, dtype=torch.float64)], 1)
+    residual = (test @ weights - test_parameters.double()).square().sum(0)
+    total = (test_parameters.double() - test_parameters.double().mean(0)).square().sum(0)
+    return 1 - residual / total.clamp_min(1e-12)
