@@ -281,7 +281,7 @@ def test_a_signal_reaches_every_seed_once_and_leaves_no_process(tmp_path, number
         "pathlib.Path(sys.argv[1] + '.saved').write_text(str(len(hits)))\n"
     )
     code = (
-        "import sys; from mbrl_lightning import seed_jobs; from mbrl_lightning.fit import main\n"
+        "import sys; from mbrl_lightning.runs import seed_jobs; from mbrl_lightning.fit import main\n"
         f"seed_jobs._command = lambda job: [sys.executable, '-c', {child!r}, str(job.seed)]\n"
         "sys.exit(main(['conf=debug', 'seeds=0..3', 'jobs=2']))"
     )

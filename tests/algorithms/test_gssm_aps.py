@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +142,21 @@ def test_the_belief_is_drawn_once_for_each_imagined_task(trained):
     belief = batch["belief"]
     torch.testing.assert_close(belief["latent"], belief["loc"] + belief["scale"] * batch["sample"])
     assert not torch.equal(belief["latent"], belief["loc"])
+
+
+def test_ranks_imagine_with_noise_of_their_own_and_keep_the_common_generator_in_step(trained):
+    algorithm = trained(search={"method": "ppo"}).algorithm
+    state, draws, after = algorithm.generator.get_state(), [], []
+    for rank in (0, 1):
+        algorithm.generator.set_state(state)
+        own = algorithm._own_generator(SimpleNamespace(fabric=SimpleNamespace(world_size=2, global_rank=rank)))
+        draws.append(torch.rand(4, generator=own).tolist())
+        after.append(algorithm.generator.get_state())
+    assert draws[0] != draws[1]
+    assert torch.equal(*after)
+    assert not torch.equal(after[0], state)
+    alone = algorithm._own_generator(SimpleNamespace(fabric=SimpleNamespace(world_size=1, global_rank=0)))
+    assert alone is algorithm.generator
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
