@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test lint slow install clean
+.PHONY: demo test lint slow results install clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# Takes over the rows of finished runs and rewrites the tables and curves of docs/results.md.
+results: $(STAMP)
+	$(BIN)/python docs/update_results.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@ writes evaluation_<tasks>.csv and figures into RUN/evaluation.
   context=K       transitions of the exploration policy at shot 1; default: the family's
   seed=0          of the evaluation's own random stream
   figures=true    draw latent space, imagined against real, adaptation curve
+  rulers=false    also fit two models to the run's data, one told nothing of the task and one told its true
+                  parameters, and measure their one-step errors beside the run's own (takes minutes)
   video=false     film the policy in the first unseen task
 """
 
@@ -37,6 +39,7 @@ class Options:
     context: int | None = None
     seed: int = 0
     figures: bool = True
+    rulers: bool = False
     video: bool = False
 
 
@@ -71,7 +74,7 @@ def parse(argv: Sequence[str]) -> Options:
 def _read(key: str, value: str) -> Any:
     if key in ("run", "tasks"):
         return value
-    if key in ("figures", "video"):
+    if key in ("figures", "rulers", "video"):
         if value.lower() not in ("true", "false"):
             raise ValueError(value)
         return value.lower() == "true"
@@ -117,6 +120,7 @@ def evaluate(
     context: int | None = None,
     seed: int = 0,
     figures: bool = True,
+    rulers: bool = False,
     video: bool = False,
 ) -> Any:
     """Meta-test the newest checkpoint of a run.
@@ -128,6 +132,7 @@ def evaluate(
         context: K, transitions at shot 1; None: the family's.
         seed: of the evaluation stream.
         figures: draw into `run/evaluation`.
+        rulers: fit and measure a blind and a told model on the run's data.
         video: film one unseen task.
 
     Returns:
@@ -147,7 +152,7 @@ def evaluate(
     path.unlink(missing_ok=True)
     loop.results = Results(path, loop.cfg.algorithm, loop.cfg.conf, loop.cfg.seed)
     loop.streams["evaluation"].manual_seed(seed)
-    loop.evaluate(full=True, split=tasks)
+    loop.evaluate(full=True, split=tasks, rulers=rulers)
     if figures:
         diagnostics.draw(loop, folder)
     if video:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +54,11 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     """Mean one-step nMSE on unseen tasks with, without and with wrong parameters (random actions, one seed)."""
     from lightning.fabric import Fabric
 
-    from mbrl_lightning.data.batches import context_target
     from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.data.collect import collect, random_actions
-    from mbrl_lightning.dynamics.mlp import MLPDynamics
     from mbrl_lightning.measures import one_step_error
     from mbrl_lightning.meta_test import MetaTest
+    from mbrl_lightning.rulers import fit_ruler
     from mbrl_lightning.seeds import Streams
     from mbrl_lightning.step import GradientStep
 
@@ -74,16 +72,9 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
 
     real.extend(transitions(tasks), real.add_tasks(tasks), exploratory=True)
     targets, means = transitions(family.test), {}
-    for arm, told in (("with", len(family.parameters)), ("without", 0)):
+    for arm, told in (("with", True), ("without", False)):
         streams.seed_globals()
-        dynamics = MLPDynamics(family.spec, cfg.dynamics, told)
-        dynamics.observe(real.transitions())
-        optimizer = dynamics.configure_optimizers()
-        for update in range(MODEL_UPDATES):
-            for group in optimizer.param_groups:
-                group["lr"] = cfg.dynamics.lr * (1 - update / MODEL_UPDATES)
-            batch = context_target(real, cfg.dynamics, streams["batches"], family.scale, context=1)
-            step(partial(dynamics.training_step, batch), optimizer, cfg.dynamics.max_grad_norm)
+        dynamics = fit_ruler(family, cfg, real, step, streams["batches"], MODEL_UPDATES, told)
         belief = dynamics.tell(family.scale(family.test))
         for name, held in {arm: belief, **({"wrong": MetaTest.another(belief)} if told else {})}.items():
             errors = one_step_error(dynamics, targets, held)["nmse"]

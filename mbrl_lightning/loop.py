@@ -26,6 +26,7 @@ from mbrl_lightning.imagination import mean_return
 from mbrl_lightning.meta_test import MetaTest
 from mbrl_lightning.progress import Progress
 from mbrl_lightning.results import Results, return_unit
+from mbrl_lightning.rulers import rulers_of
 from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.seeds import Streams
 from mbrl_lightning.step import GradientStep
@@ -201,11 +202,13 @@ class MetaLoop:
 
     # -- evaluation, rows, state
 
-    def evaluate(self, full: bool, split: str | None = None) -> dict[str, float]:
+    def evaluate(self, full: bool, split: str | None = None, rulers: bool = False) -> dict[str, float]:
         """Meta-test on unseen tasks; draws from the evaluation stream alone, so it cannot change what is learned."""
         summary: dict[str, float] = {}
         test = MetaTest(self.algorithm, self.real, self.step, self.streams["evaluation"], self._add)
         with torch.random.fork_rng(devices=[]):
+            if rulers:
+                test.rulers = rulers_of(self.family, self.cfg, self.real, self.step, test.generator)
             split = split or self.cfg.evaluation.split
             tasks = {"test": self.family.test, "extreme": self.family.extreme}.get(split)
             if tasks is None:

@@ -8,7 +8,7 @@ actions; and, where there is a model, its one-step and multi-step error with the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tensordict import TensorDict
@@ -17,6 +17,7 @@ from torch import Tensor
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, collect, episode_returns, random_actions
+from mbrl_lightning.dynamics.mlp import MLPDynamics
 from mbrl_lightning.measures import first_valid, linear_probe, multi_step_error, one_step_error, until_fall
 from mbrl_lightning.step import GradientStep
 
@@ -34,6 +35,7 @@ class MetaTest:
         step: takes the gradient steps of methods that fine-tune.
         generator: the evaluation stream.
         add: receives the rows.
+        rulers: further models to measure on the same transitions, told the task as far as they may be.
     """
 
     algorithm: Algorithm
@@ -41,6 +43,7 @@ class MetaTest:
     step: GradientStep
     generator: torch.Generator
     add: Add
+    rulers: dict[str, MLPDynamics] = field(default_factory=dict)
 
     def run(self, tasks: Tensor, split: str, full: bool) -> dict[str, float]:
         """Test on `tasks` `[M, P]`.
@@ -166,7 +169,7 @@ class MetaTest:
     def _model_errors(
         self, tasks: Tensor, belief: TensorDict, episodes: TensorDict, context: TensorDict, split: str, shot: int
     ) -> dict[str, float]:
-        device, dynamics = self.step.fabric.device, self.algorithm.dynamics
+        device, dynamics, family = self.step.fabric.device, self.algorithm.dynamics, self.algorithm.family
         assert dynamics is not None
         fresh = self.context(tasks, context.shape[1])
         episodes = until_fall(episodes, dynamics.spec)
@@ -180,8 +183,13 @@ class MetaTest:
                 summary[f"model/{name}{suffix}"] = self._rows(f"model/{name}{suffix}", value, split, shot)
             for output, value in zip(dynamics.spec.observation_names, right["outputs"].tolist(), strict=True):
                 self.add(f"model/nmse{suffix}/{output}", value, split=split, shot=shot)
-            for name in ("mse", "nmse"):
-                self._rows(f"model/wrong_{name}{suffix}", wrong[name], split, shot)
+            others = {"wrong": wrong} | {
+                name: one_step_error(ruler, targets.to(device), ruler.tell(family.scale(tasks).to(device)))
+                for name, ruler in self.rulers.items()
+            }
+            for other, errors in others.items():
+                for name in ("mse", "nmse"):
+                    self._rows(f"model/{other}_{name}{suffix}", errors[name], split, shot)
         steps = multi_step_error(dynamics, episodes[:, 0].to(device), belief.to(device))
         self._rows("model/multi_step_nmse", steps, split, shot)
         return summary

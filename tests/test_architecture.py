@@ -28,7 +28,7 @@ LAYERS = [
     {"imagination", "measures", "reporting.canvas", "reporting.tables"},
     {"policy_search", "reporting.figures"},
     {"algorithms"},
-    {"meta_test", "progress"},
+    {"meta_test", "progress", "rulers"},
     {"loop"},
     {"diagnostics"},
     {"report", "check_env"},

@@ -28,10 +28,12 @@ def contents(folder) -> dict[str, str]:
 
 
 def test_options_are_read():
-    assert parse(
-        ["run=a/b", "tasks=extreme", "episodes=3", "context=20", "seed=4", "figures=false", "video=true"]
-    ) == Options("a/b", "extreme", 3, 20, 4, False, True)
-    assert parse(["run=a"]) == Options("a")
+    words = "run=a/b tasks=extreme episodes=3 context=20 seed=4 figures=false rulers=true video=true"
+    expected = Options(
+        run="a/b", tasks="extreme", episodes=3, context=20, seed=4, figures=False, rulers=True, video=True
+    )
+    assert parse(words.split()) == expected
+    assert parse(["run=a"]) == Options(run="a")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,12 @@ def test_another_seed_and_other_tasks_give_other_numbers(run):
 
     assert returns() != returns(seed=1)
     assert {row.split for row in evaluate(run, tasks="extreme", figures=False).rows if row.split} == {"extreme"}
+
+
+def test_rulers_are_measured_beside_the_runs_own_model(run):
+    rows = evaluate(run, figures=False, rulers=True).rows
+    for name in ("blind_nmse", "told_nmse", "blind_mse", "told_mse_random"):
+        assert len([row for row in rows if row.metric == f"model/{name}"]) == 50
 
 
 def test_a_run_is_loaded_as_it_was(run):

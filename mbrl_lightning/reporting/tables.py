@@ -26,6 +26,10 @@ ERRORS = {
     "nmse": "nMSE",
     "wrong_nmse": "nMSE, wrong context",
     "null_nmse": "nMSE of no change",
+    "blind_nmse": "nMSE, MLP told nothing",
+    "told_nmse": "nMSE, MLP told the task",
+    "blind_mse": "MSE, MLP told nothing",
+    "told_mse": "MSE, MLP told the task",
     "multi_step_nmse": "multi-step nMSE",
 }
 TARGETS = {"": "policy's episodes", "_random": "random policy"}
