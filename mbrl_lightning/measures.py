@@ -62,7 +62,7 @@ def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) 
 
 @torch.no_grad()
 def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDict) -> Tensor:
-    """Normalised error after ten open-loop steps along real actions, `[M]`.
+    """Normalised error after ten open-loop steps along real actions, `[M]`; NaN where an episode is shorter.
 
     Args:
         dynamics: the model.
@@ -80,7 +80,7 @@ def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDic
     valid = episodes["valid"][:, first + steps - 1]  # rows after the end of an episode stand still
     error = torch.where(valid.unsqueeze(-1), (dynamics.spec.change(start, observation) - change).square(), 0.0)
     variance = change[valid].var(0, correction=0).clamp_min(1e-8)
-    return (error / variance).mean(-1).sum(1) / valid.sum(1).clamp_min(1)
+    return (error / variance).mean(-1).sum(1) / valid.sum(1)
 
 
 def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ actions; and, where there is a model, its one-step and multi-step error with the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -123,8 +124,9 @@ class MetaTest:
 
     def _rows(self, metric: str, values: Tensor, split: str, shot: int) -> float:
         for task, value in enumerate(values.tolist() if metric else []):
-            self.add(metric, value, split=split, task=task, shot=shot)
-        return float(values.mean())
+            if math.isfinite(value):  # a task may have nothing to measure, such as ten steps before the first fall
+                self.add(metric, value, split=split, task=task, shot=shot)
+        return float(values.nanmean())
 
     def report(self, metric: str, episodes: TensorDict, split: str, shot: int) -> float:
         """Add one row a task with its mean return over episodes `[M, episodes, T]`; returns the mean over tasks."""

@@ -180,7 +180,7 @@ class Config:
     precision: str = option(
         "32-true",
         "number format",
-        choices=("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"),
+        choices=("32-true", "bf16-mixed"),
     )
     threads: int = option(1, "CPU threads of PyTorch per process", minimum=1, free=True)
     tensorboard: bool = option(False, "also write TensorBoard events", free=True)
