@@ -35,10 +35,11 @@ def draw(loop: MetaLoop, folder: Path) -> list[Path]:
     ]
     if loop.algorithm.dynamics is not None:
         jobs += [
-            lambda: figures.exploitation(rows, folder / "exploitation.png"),
             lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"),
             lambda: _latent_space(loop, folder / "latent_space.png"),
         ]
+    if any(row.metric == "imagined/return" for row in rows):
+        jobs.append(lambda: figures.exploitation(rows, folder / "exploitation.png"))
     written: list[Path] = []
     for job in jobs:
         try:

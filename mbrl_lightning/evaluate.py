@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_lightning.config import read_run_config
-from mbrl_lightning.console import guard
+from mbrl_lightning.console import guard, quiet_libraries
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 HELP = """usage: python -m mbrl_lightning.evaluate run=RUN [key=value ...]
@@ -95,6 +95,7 @@ def load_run(folder: str | Path) -> Any:
         StorageError: no complete checkpoint.
     """
     cfg = read_run_config(folder)
+    quiet_libraries()
     from mbrl_lightning.algorithms import make_algorithm
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.loop import MetaLoop
