@@ -14,7 +14,7 @@ from mbrl_lightning.loop import MetaLoop
 from mbrl_lightning.meta_test import MetaTest
 from mbrl_lightning.reporting import figures, video
 
-SHOWN_TASKS, LATENT_TASKS = 4, 60
+SHOWN_TASKS, SHOWN_STEPS, LATENT_TASKS = 3, 60, 60
 
 
 def draw(loop: MetaLoop, folder: Path) -> list[Path]:
@@ -98,7 +98,9 @@ def _standing_still(imagined: TensorDict) -> TensorDict:
 def _imagined_against_real(loop: MetaLoop, path: Path) -> Path:
     imagined, real = imagined_and_real(loop, loop.family.test[:SHOWN_TASKS])
     names = loop.family.spec.observation_names
-    return figures.imagined_against_real(imagined["observation"].numpy(), real["observation"].numpy(), names, path)
+    return figures.imagined_against_real(
+        imagined["observation"][:, :SHOWN_STEPS].numpy(), real["observation"][:, :SHOWN_STEPS].numpy(), names, path
+    )
 
 
 def _latent_space(loop: MetaLoop, path: Path) -> Path:
