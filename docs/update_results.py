@@ -9,11 +9,14 @@ from pathlib import Path
 
 from mbrl_lightning.report import make_tables
 from mbrl_lightning.reporting import figures
+from mbrl_lightning.reporting.paper import PAPER
 from mbrl_lightning.reporting.tables import Table, number
 from mbrl_lightning.results import Row, read_results
 
 DOCS = Path(__file__).parent
 RESULTS, RUNS, PAGE = DOCS.parent / "results", DOCS.parent / "runs", DOCS / "results.md"
+README = DOCS.parent / "README.md"
+CLAIM = ("gssm_aps", "return/policy")
 COLUMNS = {
     "return/policy": "deterministic",
     "return/sampled": "sampled",
@@ -65,6 +68,47 @@ def section(name: str) -> str:
     return "\n\n".join([*parts, f"![{name}: return on unseen tasks against real steps](images/{name}_curve.png)"])
 
 
+def at_context(rows: Sequence[Row], algorithm: str, metric: str = "return/policy") -> dict[int, float]:
+    """Mean over the unseen tasks for every seed, after the family's context, at the seed's last iteration."""
+    mine = [row for row in rows if (row.algorithm, row.split) == (algorithm, "test") and row.task >= 0]
+    means: dict[int, float] = {}
+    for seed in sorted({row.seed for row in mine}):
+        own = [row for row in mine if row.seed == seed]
+        shot = next((row.shot for row in own if row.metric == "return/random"), own[0].shot)
+        end = max(row.iteration for row in own)
+        values = [row.value for row in own if (row.metric, row.shot, row.iteration) == (metric, shot, end)]
+        if values:
+            means[seed] = sum(values) / len(values)
+    return means
+
+
+def summary(names: Sequence[str]) -> str:
+    """One line a family: our seeds, the paper, the model-free rival at equal real steps, random actions."""
+    lines = [
+        "| family | real steps | GSSM+APS, unseen tasks: mean (each seed) | paper | DR-PPO, equal steps | random |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for name in names:
+        rows = read_results(RESULTS / name)
+        ours, rival = at_context(rows, "gssm_aps"), at_context(rows, "dr_ppo")
+        if not ours:
+            continue
+        paper = [entry.value for entry in PAPER if (entry.env, entry.method, entry.metric) == (name, *CLAIM)]
+        steps = max(row.real_steps for row in rows if row.algorithm == "gssm_aps")
+        cells = [f"`{name}`", f"{steps:,}", f"**{_mean(ours)}** ({', '.join(number(v) for v in ours.values())})"]
+        cells += [
+            number(paper[0]) if paper else "-",
+            _mean(rival),
+            _mean(at_context(rows, "gssm_aps", "return/random")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: dict[int, float]) -> str:
+    return number(sum(values.values()) / len(values)) if values else "-"
+
+
 def main() -> None:
     """Take over finished runs, then rewrite what stands between the marks of the page."""
     take_over()
@@ -75,6 +119,12 @@ def main() -> None:
         mark, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
         page = re.sub(rf"{mark}(.*?{end})?", lambda _: f"{mark}\n\n{section(name)}\n\n{end}", page, flags=re.DOTALL)  # noqa: B023
     PAGE.write_text(page)
+    names = [name for name in re.findall(r"<!-- table: (\w+) -->", page) if (RESULTS / name).is_dir()]
+    mark, end = "<!-- results -->", "<!-- end results -->"
+    text = README.read_text()
+    README.write_text(
+        re.sub(rf"{mark}(.*?{end})?", lambda _: f"{mark}\n\n{summary(names)}\n\n{end}", text, flags=re.DOTALL)
+    )
 
 
 if __name__ == "__main__":
