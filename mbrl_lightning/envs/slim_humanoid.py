@@ -9,6 +9,7 @@ A dynamics model predicts the 23 velocity changes only; positions follow by inte
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -165,7 +166,7 @@ SPEC = EnvSpec(
 )
 
 
-def slim_humanoid(scale_inertia: bool = False, threads: int = 1) -> TaskFamily:
+def slim_humanoid(scale_inertia: bool = False, threads: int = 1, cut_at_fall: bool = True) -> TaskFamily:
     """GSSM's family: mass scale and damping scale on a grid.
 
     Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Episodes never end before
@@ -175,15 +176,17 @@ def slim_humanoid(scale_inertia: bool = False, threads: int = 1) -> TaskFamily:
     Args:
         scale_inertia: scale rotational inertias with the masses (CaDM and GSSM: no).
         threads: threads for MuJoCo; results do not depend on it.
+        cut_at_fall: end training episodes at the fall (the paper lets them run on).
     """
+    spec = SPEC if cut_at_fall else dataclasses.replace(SPEC, training_termination=None)
     train = grid_of(*[(0.8, 0.9, 1.0, 1.1, 1.2)] * 2)
     edit = functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia)
     body = MujocoBody("humanoid.xml", FRAME_SKIP, CONTROL_SCALE, edit, reset_noise, observe)
     return TaskFamily(
-        spec=SPEC,
+        spec=spec,
         parameters=("mass_scale", "damping_scale"),
         draw=draw_from(train),
-        build=lambda tasks: MujocoSimulator(SPEC, body, tasks, threads),
+        build=lambda tasks: MujocoSimulator(spec, body, tasks, threads),
         rescale=Box((0.8, 0.8), (1.2, 1.2)).scale,
         test=grid_of(*[(0.85, 0.95, 1.05, 1.15)] * 2),
         extreme=grid_of(*[(0.5, 0.7, 1.3, 1.5)] * 2),

@@ -232,3 +232,8 @@ def test_metrics():
     speed = torch.full((1, 4, 18), 2.0)
     valid = torch.tensor([[True, True, True, False]])
     assert cheetah.metrics(episodes(speed, speed, valid))["distance"].item() == pytest.approx(0.3)
+
+
+def test_humanoid_falls_end_training_episodes_unless_asked_not_to():
+    assert make_family("slim_humanoid").spec.training_termination is not None
+    assert make_family("slim_humanoid", cut_at_fall=False).spec.training_termination is None
