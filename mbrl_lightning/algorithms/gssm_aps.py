@@ -93,8 +93,9 @@ class GSSMAPS(Algorithm):
 
     def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
         """Policy part of Algorithm 1, with the learning rate falling linearly over the run."""
-        for policy in {self.policy, *([self.restarts] if self.pathwise else [])}:
-            policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
+        self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
+        if self.pathwise:
+            self.restarts.norm.load_state_dict(self.policy.norm.state_dict())
         done = float(self.rounds) / max(self.cfg.loop.iterations, 1)
         for group in self.optimizers["policy"].param_groups:
             group["lr"] = self.cfg.search.lr * max(1 - done, 0.1)
@@ -158,7 +159,6 @@ class GSSMAPS(Algorithm):
         best = int(self.ranking[0])
         for name, value in self.restarts.net.named_parameters():
             self.policy.net.get_parameter(name).copy_(value[best : best + 1])
-        self.policy.norm.load_state_dict(self.restarts.norm.state_dict())
         returns = returns if self.spec.unit == "step" else returns * self.spec.horizon
         return {"imagined/return": float(returns[best]), "imagined/spread": float(returns.std(unbiased=False))}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -161,7 +159,3 @@ class Dynamics(L.LightningModule):
         """Adam over all that learns."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(parameters, lr=self.cfg.lr, weight_decay=self.cfg.weight_decay, fused=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Nothing but plain containers and tensors goes into a checkpoint."""
-        checkpoint.pop("hyper_parameters", None)
