@@ -36,6 +36,22 @@ batches.
 probabilities for PPO) against a loop that calls the same networks and keeps observations and
 actions.
 """,
+    "SAC": """## One SAC update
+
+`SAC.update` (losses, guard, Adam, targets, numbers out) against the same computation on plain tensors
+in `benchmarks/actor_critic.py`, and against TorchRL's `SACLoss` with `SoftUpdate` on the same networks:
+windows of L = 10 pairs read by a recurrent unit of 5 in each network, 18 observation and 6 action
+entries. Both sides of the first ratio end in the same parameters (checked to 1e-4 before timing).
+
+Where the time of `SACLoss` goes, at [64, 64], 13.4 ms an update against 5.7 ms here in one run: its
+three calls of the two Q networks take 2.0 ms each, of which the networks, called one after the other, are
+1.1 ms, and as one product of two copies 0.7 ms; the rest is their parameters put into a module and
+taken out again, and TensorDicts taken apart and stacked. One of those calls reads windows again that the
+Q networks have just read for another action; the layers alone are 0.2 ms. Its two calls of
+the actor take 1.1 ms each, the network 0.6 ms of it; here one pass serves observations and next
+observations. Density and sample of a `TanhNormal` are 0.2 ms each, the target update 0.2 ms against 0.03 ms.
+The backward pass through all this takes 3.7 ms against 2.4 ms.
+""",
     "closed-loop collection": """## Closed-loop collection
 
 Sixteen half-cheetah tasks, one policy call for all of them at each step. `data.collect` against

@@ -9,12 +9,16 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.console import log
+from mbrl_lightning.dynamics.recurrent import HistoryDynamics
+from mbrl_lightning.hidden_task import after_switches
 from mbrl_lightning.imagination import ImaginedStreams
 from mbrl_lightning.loop import MetaLoop
 from mbrl_lightning.meta_test import MetaTest
+from mbrl_lightning.policy_search.history_actor import HistoryActor
 from mbrl_lightning.reporting import figures, video
+from mbrl_lightning.reporting.switches import switches
 
-SHOWN_TASKS, SHOWN_STEPS, LATENT_TASKS = 3, 60, 60
+SHOWN_TASKS, SHOWN_STEPS, SHOWN_AFTER, LATENT_TASKS = 3, 60, 100, 60
 
 
 def draw(loop: MetaLoop, folder: Path) -> list[Path]:
@@ -27,17 +31,17 @@ def draw(loop: MetaLoop, folder: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    rows = list(loop.results.rows)
+    rows, algorithm = list(loop.results.rows), loop.algorithm
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        lambda: figures.learning_curve(rows, "return/policy", folder / "learning_curve.png"),
-        lambda: figures.adaptation_curve(rows, folder / "adaptation_curve.png"),
-    ]
-    if loop.algorithm.dynamics is not None:
-        jobs += [
-            lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"),
-            lambda: _latent_space(loop, folder / "latent_space.png"),
-        ]
+    jobs = [lambda: figures.learning_curve(rows, "return/policy", folder / "learning_curve.png")]
+    if algorithm.adapts:
+        jobs.append(lambda: figures.adaptation_curve(rows, folder / "adaptation_curve.png"))
+    if algorithm.model is not None:
+        jobs.append(lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"))
+    if algorithm.model is not None and algorithm.adapts:
+        jobs.append(lambda: _latent_space(loop, folder / "latent_space.png"))
+    if loop.family.switch_every:
+        jobs.append(lambda: _switches(loop, folder / "switches.png"))
     if any(row.metric == "imagined/return" for row in rows):
         jobs.append(lambda: figures.exploitation(rows, folder / "exploitation.png"))
     written: list[Path] = []
@@ -56,6 +60,13 @@ def _meta_test(loop: MetaLoop) -> MetaTest:
     )
 
 
+def _belief(test: MetaTest, tasks: Tensor) -> TensorDict:
+    """What the method believes of `tasks` `[M, P]` after the family's context, if it takes any."""
+    algorithm = test.algorithm
+    size = algorithm.family.context_steps if algorithm.adapts else 0
+    return test.adapt(test.context(tasks, max(size, 1)), size)
+
+
 @torch.no_grad()
 def imagined_and_real(loop: MetaLoop, tasks: Tensor) -> tuple[TensorDict, TensorDict]:
     """The deployed policy in unseen tasks and in their imagined counterparts, from the same initial states.
@@ -68,20 +79,38 @@ def imagined_and_real(loop: MetaLoop, tasks: Tensor) -> tuple[TensorDict, Tensor
         Imagined and real episodes `[M, T]`; the imagined ones stand still after termination.
     """
     test, algorithm = _meta_test(loop), loop.algorithm
-    assert algorithm.dynamics is not None
-    size = loop.family.context_steps
-    belief = test.adapt(test.context(tasks, size), size)
+    assert algorithm.model is not None
+    belief = _belief(test, tasks)
     real = test.episodes(tasks, test.deterministic(belief))[:, 0]
-    members = algorithm.dynamics.decoder.copies
+    if isinstance(algorithm.model, HistoryDynamics):
+        actor = algorithm.actor(belief)
+        assert isinstance(actor, HistoryActor)
+        return _standing_still(_imagined_alone(algorithm.model, actor, real["observation"][:, 0], real.shape[1])), real
+    members = algorithm.model.decoder.copies
     device = loop.fabric.device
     start = real["observation"][:, 0].unsqueeze(1).repeat(1, members, 1).to(device)
     rows = belief[torch.arange(len(tasks)).repeat_interleave(members)].to(device)
-    streams = ImaginedStreams(algorithm.dynamics, belief.to(device), start, real.shape[1] + 1)
+    streams = ImaginedStreams(algorithm.model, belief.to(device), start, real.shape[1] + 1)
 
     def act(observation: Tensor) -> dict[str, Tensor]:
         return {"action": algorithm.policy.act(observation.flatten(0, 1), rows).unflatten(0, observation.shape[:2])}
 
     return _standing_still(streams.rollout(act, real.shape[1])[:, 0].cpu()), real
+
+
+def _imagined_alone(dynamics: HistoryDynamics, actor: HistoryActor, start: Tensor, steps: int) -> TensorDict:
+    """Episodes `[M, T]` from initial states `[M, S]` in the mean of the model's heads; the actor keeps their histories."""
+    rows, observation = [], start
+    actor.begin(torch.ones(len(start), dtype=torch.bool))
+    for _ in range(steps):
+        action, before = actor(observation), observation.to(dynamics.device)
+        inputs = actor.belief.clone(False).set("current", dynamics.inputs.current(before))
+        following = dynamics.predict(before, inputs, action.to(dynamics.device)).mean(0)
+        following = torch.clamp(following, dynamics.low, dynamics.high).cpu()
+        done = dynamics.spec.termination(following).unsqueeze(-1)
+        rows.append({"observation": observation, "action": action, "next": {"observation": following, "done": done}})
+        observation = following
+    return torch.stack([TensorDict(row, batch_size=[len(start)]) for row in rows], 1)
 
 
 def _standing_still(imagined: TensorDict) -> TensorDict:
@@ -104,28 +133,41 @@ def _imagined_against_real(loop: MetaLoop, path: Path) -> Path:
 
 
 def _latent_space(loop: MetaLoop, path: Path) -> Path:
-    test, size = _meta_test(loop), loop.family.context_steps
+    test = _meta_test(loop)
     tasks = loop.family.sample(LATENT_TASKS, test.generator)
-    belief = test.adapt(test.context(tasks, size), size)
+    belief = _belief(test, tasks)
     return figures.latent_space(belief["loc"].numpy(), tasks.numpy(), loop.family.parameters, path)
 
 
-def film(loop: MetaLoop, path: Path, steps: int = 200) -> Path | None:
+def _switches(loop: MetaLoop, path: Path) -> Path:
+    test, tasks = _meta_test(loop), loop.family.test
+    episodes = test.episodes(tasks, test.deterministic(_belief(test, tasks)))[:, 0]
+    after, switched = after_switches(episodes, SHOWN_AFTER)
+    first = episodes[0][episodes["valid"][0]]
+    reward, hidden = first["next", "reward"].squeeze(-1), first["hidden"][:, 0]
+    return switches(after, switched[:, 0], reward, hidden, loop.family.parameters[0], path)
+
+
+def film(loop: MetaLoop, path: Path, steps: int | None = None) -> Path | None:
     """Film the deployed policy in the first unseen task (headless); a warning and None where nothing can render.
 
     Args:
         loop: after training.
         path: target `.mp4`.
-        steps: frames.
+        steps: frames; None: 200, or enough for two switches of a hidden task.
     """
     test, family = _meta_test(loop), loop.family
-    tasks, size = family.test[:1], family.context_steps
-    belief = test.adapt(test.context(tasks, size), size)
+    steps = steps or max(200, 5 * (family.switch_every or 0) // 2)
+    tasks = family.test[:1]
+    belief = _belief(test, tasks)
     simulator = family.simulate(tasks)
     frames = []
     try:
         observation = simulator.reset(test.generator)
         act = test.deterministic(belief)(1)
+        begin = getattr(act, "begin", None)
+        if begin is not None:
+            begin(torch.ones(1, dtype=torch.bool))
         for _ in range(min(steps, family.spec.horizon)):
             frames.append(simulator.render(0))
             observation = simulator.step(act(observation))

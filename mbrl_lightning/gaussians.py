@@ -1,10 +1,11 @@
-"""Diagonal Gaussians: the two formulas that every latent model needs."""
+"""Diagonal Gaussians: the formulas that latent models and stochastic policies need."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,3 +39,23 @@ def kl_divergence(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor
     """
     ratio = (scale_p / scale_q).square()
     return 0.5 * (ratio + ((loc_p - loc_q) / scale_q).square() - 1 - ratio.log()).sum(-1)
+
+
+def squashed_sample(loc: Tensor, log_scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample of tanh(loc + scale * noise) and its log density (Haarnoja et al. 2018, appendix C).
+
+    The density's correction log(1 - tanh(u)^2) is taken as 2 (log 2 - u - softplus(-2 u)), which is exact where the tanh
+    has saturated and 1 - tanh(u)^2 has rounded to 0.
+
+    Args:
+        loc: `[..., A]`.
+        log_scale: logarithms of the deviations `[..., A]`.
+        noise: standard normal `[..., A]`.
+
+    Returns:
+        Sample `[..., A]` in [-1, 1] and log density `[...]`, both differentiable in `loc` and `log_scale`.
+    """
+    value = torch.addcmul(loc, log_scale.exp(), noise)
+    constant = 0.5 * noise.square() + (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
+    density = 2 * (value + F.softplus(-2 * value)) - log_scale - constant
+    return value.tanh(), density.sum(-1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from mbrl_lightning.adaptation.recurrent import remember
+from mbrl_lightning.data.windows import columns
 from mbrl_lightning.dynamics.base import Dynamics
+from mbrl_lightning.dynamics.recurrent import HistoryDynamics
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import DivergedError
 
@@ -81,11 +84,7 @@ class ImaginedStreams:
             )
             self._begin_anew(following, terminated | truncated)
         data = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
-        if not bool(torch.isfinite(data["following"]).all()):
-            raise DivergedError(
-                "an imagined state is not finite",
-                "resume from the last checkpoint with more loop.model_steps or smaller search.bounds",
-            )
+        require_imaginable(data["following"])
         return self._assemble(data)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,6 +121,66 @@ class ImaginedStreams:
         after = {"observation": following, "reward": reward.unsqueeze(-1)}
         after |= {name: value.unsqueeze(-1) for name, value in flags.items()}
         return TensorDict(data | {"next": TensorDict(after, batch_size=reward.shape)}, batch_size=reward.shape)
+
+
+@torch.no_grad()
+def branched_rollouts(
+    dynamics: HistoryDynamics,
+    act: Callable[[TensorDictBase], Tensor],
+    start: TensorDictBase,
+    steps: int,
+    generator: torch.Generator,
+) -> TensorDict:
+    """Imagined transitions of k = `steps` steps from each of N histories (M3PO Algorithm 2, lines 7-10).
+
+    Real histories and a small k are branches; empty histories at initial states and k = the horizon are full-model
+    rollouts. A rollout ends where the family's termination says so.
+
+    Args:
+        dynamics: the meta-model; each step of each rollout asks a head drawn anew.
+        act: histories, batch `[N]` -> actions `[N, A]`.
+        start: batch `[N]` with `inputs` (histories) and `observation` `[N, S]`.
+        steps: k.
+        generator: draws heads and noise.
+
+    Returns:
+        `data.windows.columns` of every imagined step, batch `[at most N k]`.
+
+    Raises:
+        DivergedError: an imagined state is not finite.
+    """
+    spec, inputs, observation = dynamics.spec, start["inputs"], start["observation"]
+    pieces: list[TensorDict] = []
+    for _ in range(steps):
+        count, device = len(observation), observation.device
+        action = act(inputs)
+        head = torch.randint(dynamics.members, (count,), generator=generator).to(device)
+        noise = torch.randn(count, spec.target_dim, generator=generator).to(device)
+        following = dynamics.imagine(observation, inputs, action, head, noise)
+        require_imaginable(following)
+        terminated = spec.termination(following)
+        if spec.training_termination is not None:
+            terminated = terminated | spec.training_termination(following)
+        pair = dynamics.inputs.pair(observation, action, following)
+        window = remember(inputs, pair)
+        pairs = torch.cat([inputs["pairs"], pair.unsqueeze(1)], 1)
+        mask = torch.cat([inputs["mask"], window["mask"][:, -1:]], 1)
+        current, reward = dynamics.inputs.current(following), spec.reward(observation, action, following)
+        ended = terminated.float().unsqueeze(-1)
+        pieces.append(columns(pairs, mask, inputs["current"], current, action, reward.unsqueeze(-1), ended))
+        inputs, observation = window.set("current", current)[~terminated], following[~terminated]
+        if not len(observation):
+            break
+    return torch.cat(pieces)
+
+
+def require_imaginable(observation: Tensor) -> None:
+    """Raise DivergedError if an imagined observation is not finite."""
+    if not bool(torch.isfinite(observation).all()):
+        raise DivergedError(
+            "an imagined state is not finite",
+            "resume from the last checkpoint with more loop.model_steps or smaller search.bounds",
+        )
 
 
 def mean_return(rollout: TensorDict, spec: EnvSpec) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +16,8 @@ from torch import Tensor
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.console import log
-from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act, collect, random_actions
+from mbrl_lightning.data.collect import Act, collect, collect_parts, random_actions
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
 from mbrl_lightning.imagination import mean_return
@@ -133,9 +131,14 @@ class MetaLoop:
 
     def _collect(self) -> dict[str, float]:
         """Exploration data of new tasks, then the policy's own episodes (all of them counted as real steps)."""
-        if self.algorithm.on_policy:
+        loop, first, warm_up = self.cfg.loop, self.iteration == 0, self.algorithm.warm_up
+        if self.algorithm.collects:
+            if first and warm_up:
+                tasks = self.family.sample(1, self.streams["tasks"])
+                act = random_actions(self.family.spec, self.streams["envs"], self.cfg.sac.warmup_hold)
+                for _ in self.interact(tasks, act, warm_up):
+                    pass
             return {}
-        loop, first = self.cfg.loop, self.iteration == 0
         steps = loop.episode_steps or self.family.spec.horizon
         if self.iteration % loop.redraw_every == 0:
             self.tasks = self.family.sample(loop.tasks_per_iteration, self.streams["tasks"])
@@ -149,14 +152,8 @@ class MetaLoop:
         context = self.real.draw_context(self.index, self.family.context_steps, self.streams["envs"])
         belief = self.algorithm.adapt(context.to(self.fabric.device))
         rows = torch.arange(len(self.tasks)).repeat_interleave(loop.episodes_per_task)
-        belief = self.algorithm.explorers(belief[rows])
-
-        def policy(observation: Tensor) -> Tensor:
-            noise = self.algorithm.policy.noise((len(observation),), self.streams["envs"])
-            device = self.fabric.device
-            return self.algorithm.policy.act(observation.to(device), belief, noise.to(device)).cpu()
-
-        data = self._simulate(self.tasks[rows], policy, steps)
+        act = self.algorithm.actor(self.algorithm.explorers(belief[rows]), self.streams["envs"])
+        data = self._simulate(self.tasks[rows], act, steps)
         self.real.extend(data, self.index[rows], exploratory=False)
         return {"real/return": float(mean_return(data, self.family.spec))}
 
@@ -167,38 +164,38 @@ class MetaLoop:
         finally:
             simulator.close()
 
-    def interact(self, tasks: Tensor, act: Act, steps: int) -> TensorDict:
-        """Real interaction asked for by an algorithm: collected, stored, counted.
+    def interact(
+        self, tasks: Tensor, act: Act, steps: int, every: int | None = None, exploratory: bool = False
+    ) -> Iterator[TensorDict]:
+        """Real interaction asked for by an algorithm: collected, stored, counted, and handed over part by part.
 
         Args:
             tasks: `[B, P]`.
             act: the policy.
-            steps: T.
+            steps: of each task, in all.
+            every: steps of a part; None gives all at once.
+            exploratory: contexts are made of these transitions.
 
-        Returns:
-            `[B, T]`.
+        Yields:
+            `[B, every]`.
         """
-        data = self._simulate(tasks, act, steps)
-        self.real.extend(data, self.real.add_tasks(tasks), exploratory=False)
-        return data
+        index, first = self.real.index_of(tasks), self.real.episodes if every else None
+        simulator = self.family.simulate(tasks)
+        try:
+            spec, envs = self.family.spec, self.streams["envs"]
+            for part in collect_parts(simulator, spec, act, steps, envs, every or steps):
+                if "hidden" in part.keys():  # noqa: SIM118 - a TensorDict has no `in`
+                    index = self.real.index_of(part["hidden"])
+                self.real.extend(part, index, exploratory, first_episode=first)
+                yield part
+        finally:
+            simulator.close()
 
     def _fit_dynamics(self) -> dict[str, float]:
-        dynamics, loop = self.algorithm.dynamics, self.cfg.loop
-        if dynamics is None:
-            return {}
-        transitions = self.real.transitions().to(self.fabric.device)
-        dynamics.observe(transitions, self.cfg.search.bounds)
+        loop = self.cfg.loop
         steps = loop.first_model_steps if self.iteration == 0 else loop.model_steps
         steps += loop.last_model_steps * (self.iteration == loop.iterations - 1)
-        total: dict[str, float] = {}
-        for _ in range(steps):
-            batch = self.step.share(
-                context_target(self.real, self.cfg.dynamics, self.streams["batches"], self.family.scale)
-            )
-            optimizer = self.algorithm.optimizers["dynamics"]
-            losses = self.step(partial(dynamics.training_step, batch), optimizer, self.cfg.dynamics.max_grad_norm)
-            total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
-        return {f"train/model_{name}": value for name, value in total.items()}
+        return self.algorithm.fit(self.real, self.step, steps, self.streams["batches"])
 
     # -- evaluation, rows, state
 

@@ -16,10 +16,16 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.cloning import divergence_from_data
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, collect, episode_returns, random_actions
+from mbrl_lightning.data.windows import Histories
+from mbrl_lightning.dynamics.base import Dynamics
 from mbrl_lightning.dynamics.mlp import MLPDynamics
+from mbrl_lightning.dynamics.recurrent import HistoryDynamics
+from mbrl_lightning.hidden_task import history_errors, rewards_by_task
 from mbrl_lightning.measures import first_valid, linear_probe, multi_step_error, one_step_error, until_fall
+from mbrl_lightning.policy_search.sac import SAC
 from mbrl_lightning.step import GradientStep
 
 Add = Callable[..., None]
@@ -58,7 +64,7 @@ class MetaTest:
             Means over tasks of the main metrics.
         """
         cfg, family = self.algorithm.cfg.evaluation, self.algorithm.family
-        size = cfg.context or family.context_steps
+        size = (cfg.context or family.context_steps) if self.algorithm.adapts else 0
         shots = sorted({size, *(round(size * shot) for shot in cfg.shots)}) if full else [size]
         context = self.context(tasks, max([*shots, size, 1]))
         summary: dict[str, float] = {}
@@ -70,9 +76,15 @@ class MetaTest:
             if shot == size:
                 reference, at_size = episodes, belief
         summary["return/policy"] = self.report("", reference, split, size)
+        if "hidden" in reference.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            rewards = rewards_by_task(reference.flatten(0, 1), self.algorithm.family.parameters[0])
+            for name, value in rewards.items():
+                self.add(name, value, split=split, shot=size)
+        if isinstance(self.algorithm.model, HistoryDynamics):
+            self._history_errors(self.algorithm.model, reference, split, size)
         if full:
             self._controls(tasks, at_size, split, size)
-            if self.algorithm.dynamics is not None:
+            if isinstance(self.algorithm.model, Dynamics):
                 summary |= self._model_errors(tasks, at_size, reference, context, split, size)
                 self._probe(tasks, context[:, :size], split, size)
         return summary
@@ -80,11 +92,12 @@ class MetaTest:
     # -- interaction
 
     def context(self, tasks: Tensor, steps: int) -> TensorDict:
-        """Random-policy transitions `[M, steps]` of the tasks."""
+        """Transitions `[M, steps]` of the tasks under what the algorithm explores with (random actions, unless it says so)."""
         simulator = self.algorithm.family.simulate(tasks)
         try:
             spec = self.algorithm.spec
-            return collect(simulator, spec, random_actions(spec, self.generator), steps, self.generator)
+            act = self.algorithm.exploration(len(tasks), self.generator)
+            return collect(simulator, spec, act, steps, self.generator)
         finally:
             simulator.close()
 
@@ -99,15 +112,7 @@ class MetaTest:
 
     def _act(self, belief: TensorDict, episodes: int, sampled: bool) -> Act:
         rows = torch.arange(len(belief)).repeat_interleave(episodes)
-        repeated, policy = belief[rows], self.algorithm.policy
-        device = next(policy.parameters()).device
-        repeated = repeated.to(device)
-
-        def act(observation: Tensor) -> Tensor:
-            noise = policy.noise((len(observation),), self.generator).to(device) if sampled else None
-            return policy.act(observation.to(device), repeated, noise).cpu()
-
-        return act
+        return self.algorithm.actor(belief[rows], self.generator if sampled else None)
 
     def episodes(self, tasks: Tensor, actor: Callable[[int], Act]) -> TensorDict:
         """Evaluation episodes `[M, episodes, T]`; T is the horizon or less."""
@@ -149,7 +154,7 @@ class MetaTest:
         if cfg.sampled:
             episodes = self.episodes(tasks, lambda count: self._act(belief, count, sampled=True))
             self.report("return/sampled", episodes, split, shot)
-        if cfg.wrong_belief and len(tasks) > 1:
+        if cfg.wrong_belief and self.algorithm.adapts and len(tasks) > 1:
             episodes = self.episodes(tasks, self.deterministic(self.another(belief)))
             self.report("return/wrong_belief", episodes, split, shot)
         own = self.algorithm.generator
@@ -172,7 +177,7 @@ class MetaTest:
         self, tasks: Tensor, belief: TensorDict, episodes: TensorDict, context: TensorDict, split: str, shot: int
     ) -> dict[str, float]:
         device, dynamics, family = self.step.fabric.device, self.algorithm.dynamics, self.algorithm.family
-        assert dynamics is not None
+        assert isinstance(dynamics, Dynamics)
         fresh = self.context(tasks, context.shape[1])
         episodes = until_fall(episodes, dynamics.spec)
         onpolicy = first_valid(episodes.flatten(1, 2), 1000)
@@ -195,6 +200,17 @@ class MetaTest:
         steps = multi_step_error(dynamics, episodes[:, 0].to(device), belief.to(device))
         self._rows("model/multi_step_nmse", steps, split, shot)
         return summary
+
+    def _history_errors(self, dynamics: HistoryDynamics, episodes: TensorDict, split: str, shot: int) -> None:
+        """The model on the policy's own episodes, with their histories and with others'; the policy against the data."""
+        cfg, device, policy = self.algorithm.cfg, self.step.fabric.device, self.algorithm.policy
+        seen = until_fall(episodes.flatten(0, 1), dynamics.spec).to(device)
+        for name, value in history_errors(dynamics, seen, cfg.history.length, self.generator).items():
+            self.add(f"model/{name}", value, split=split, shot=shot)
+        if isinstance(policy, SAC):
+            real = Histories(self.real, dynamics.inputs, cfg.history.length, device)
+            value = divergence_from_data(policy, real, cfg, self.step, self.generator)
+            self.add("policy/kl_cloned", value, split=split, shot=shot)
 
     def _probe(self, tasks: Tensor, context: TensorDict, split: str, shot: int) -> None:
         """Linear read-out of the task parameters from the latent, fitted on fresh training tasks, scored on `tasks`."""

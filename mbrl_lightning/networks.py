@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
@@ -24,11 +26,12 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(copies, inputs, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(copies, 1, outputs).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, copies: slice = slice(None)) -> Tensor:
-        """Map `[C, N, inputs]` to `[C, N, outputs]`, with all copies or a slice of them."""
+    def forward(self, x: Tensor, copies: slice = slice(None), frozen: bool = False) -> Tensor:
+        """Map `[C, N, inputs]` to `[C, N, outputs]`, with all copies or a slice of them; `frozen` weights get no gradient."""
+        weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
         if copies == slice(None):  # two views less: a fifth of the time of a small layer
-            return torch.baddbmm(self.bias, x, self.weight)
-        return torch.baddbmm(self.bias[copies], x, self.weight[copies])
+            return torch.baddbmm(bias, x, weight)
+        return torch.baddbmm(bias[copies], x, weight[copies])
 
 
 class StackedMLP(nn.Sequential):
@@ -47,10 +50,10 @@ class StackedMLP(nn.Sequential):
         super().__init__(*layers[:-1])
         self.copies, self.sizes = copies, tuple(sizes)
 
-    def forward(self, x: Tensor, copies: slice = slice(None)) -> Tensor:
-        """Map `[C, N, inputs]` to `[C, N, outputs]`, with all copies or a slice of them."""
+    def forward(self, x: Tensor, copies: slice = slice(None), frozen: bool = False) -> Tensor:
+        """Map `[C, N, inputs]` to `[C, N, outputs]`, with all copies or a slice of them; `frozen` weights get no gradient."""
         for layer in self:
-            x = layer(x, copies) if isinstance(layer, StackedLinear) else layer(x)
+            x = layer(x, copies, frozen) if isinstance(layer, StackedLinear) else layer(x)
         return x
 
     def scale_output(self, factor: float) -> StackedMLP:
@@ -85,6 +88,130 @@ class StackedRBF(nn.Module):
         precision = torch.exp(-0.5 * self.log_scales[copies])
         distances = torch.cdist(x * precision, self.centers[copies] * precision, compute_mode="use_mm_for_euclid_dist")
         return torch.exp(-0.5 * distances.square()) @ self.weight[copies]
+
+
+class StackedGRU(nn.Module):
+    """C gated recurrent units of equal size over windows (Cho et al. 2014; equations and sizes of `torch.nn.GRU`).
+
+    A window is read in one call of `_Reading`, whose gradient is written by hand: with units this small a step costs what
+    its operations cost to start, and autograd would record ten of them a step where four forward and two back suffice.
+
+    Args:
+        copies: number of units C.
+        inputs: input width X.
+        hidden: state width H.
+    """
+
+    def __init__(self, copies: int, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.copies, self.hidden, bound = copies, hidden, hidden**-0.5
+        self.weight_input = nn.Parameter(torch.empty(copies, inputs, 3 * hidden).uniform_(-bound, bound))
+        self.weight_hidden = nn.Parameter(torch.empty(copies, hidden, 3 * hidden).uniform_(-bound, bound))
+        self.bias_input = nn.Parameter(torch.empty(copies, 1, 3 * hidden).uniform_(-bound, bound))
+        self.bias_hidden = nn.Parameter(torch.empty(copies, 1, 3 * hidden).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """State after the last step, from a state of zeros.
+
+        Args:
+            x: `[C, N, L, X]`, or `[1, N, L, X]` for all copies.
+            mask: `[N, L]` or `[C, N, L]`, true where a step is real; the others leave the state as it is.
+
+        Returns:
+            `[C, N, H]`.
+        """
+        weights = (self.weight_input, self.weight_hidden, self.bias_input, self.bias_hidden)
+        with torch.autocast(x.device.type, enabled=False):  # half precision has no place in a recurrence of 5 units
+            return _Reading.apply(x.to(self.bias_input.dtype), mask, torch.is_grad_enabled(), *weights)
+
+    def step(self, x: Tensor, state: Tensor) -> Tensor:
+        """State after one more input: `[C or 1, N, X]`, `[C, N, H] -> [C, N, H]`."""
+        x = x.expand(self.copies, -1, -1)
+        from_input = torch.baddbmm(self.bias_input, x, self.weight_input).chunk(3, -1)
+        from_state = torch.baddbmm(self.bias_hidden, state, self.weight_hidden).chunk(3, -1)
+        reset, keep = (torch.sigmoid(a + b) for a, b in zip(from_input[:2], from_state[:2], strict=True))
+        new = torch.tanh(from_input[2] + reset * from_state[2])
+        return torch.lerp(new, state, keep)
+
+
+class _Reading(torch.autograd.Function):
+    """A window read by C gated recurrent units, and its gradient.
+
+    Inside, rows are the innermost dimension (`[C, H, L, N]`), so that gates are cut along an outer one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mask: Tensor | None, traced: bool, w_in: Tensor, w: Tensor, b_in: Tensor, b: Tensor
+    ) -> Tensor:
+        copies, units, (rows, length) = len(w), w.shape[1], x.shape[1:3]
+        inputs = x.transpose(1, 2).reshape(len(x), length * rows, x.shape[-1])  # no copy of a window that is time-major
+        gates = torch.baddbmm(b_in.mT, w_in.mT, inputs.mT.expand(copies, -1, -1)).view(copies, 3 * units, length, rows)
+        if mask is not None:  # an infinite second gate keeps the state exactly, and has no gradient
+            padding = ~mask.mT if mask.ndim == 2 else ~mask.mT.unsqueeze(1)
+            gates[:, units : 2 * units].masked_fill_(padding, torch.inf)
+        both, new = gates[:, : 2 * units].unbind(2), gates[:, 2 * units :].unbind(2)
+        reset, keep = gates[:, :units].unbind(2), gates[:, units : 2 * units].unbind(2)
+        states = gates.new_zeros(copies, units, length + 1, rows)
+        products = gates.new_empty(length if traced else 1, copies, 3 * units, rows)
+        repeat = 1 if traced else length
+        product = products.unbind(0) * repeat
+        to_both, to_new = products[:, :, : 2 * units].unbind(0) * repeat, products[:, :, 2 * units :].unbind(0) * repeat
+        state, bias, weight = states.unbind(2), b.mT, w.mT
+        for t in range(length):
+            torch.baddbmm(bias, weight, state[t], out=product[t])
+            both[t].add_(to_both[t]).sigmoid_()
+            new[t].addcmul_(reset[t], to_new[t]).tanh_()
+            torch.lerp(new[t], state[t], keep[t], out=state[t + 1])
+        if traced:
+            ctx.save_for_backward(inputs, gates, states, products, w_in, w)
+        return state[length].mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, gates, states, products, w_in, w = ctx.saved_tensors
+        copies, units, length, rows = len(w), w.shape[1], states.shape[2] - 1, states.shape[3]
+        slopes = _slopes(gates, states, products)
+        flow = torch.empty_like(slopes)  # gradients of what `slopes` names, at every step
+        at, out = slopes.unbind(3), flow.unbind(3)
+        hidden, kept = flow[:, :3].flatten(1, 2).unbind(2), flow[:, 4].unbind(2)
+        turned = w.roll(units, 2)  # columns in the order of the first three slopes
+        state = gradient.mT.unsqueeze(1)
+        for t in range(length - 1, -1, -1):
+            torch.mul(at[t], state, out=out[t])
+            state = torch.baddbmm(kept[t], turned, hidden[t]).unsqueeze(1)
+        to_input = flow[:, 1:4].reshape(copies, 3 * units, length * rows)
+        to_state = flow[:, :3].reshape(copies, 3 * units, length * rows)
+        w_in_grad = torch.bmm(to_input, inputs.expand(copies, -1, -1)).mT
+        w_grad = torch.bmm(to_state, states[:, :, :-1].flatten(2).mT).mT.roll(-units, 2)
+        b_in_grad, b_grad = to_input.sum(2).unsqueeze(1), to_state.sum(2).unsqueeze(1).roll(-units, 2)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = torch.bmm(w_in, to_input).mT
+            x_grad = x_grad if len(inputs) == copies else x_grad.sum(0, keepdim=True)
+            x_grad = x_grad.unflatten(1, (length, rows)).transpose(1, 2)
+        return x_grad, None, None, w_in_grad, w_grad, b_in_grad, b_grad
+
+
+def _slopes(gates: Tensor, states: Tensor, products: Tensor) -> Tensor:
+    """How much each pre-activation moves the next state, from what a reading left behind.
+
+    Returns:
+        `[C, 5, H, L, N]`: the state's share of the new value, first gate, second gate, new value, kept state.
+    """
+    copies, units, length, rows = states.shape[0], states.shape[1], states.shape[2] - 1, states.shape[3]
+    reset, keep, new = gates.view(copies, 3, units, length, rows).unbind(1)
+    inner = products[:, :, 2 * units :].permute(1, 2, 0, 3)
+    slopes = gates.new_empty(copies, 5, units, length, rows)
+    through, first, second, last, kept = slopes.unbind(1)
+    change = 1 - keep
+    torch.addcmul(change, change, new.square(), value=-1, out=last)
+    torch.mul(last, reset, out=through)
+    torch.mul(through, inner, out=first).mul_(1 - reset)
+    torch.sub(states[:, :, :-1], new, out=second).mul_(keep).mul_(change)
+    kept.copy_(keep)
+    return slopes
 
 
 class Normalizer(nn.Module):

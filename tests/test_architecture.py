@@ -17,27 +17,29 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up; a module may import those of earlier rows only. A folder stands for all of its files.
 LAYERS = [
     {"errors", "runs", "reporting"},
-    {"console", "config.schema"},
+    {"console", "config.schema", "guarantees"},
     {"config.validation", "runs.storage", "runs.signals"},
     {"config.draft", "runs.lock"},
     {"config"},
     {"config.usage", "runs.run", "runs.checkpoint"},
     {"networks", "gaussians", "envs", "seeds", "step", "reporting.scores"},
-    {"data", "results", "adaptation"},
+    {"results", "adaptation"},
+    {"data"},
     {"dynamics", "reporting.curves", "reporting.paper", "reporting.video"},
     {"imagination", "measures", "reporting.canvas", "reporting.tables"},
-    {"policy_search", "reporting.figures"},
-    {"algorithms"},
+    {"policy_search", "hidden_task", "reporting.figures", "reporting.guarantees"},
+    {"algorithms", "cloning"},
     {"meta_test", "progress", "rulers"},
     {"loop"},
     {"diagnostics"},
     {"report", "check_env"},
     {"runs.seed_jobs"},
-    {"fit", "evaluate", "headroom"},
+    {"fit", "evaluate", "headroom", "bounds"},
 ]
 SPLIT = ("config", "runs", "reporting")  # folders whose files have layers of their own
 LIGHT = ("__init__", "errors", "console", "config", "config.schema", "config.validation", "config.draft")
 LIGHT += ("config.usage", "runs", "runs.storage", "runs.lock", "runs.run", "runs.signals", "runs.seed_jobs", "fit")
+LIGHT += ("bounds",)
 HEAVY = {
     "torch",
     "torchrl",

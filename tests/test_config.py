@@ -97,6 +97,12 @@ def test_all_errors_at_once_with_the_nearest_names(tmp_path):
     ("word", "part"),
     [
         ("search.horizon=0", "at least 1"),
+        ("branch.length=0", "at least 1 (C_Th2 is for k >= 1: 0 imagines nothing)"),
+        ("branch.beta=1.5", "at most 1"),
+        ("branch.beta_from=3", "give both or neither"),
+        ("history.length=0", "at least 1"),
+        ("sac.gamma=1.01", "at most 1"),
+        ("sac.alpha=0", "more than 0"),
         ("dynamics.members=-1", "at least 1"),
         ("search.lr=nan", "finite"),
         ("search.lr=.inf", "finite"),
@@ -261,6 +267,13 @@ def test_seeds(text, seeds):
 def test_wrong_seeds(text):
     with pytest.raises(ValueError, match="seeds="):
         parse_seeds(text)
+
+
+def test_a_falling_share_of_imagined_data_needs_an_end_after_its_beginning():
+    text = message("conf=mine", "branch.beta_from=5", "branch.beta_to=5")
+    assert "branch.beta_to=5: must be after branch.beta_from=5" in text
+    config = load_config(["conf=mine", "branch.beta_from=5", "branch.beta_to=6"])
+    assert (config.branch.beta_from, config.branch.beta_to) == (5, 6)
 
 
 def test_help_lists_every_key_conf_and_algorithm():

@@ -6,10 +6,11 @@ import logging
 
 import pytest
 import torch
-from fakes import counter_family, fingerprint
+from fakes import counter_family, fingerprint, shortened
 from tensordict import TensorDict
 
 from mbrl_lightning import diagnostics
+from mbrl_lightning.envs import make_family
 
 
 @pytest.fixture
@@ -92,3 +93,14 @@ def test_a_film_shows_the_deployed_policy(trained, tmp_path):
     assert path is not None
     assert path.stat().st_size > 500
     assert fingerprint(loop.state_dict()) == before
+
+
+def test_a_film_of_a_hidden_task_shows_it_switch_twice(trained, tmp_path, monkeypatch):
+    family = shortened(make_family("point_switch", switch_every_steps=100, jitter=0.0, horizon=300), test=1, context=4)
+    frames = []
+    monkeypatch.setattr(diagnostics.video, "write_video", lambda pictures, path, fps: frames.extend(pictures))
+    diagnostics.film(trained("dr_ppo", family=family), tmp_path / "film.mp4")
+    # the middle of the picture is the point, blue or orange by the direction it is to go
+    blue = [bool(frame[128, 128, 2] > frame[128, 128, 0]) for frame in frames]
+    assert len(frames) == 250
+    assert blue == [True] * 100 + [False] * 100 + [True] * 50

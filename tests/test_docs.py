@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mbrl_lightning import check_env, evaluate, report
+from mbrl_lightning import bounds, check_env, evaluate, report
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.config import load_config, to_yaml
 from mbrl_lightning.runs.run import run_folder
@@ -62,6 +62,8 @@ def parse(module: str, words: list[str]) -> None:
         load_config([*words, "algorithm=dr_ppo"])
     elif module == "evaluate":
         assert Path(evaluate.parse(words).run, "config.yaml").is_file()
+    elif module == "bounds":
+        bounds.parse(words)
     elif module == "report":
         paths, _ = report._parse(words)
         assert all(path == "RUN" or Path(path).exists() or path.startswith("runs/") for path in paths)
@@ -87,7 +89,7 @@ def test_command_lines_parse(page, line, workplace):
 
 def test_the_documents_show_commands():
     modules = {found[1] for _, line in commands() if (found := MODULE.search(line))}
-    assert modules == {"fit", "evaluate", "report", "check_env", "headroom"}
+    assert modules == {"fit", "evaluate", "report", "check_env", "headroom", "bounds"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

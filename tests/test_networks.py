@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mbrl_lightning.networks import ACTIVATIONS, Normalizer, StackedMLP, StackedRBF
+from mbrl_lightning.networks import ACTIVATIONS, Normalizer, StackedGRU, StackedMLP, StackedRBF
 
 
 def one_by_one(net: StackedMLP, x: torch.Tensor, activation: str) -> torch.Tensor:
@@ -70,6 +70,104 @@ def test_rbf_is_the_sum_of_gaussian_units():
                 expected[c, n] += torch.exp(-0.5 * distance) * net.weight[c, unit]
     torch.testing.assert_close(net(x), expected)
     torch.testing.assert_close(net(x[1:], slice(1, 2)), expected[1:])
+
+
+def test_frozen_weights_get_no_gradient_but_the_input_does():
+    net, x = StackedMLP(2, [3, 5, 2]), torch.randn(2, 6, 3, requires_grad=True)
+    out = net(x, frozen=True)
+    assert torch.equal(out, net(x))
+    out.sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+    frozen, x.grad = x.grad, None
+    net(x).sum().backward()
+    torch.testing.assert_close(frozen, x.grad)
+
+
+def torch_gru(gru: StackedGRU, copy: int) -> torch.nn.GRU:
+    """PyTorch's own unit with the weights of one copy."""
+    own = torch.nn.GRU(gru.weight_input.shape[1], gru.hidden, batch_first=True).to(gru.weight_input.dtype)
+    state = {
+        "weight_ih_l0": gru.weight_input[copy].T,
+        "weight_hh_l0": gru.weight_hidden[copy].T,
+        "bias_ih_l0": gru.bias_input[copy, 0],
+        "bias_hh_l0": gru.bias_hidden[copy, 0],
+    }
+    own.load_state_dict({name: value.detach() for name, value in state.items()})
+    return own
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_stacked_gru_equals_each_unit_alone_in_values_and_gradients(shared):
+    torch.manual_seed(0)
+    gru = StackedGRU(3, 4, 5).double()
+    x = torch.randn(1 if shared else 3, 7, 6, 4, dtype=torch.float64, requires_grad=True)
+    out, weight = gru(x), torch.randn(3, 7, 5, dtype=torch.float64)
+    (out * weight).sum().backward()
+    assert sum(p.numel() for p in gru.parameters()) == 3 * 3 * (5 * 4 + 5 * 5 + 2 * 5)
+    inputs = []
+    for copy in range(3):
+        own, window = torch_gru(gru, copy), x.detach()[0 if shared else copy].clone().requires_grad_()
+        _, last = own(window)
+        torch.testing.assert_close(out[copy], last[0])
+        (last[0] * weight[copy]).sum().backward()
+        torch.testing.assert_close(gru.weight_input.grad[copy], own.weight_ih_l0.grad.T)
+        torch.testing.assert_close(gru.weight_hidden.grad[copy], own.weight_hh_l0.grad.T)
+        torch.testing.assert_close(gru.bias_input.grad[copy, 0], own.bias_ih_l0.grad)
+        torch.testing.assert_close(gru.bias_hidden.grad[copy, 0], own.bias_hh_l0.grad)
+        inputs.append(window.grad)
+    torch.testing.assert_close(x.grad, sum(inputs).unsqueeze(0) if shared else torch.stack(inputs))
+
+
+@pytest.mark.parametrize("length", [0, 1, 4])
+def test_padding_on_the_left_is_a_shorter_window(length):
+    torch.manual_seed(0)
+    gru, x = StackedGRU(2, 3, 5), torch.randn(1, 6, 4, 3)  # what is padded is not zero, and must not matter
+    mask = (torch.arange(4) >= 4 - length).expand(6, 4)
+    weight = torch.randn(2, 6, 5)
+    gradients = []
+    for out in (gru(x, mask), gru(x[:, :, 4 - length :])):
+        gru.zero_grad()
+        (out * weight).sum().backward()
+        gradients.append((out, *(p.grad for p in gru.parameters())))
+    for padded, short in zip(*gradients, strict=True):
+        torch.testing.assert_close(padded, short)
+    assert bool(gradients[0][1].any()) == (length > 0)
+
+
+def test_each_row_has_its_own_mask_and_a_masked_step_keeps_the_state_exactly():
+    torch.manual_seed(0)
+    gru, x = StackedGRU(2, 3, 5), torch.randn(1, 50, 6, 3)
+    mask = torch.rand(50, 6) < 0.5
+    out, state = gru(x, mask), torch.zeros(2, 50, 5)
+    for t in range(6):
+        state = torch.where(mask[:, t, None], gru.step(x[:, :, t], state), state)
+    torch.testing.assert_close(out, state)
+    each = torch.stack([mask, ~mask])
+    torch.testing.assert_close(gru(x, each)[0], out[0])
+    torch.testing.assert_close(gru(x, each)[1], gru(x, ~mask)[1])
+    last = torch.ones(50, 7, dtype=torch.bool)
+    last[:, 6] = False
+    assert torch.equal(gru(torch.cat([x, x[:, :, :1]], 2), last), gru(x))
+
+
+def test_windows_laid_out_step_by_step_and_reading_without_gradient_give_the_same():
+    torch.manual_seed(0)
+    gru, x = StackedGRU(2, 3, 5), torch.randn(1, 6, 4, 3)
+    out = gru(x)
+    turned = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not turned.is_contiguous()
+    assert torch.equal(gru(turned), out)
+    with torch.no_grad():
+        assert torch.equal(gru(x), out)
+
+
+def test_gru_under_reduced_precision_reads_in_full():
+    gru, x = StackedGRU(1, 3, 5), torch.randn(1, 6, 4, 3)
+    full = gru(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gru(x), full)
+        gru(x.bfloat16()).sum().backward()
+    assert gru.weight_input.grad.dtype == torch.float32
 
 
 def test_normalizer_standardises_and_inverts():

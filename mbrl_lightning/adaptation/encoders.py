@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
+
+from mbrl_lightning.networks import StackedMLP
 
 
 class GraphEncoder(nn.Module):
@@ -103,3 +107,47 @@ class GraphEncoder(nn.Module):
 def _gaussian(loc: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
     # a deviation outside [e-5, e2] is no longer a belief but a numerical accident
     return loc, torch.exp(0.5 * log_var.clamp(-10.0, 4.0))
+
+
+class ProductEncoder(nn.Module):
+    """A Gaussian factor for each transition; the belief is their normalised product (PEARL, section 4.1).
+
+    The prior N(0, I) is no factor: it is what is believed before the first transition and nothing more, so that the first
+    may widen the belief, and every further one narrows it.
+
+    Args:
+        inputs: width D of a transition.
+        latent: Z.
+        hidden: widths of the hidden layers.
+        activation: between layers.
+    """
+
+    def __init__(self, inputs: int, latent: int, hidden: Sequence[int], activation: str = "relu") -> None:
+        super().__init__()
+        self.net = StackedMLP(1, [inputs, *hidden, 2 * latent], activation)
+
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and precision (reciprocal variance) of each transition's factor, `[M, K, Z]` each, for `[M, K, D]`."""
+        out = self.net(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:-1], self.net.sizes[-1])
+        loc, raw = out.to(next(self.parameters()).dtype).chunk(
+            2, -1
+        )  # sums over K in half precision lose the last ones
+        return loc, F.softplus(raw).clamp_min(1e-7).reciprocal()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> TensorDict:
+        """Belief after a set of transitions.
+
+        Args:
+            x: `[M, K, D]`; K may be 0.
+            mask: `[M, K]`, false where there is no transition; None where there are all.
+
+        Returns:
+            Batch `[M]` with `loc`, `scale` and `latent` (the mean), `[M, Z]` each; N(0, I) where there is no transition.
+        """
+        means, precision = self.factors(x)
+        if mask is not None:
+            precision = precision * mask.unsqueeze(-1)
+        total = precision.sum(1)
+        total = torch.where(total > 0, total, torch.ones_like(total))
+        loc = (precision * means).sum(1) / total
+        return TensorDict({"loc": loc, "scale": total.rsqrt(), "latent": loc}, batch_size=[len(x)])

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.algorithms.dr_ppo import DRPPO
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
+from mbrl_lightning.algorithms.m3po import M3PO
+from mbrl_lightning.algorithms.pearl import PEARL
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, did_you_mean
@@ -15,6 +17,11 @@ from mbrl_lightning.seeds import Streams
 ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "gssm_aps": GSSMAPS,  # Wang & van Hoof, ICML 2022: amortized policy search
     "gssm": GSSM,  # the same model, unconditioned policy, fine-tuned at meta-test
+    "m3po": M3PO,  # Hiraoka et al. 2020: hidden tasks that switch; recurrent model and policy, branched rollouts
+    "m3po_h": M3PO,  # the same, imagined data giving way to real data
+    "m2po": M3PO,  # the same, the model without history
+    "recurrent_sac": M3PO,  # the same without imagination: SAC on real histories
+    "pearl": PEARL,  # Rakelly et al., ICML 2019: model-free; a latent inferred from a context, SAC given the latent
     "dr_ppo": DRPPO,  # the model-free rival: PPO with domain randomisation
 }
 

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act
+from mbrl_lightning.data.collect import Act, random_actions
 from mbrl_lightning.dynamics.base import Dynamics
+from mbrl_lightning.dynamics.recurrent import HistoryDynamics
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.policy_search.policies import Policy
+from mbrl_lightning.policy_search.sac import SAC
 from mbrl_lightning.step import GradientStep
 
-Collect = Callable[[Tensor, Act, int], TensorDict]
-"""Real interaction for methods that need their own: tasks `[B, P]`, a policy, steps T -> transitions `[B, T]`; counted."""
+
+class Collect(Protocol):
+    """Real interaction for methods that need their own; what they see is stored and counted."""
+
+    def __call__(
+        self, tasks: Tensor, act: Act, steps: int, every: int | None = None, exploratory: bool = False
+    ) -> Iterator[TensorDict]:
+        """Transitions `[B, T]` of tasks `[B, P]`, in parts of T = `every` of the `steps` steps, or all at once.
+
+        Contexts are made of the `exploratory` ones.
+        """
 
 
 class Algorithm(nn.Module):
@@ -30,12 +44,16 @@ class Algorithm(nn.Module):
         policy: the deployed policy.
         optimizers: by name; part of the checkpoint.
         generator: draws all that the policy search draws; part of the checkpoint.
-        on_policy: the method collects through `improve`; the loop then collects nothing itself.
+        collects: the method collects through `improve`; the loop then collects no more than its `warm_up`.
+        adapts: `adapt` learns from a context; the meta-test gives none to a method whose belief grows only as it acts.
+        warm_up: real steps of random actions before all else, for a method that collects.
     """
 
-    dynamics: Dynamics | None
-    policy: Policy
-    on_policy = False
+    dynamics: Dynamics | HistoryDynamics | None
+    policy: Policy | SAC
+    collects = False
+    warm_up = 0
+    adapts = True
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__()
@@ -43,6 +61,11 @@ class Algorithm(nn.Module):
         self.dynamics = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+
+    @property
+    def model(self) -> Dynamics | HistoryDynamics | None:
+        """The model if it is ever fitted: what there is to measure and to draw."""
+        return self.dynamics
 
     def prior(self, num_tasks: int) -> TensorDict:
         """What is believed of M tasks before any transition: a belief with batch `[M]`."""
@@ -61,6 +84,36 @@ class Algorithm(nn.Module):
     def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
         """Improve the policy; returns metrics (`imagined/return` where there is imagination)."""
         raise NotImplementedError
+
+    def actor(self, belief: TensorDict, generator: torch.Generator | None = None) -> Act:
+        """The deployed policy under `belief` `[B]`, one row an environment; sampled if there is a generator, else its mean."""
+        policy = cast(Policy, self.policy)
+        device = next(policy.parameters()).device
+        belief = belief.to(device)
+
+        def act(observation: Tensor) -> Tensor:
+            noise = None if generator is None else policy.noise((len(observation),), generator).to(device)
+            return policy.act(observation.to(device), belief, noise).cpu()
+
+        return act
+
+    def exploration(self, rows: int, generator: torch.Generator) -> Act:
+        """What gathers a context of unseen tasks in B = `rows` environments; by default random actions."""
+        return random_actions(self.spec, generator)
+
+    def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
+        """Fit the dynamics to real data by at most `steps` optimizer steps; returns the mean of its losses."""
+        dynamics, total = self.dynamics, dict[str, float]()
+        if not isinstance(dynamics, Dynamics):
+            return total
+        dynamics.observe(real.transitions().to(step.fabric.device), self.cfg.search.bounds)
+        for _ in range(steps):
+            batch = step.share(context_target(real, self.cfg.dynamics, generator, self.family.scale))
+            losses = step(
+                partial(dynamics.training_step, batch), self.optimizers["dynamics"], self.cfg.dynamics.max_grad_norm
+            )
+            total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
+        return {f"train/model_{name}": value for name, value in total.items()}
 
     def explorers(self, belief: TensorDict) -> TensorDict:
         """The belief with which the loop collects training episodes, one row an episode; by default the deployed policy."""

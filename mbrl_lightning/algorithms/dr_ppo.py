@@ -28,7 +28,7 @@ class DRPPO(Algorithm):
         told: give the policy the true task parameters (oracle).
     """
 
-    on_policy = True
+    collects = True
     rounds: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config, told: bool = False) -> None:
@@ -59,7 +59,8 @@ class DRPPO(Algorithm):
                 taken.append(self.ppo.sample(observation.to(latent.device), latent, self.generator))
                 return taken[-1]["action"].cpu()
 
-            data = collect(tasks, act, search.horizon or self.spec.horizon).to(step.fabric.device)
+            (data,) = collect(tasks, act, search.horizon or self.spec.horizon)
+            data = data.to(step.fabric.device)
             for name in taken[0]:
                 data[name] = torch.stack([row[name] for row in taken], 1)
             metrics = self.ppo.update(data, latent.unsqueeze(1), step, self.optimizers["policy"], self.generator)

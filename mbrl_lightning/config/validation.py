@@ -44,7 +44,8 @@ def _limits_broken(value: Any, limits: Mapping[str, Any]) -> str:
         ("below", "less than", lambda bound: value >= bound),
     ):
         if name in limits and broken(limits[name]):
-            return f"must be {text} {limits[name]}"
+            reason = f" ({limits['why']})" if "why" in limits else ""
+            return f"must be {text} {limits[name]}{reason}"
     return ""
 
 
@@ -62,9 +63,10 @@ def range_problems(config: Config) -> list[str]:
 
 def _cross_problems(config: Config) -> list[str]:
     ranks = config.devices * config.num_nodes
-    shared = {key: get(config, key) for key in ("dynamics.tasks", "search.tasks")}
+    pearl = config.algorithm == "pearl"
+    shared = {key: get(config, key) for key in ("dynamics.tasks", "search.tasks", *["pearl.meta_batch"] * pearl)}
     name = config.env.name
-    model_based = config.algorithm != "dr_ppo"
+    model_based = config.algorithm.startswith("gssm")  # its imagined streams are shared out among the members
     searched = config.dynamics.members - config.search.holdout  # members that imagined rollouts are shared among
     checks = [
         (ranks > 0 and value % ranks != 0, f"{key}={value}: not divisible by devices x num_nodes = {ranks}")
@@ -102,9 +104,28 @@ def _cross_problems(config: Config) -> list[str]:
             f"env.file={config.env.file}: no such file",
         ),
     ]
-    problems = [text for broken, text in checks if broken]
+    problems = [text for broken, text in checks + _replay_checks(config) if broken]
     try:
         parse_seeds(config.seeds or "0")
     except ValueError as error:
         problems.append(str(error))
     return problems
+
+
+def _replay_checks(config: Config) -> list[tuple[bool, str]]:
+    """What must fit together where a policy learns from stored transitions: whether it is broken, and the text."""
+    branch = config.branch
+    return [
+        (
+            (branch.beta_from is None) != (branch.beta_to is None),
+            "branch.beta_from and branch.beta_to: give both or neither",
+        ),
+        (
+            (branch.beta_from or 0) >= (branch.beta_to or math.inf),
+            f"branch.beta_to={branch.beta_to}: must be after branch.beta_from={branch.beta_from}",
+        ),
+        (
+            config.algorithm == "pearl" and config.sac.batch < config.pearl.meta_batch,
+            f"sac.batch={config.sac.batch}: leaves no transition for each of pearl.meta_batch={config.pearl.meta_batch} tasks",
+        ),
+    ]

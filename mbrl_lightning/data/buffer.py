@@ -24,6 +24,7 @@ class TaskBuffer:
         self.storage = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity))
         self.tasks = torch.zeros(0, parameters, dtype=torch.float64)
         self.num_steps = 0
+        self.episodes = 0
         self._rows: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -36,13 +37,28 @@ class TaskBuffer:
         self._rows.clear()
         return torch.arange(first, len(self.tasks))
 
-    def extend(self, data: TensorDictBase, index: Tensor, exploratory: bool) -> None:
+    def index_of(self, tasks: Tensor) -> Tensor:
+        """Indices `[...]` of tasks `[..., P]`: equal ones share theirs, those not seen before are registered."""
+        known = len(self.tasks)
+        values = torch.cat([self.tasks, tasks.reshape(-1, self.tasks.shape[1]).double()])
+        inverse = torch.unique(values, dim=0, return_inverse=True)[1]
+        first = torch.full_like(inverse, len(values)).scatter_reduce_(0, inverse, torch.arange(len(values)), "amin")
+        own = first[inverse]  # the first row with a row's value stands for it
+        new = own[known:].unique()
+        new = new[new >= known]
+        self.add_tasks(values[new])
+        index = torch.where(own < known, own, known + torch.searchsorted(new, own))
+        return index[known:].view(tasks.shape[:-1])
+
+    def extend(self, data: TensorDictBase, index: Tensor, exploratory: bool, first_episode: int | None = None) -> None:
         """Add the valid rows of `data` `[B, T]`, row b of task `index[b]`.
 
         Args:
             data: what `collect` gave.
-            index: task indices `[B]`.
+            index: task indices `[B]`, or `[B, T]` where tasks change on the way.
             exploratory: collected by the exploration policy (such rows make up contexts).
+            first_episode: what `episodes` was before the first part, for data that come in parts (`collect_parts`); rows
+                are then stored step by step instead of row by row, so that an episode's steps lie B rows apart.
 
         Raises:
             EnvError: a reward or observation is not finite; nothing is added.
@@ -53,10 +69,14 @@ class TaskBuffer:
                     f"the environment gave a non-finite {key}",
                     "check the family with `python -m mbrl_lightning.check_env NAME`; nothing of this batch was kept",
                 )
-        flat = data.select(*COLUMNS, "initial").clone()
-        flat["task"] = index.unsqueeze(1).expand(data.shape)
+        flat = data.select(*COLUMNS, "initial", "age", "episode").clone()
+        flat["episode"] += self.episodes if first_episode is None else first_episode
+        self.episodes = max(self.episodes, int(flat["episode"].max()) + 1)
+        flat["task"] = (index if index.ndim == 2 else index.unsqueeze(1)).expand(data.shape)
         flat["exploratory"] = torch.full(data.shape, exploratory)
-        flat = flat[data["valid"]]
+        stride = 1 if first_episode is None else len(data)
+        flat["stride"] = torch.full(data.shape, stride)
+        flat = flat[data["valid"]] if stride == 1 else flat.transpose(0, 1).reshape(-1)
         self.storage.extend(flat)
         self.num_steps += len(flat)
         self._rows.clear()
@@ -66,10 +86,18 @@ class TaskBuffer:
         return self.storage[:]
 
     def rows(self, exploratory: bool) -> tuple[Tensor, Tensor]:
-        """Row numbers by task `[tasks, most]` and how many are valid `[tasks]`; of all rows, or of the exploratory ones."""
+        """Row numbers by task `[tasks, most]`, the oldest first, and how many are valid `[tasks]`.
+
+        Args:
+            exploratory: of the exploratory rows alone.
+        """
         if exploratory not in self._rows:
             data = self.transitions()
-            kept = data["exploratory"].nonzero().squeeze(-1) if exploratory else torch.arange(len(data))
+            oldest = int(self.storage.writer.state_dict()["_cursor"]) % max(
+                len(data), 1
+            )  # 0 until rows are overwritten
+            kept = torch.arange(len(data)).roll(-oldest)
+            kept = kept[data["exploratory"][kept]] if exploratory else kept
             tasks = data["task"][kept]
             order = torch.argsort(tasks, stable=True)
             counts = torch.bincount(tasks, minlength=len(self.tasks))
@@ -85,11 +113,28 @@ class TaskBuffer:
         rounds = -(-count // len(known))
         return torch.cat([known[torch.randperm(len(known), generator=generator)] for _ in range(rounds)])[:count]
 
-    def draw_targets(self, tasks: Tensor, count: int, generator: torch.Generator) -> TensorDict:
-        """Transitions `[M, count]` of the given tasks, any policy's, with replacement."""
+    def target_rows(self, tasks: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Row numbers `[M, count]` of transitions of the given tasks, any policy's, with replacement."""
         table, counts = self.rows(exploratory=False)
         column = (torch.rand(len(tasks), count, generator=generator) * counts[tasks].unsqueeze(1)).long()
-        return self.storage[:][table[tasks.unsqueeze(1), column]]
+        return table[tasks.unsqueeze(1), column]
+
+    def draw_targets(self, tasks: Tensor, count: int, generator: torch.Generator) -> TensorDict:
+        """Transitions `[M, count]` of the given tasks, any policy's, with replacement."""
+        return self.storage[:][self.target_rows(tasks, count, generator)]
+
+    def recent_rows(self, tasks: Tensor, count: int, recent: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Row numbers `[M, count]` among the `recent` newest exploratory ones of each task, without replacement.
+
+        Returns:
+            The row numbers, and which of them there are `[M, count]`: a task with fewer leaves the rest of its row open.
+        """
+        table, counts = self.rows(exploratory=True)
+        column = counts[tasks].unsqueeze(1) - 1 - torch.arange(max(recent, count))
+        order = torch.rand(column.shape, generator=generator)
+        order = order.masked_fill((column < 0) | (torch.arange(column.shape[1]) >= recent), 2.0)
+        order, pick = order.topk(count, dim=1, largest=False)
+        return table[tasks.unsqueeze(1), column.gather(1, pick).clamp_min(0)], order < 2.0
 
     def draw_context(self, tasks: Tensor, count: int, generator: torch.Generator) -> TensorDict:
         """Exploratory transitions `[M, K]`, without replacement, K = `count` or what the poorest task has."""
@@ -115,6 +160,7 @@ class TaskBuffer:
             "writer": dict(self.storage.writer.state_dict()),
             "tasks": self.tasks,
             "num_steps": self.num_steps,
+            "episodes": self.episodes,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -124,5 +170,5 @@ class TaskBuffer:
             self.storage.extend(TensorDict(state["data"], batch_size=[length]).unflatten_keys("."))
             if "writer" in state:
                 self.storage.writer.load_state_dict(state["writer"])
-        self.tasks, self.num_steps = state["tasks"], state["num_steps"]
+        self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state["episodes"]
         self._rows.clear()

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_lightning.config.schema import EnvConfig
-from mbrl_lightning.envs import acrobot, cartpole, half_cheetah, slim_humanoid
+from mbrl_lightning.envs import (
+    acrobot,
+    ant,
+    cartpole,
+    half_cheetah,
+    half_cheetah_hidden,
+    humanoid_direc,
+    point,
+    slim_humanoid,
+    walker2d,
+)
 from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError, did_you_mean
@@ -22,6 +32,13 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "cartpole_wide": cartpole.cartpole_wide,
     "half_cheetah_wide": half_cheetah.half_cheetah_wide,
     "half_cheetah_flip": half_cheetah.half_cheetah_flip,
+    "point_switch": point.point_switch,
+    "half_cheetah_fwd_bwd": half_cheetah_hidden.half_cheetah_fwd_bwd,
+    "half_cheetah_pier": half_cheetah_hidden.half_cheetah_pier,
+    "ant_fwd_bwd": ant.ant_fwd_bwd,
+    "ant_crippled_leg": ant.ant_crippled_leg,
+    "walker2d_random_params": walker2d.walker2d_random_params,
+    "humanoid_direc": humanoid_direc.humanoid_direc,
 }
 
 __all__ = [

@@ -84,6 +84,10 @@ class TaskFamily:
         extreme: float64 [n, P], tasks outside the training range (may have 0 rows).
         context_steps: K, random-policy transitions a meta-test gives before the policy acts.
         grid: float64 [n, P] if training tasks are a finite set, else None.
+        switch_every: mean steps between switches of a hidden task inside an episode; None: it never switches there.
+        shared_tasks: the test tasks are training tasks by design (two directions, four legs): what is tested is acting
+            while they switch.
+        distant: parameters that act in one place only; ``check_env`` does not ask them to change a short random episode.
     """
 
     spec: EnvSpec
@@ -95,6 +99,9 @@ class TaskFamily:
     extreme: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
     context_steps: int = 50
     grid: Tensor | None = None
+    switch_every: int | None = None
+    shared_tasks: bool = False
+    distant: tuple[str, ...] = ()
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """N training tasks, float64 [n, P]."""

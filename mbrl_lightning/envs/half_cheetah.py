@@ -45,10 +45,15 @@ def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Ten
     return next_observation[..., 0] - CONTROL_COST * action.square().sum(-1)
 
 
+def planar_features(observation: Tensor) -> Tensor:
+    """Sine and cosine in the place of the pitch, the second entry: [..., S] -> [..., S + 1]."""
+    pitch = observation[..., 1:2]
+    return torch.cat([observation[..., :1], pitch.sin(), pitch.cos(), observation[..., 2:]], -1)
+
+
 def features(observation: Tensor) -> Tensor:
     """Height, sin and cos of pitch, joints, velocities: [..., 18]. The mean speed does not move the body."""
-    pitch = observation[..., 2:3]
-    return torch.cat([observation[..., 1:2], pitch.sin(), pitch.cos(), observation[..., 3:]], -1)
+    return planar_features(observation[..., 1:])
 
 
 def target(observation: Tensor, next_observation: Tensor) -> Tensor:

@@ -65,6 +65,8 @@ class EnvSpec:
             treats it as terminal; evaluation episodes run on.
         change: (obs, next_obs) -> [..., S], the change in which prediction errors are measured (angles
             wrapped).
+        outcome: next_obs [..., S] -> [..., R] or None: what a history pair holds beside observation and action,
+            such as the reward just received.
         metrics: evaluation episodes [..., T] -> further numbers by name, [...] each (upright share, distance
             ...).
     """
@@ -83,6 +85,7 @@ class EnvSpec:
     action_features: Callable[[Tensor], Tensor] = identity
     training_termination: Callable[[Tensor], Tensor] | None = None
     change: Callable[[Tensor, Tensor], Tensor] = difference
+    outcome: Callable[[Tensor], Tensor] | None = None
     metrics: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
 
     @property
@@ -99,6 +102,11 @@ class EnvSpec:
     def action_feature_dim(self) -> int:
         """U, the width of ``action_features``."""
         return self.action_features(torch.zeros(1, self.action_dim)).shape[-1]
+
+    @property
+    def outcome_dim(self) -> int:
+        """R, the width of ``outcome``; 0 without one."""
+        return 0 if self.outcome is None else self.outcome(torch.zeros(1, self.observation_dim)).shape[-1]
 
     @property
     def target_dim(self) -> int:

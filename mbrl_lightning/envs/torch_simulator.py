@@ -31,7 +31,7 @@ class TorchSimulator:
         draw: Callable[[Tensor, Tensor], np.ndarray],
     ) -> None:
         self.batch_size = len(tasks)
-        self._spec, self._tasks = spec, tasks
+        self._spec, self._tasks = spec, tasks.clone()
         self._initial, self._transition, self._draw = initial, transition, draw
         self._state = tasks.new_zeros(self.batch_size, spec.observation_dim)
 
@@ -49,6 +49,10 @@ class TorchSimulator:
         observation = self._state.float()
         require_finite(self._spec, observation)
         return observation
+
+    def set_tasks(self, rows: Tensor, tasks: Tensor) -> None:
+        """Give ``rows`` (indices [n]) the tasks [n, P] from the next step on; the state stays as it is."""
+        self._tasks[rows] = tasks.to(self._tasks)
 
     def state(self) -> Tensor:
         """See Simulator.state; X = S."""

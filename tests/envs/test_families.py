@@ -17,7 +17,15 @@ SIZES = {
     "cartpole_wide": (50, 50, 25, "step"),
     "half_cheetah_wide": (20, 500, 1000, "episode"),
     "half_cheetah_flip": (20, 500, 1000, "episode"),
+    "point_switch": (20, 50, 200, "episode"),
+    "half_cheetah_fwd_bwd": (20, 200, 1000, "episode"),
+    "half_cheetah_pier": (20, 200, 1000, "episode"),
+    "ant_fwd_bwd": (20, 200, 1000, "episode"),
+    "ant_crippled_leg": (20, 200, 1000, "episode"),
+    "walker2d_random_params": (20, 200, 1000, "episode"),
+    "humanoid_direc": (20, 200, 1000, "episode"),
 }
+SWITCHING = NAMES[7:]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -38,7 +46,7 @@ def test_splits_are_fixed(name):
     first, second = make_family(name), make_family(name)
     assert first.test.equal(second.test)
     assert first.extreme.equal(second.extreme)
-    assert len(first.extreme) >= 16
+    assert len(first.extreme) >= 16 or name in SWITCHING
 
 
 @pytest.mark.parametrize("name", ["cartpole", "acrobot", "cartpole_wide", "half_cheetah_wide"])

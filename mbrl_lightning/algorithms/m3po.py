@@ -1,0 +1,192 @@
+"""M3PO, model-based meta-reinforcement learning for hidden tasks that change while the agent runs (Hiraoka et al., 2020).
+
+    Algorithm 2, line 3      the meta-model is fitted to D_env until held-out error stops falling        M3PO.fit
+    lines 4-6                one real step with pi(a | h), appended to D_env                              M3PO.improve
+    lines 7-10               M branched rollouts of k steps from real histories, appended to D_model      M3PO._imagine
+    lines 11-12              G steps on the policy, from D_model                                          M3PO._learn
+    section A.8 (M3PO-h)     D_hyb = beta D_model + (1 - beta) D_env, beta falling from 1 to 0            M3PO.beta
+Variants are values: `history.model=false` is M2PO, `branch.beta=0` recurrent SAC on real data, `branch.full=true` full-model
+rollouts, `branch.length` k. Departures: lines 4-12 run over parts of `sac.every` real steps instead of one by one; the
+temperature is tuned; D_model starts anew with every fit of the model, and random actions of the warm-up are held.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.adaptation.recurrent import no_history
+from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import Act
+from mbrl_lightning.data.windows import Histories, transition
+from mbrl_lightning.dynamics.recurrent import EarlyStopping, HistoryDynamics
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.imagination import branched_rollouts, mean_return
+from mbrl_lightning.policy_search.history_actor import HistoryActor
+from mbrl_lightning.policy_search.sac import SAC
+from mbrl_lightning.step import GradientStep
+
+
+class M3PO(Algorithm):
+    """A meta-model and a meta-policy, both conditioned on the last L pairs; meta-testing is acting on.
+
+    Args:
+        family: the task family; its tasks may switch inside an episode.
+        cfg: `history`, `branch`, `sac`, `dynamics`, `policy`.
+    """
+
+    dynamics: HistoryDynamics
+    policy: SAC
+    epoch: Tensor
+    collects = True
+    adapts = False
+
+    def __init__(self, family: TaskFamily, cfg: Config) -> None:
+        super().__init__(family, cfg)
+        if self.spec.discrete:
+            raise ConfigError(
+                f"{self.spec.name}: SAC with a tanh-Gaussian policy has no discrete actions",
+                "choose a family with continuous actions, or algorithm=gssm_aps",
+            )
+        self.dynamics = HistoryDynamics(self.spec, cfg.dynamics, cfg.history)
+        inputs = self.dynamics.inputs
+        self.policy = SAC(
+            cfg.policy, cfg.sac, inputs.pair_dim, self.spec.feature_dim, self.spec.action_dim, cfg.history.hidden
+        )
+        self.optimizers = {
+            "dynamics": self.dynamics.configure_optimizers(),
+            "sac": torch.optim.Adam(self.policy.trained_parameters(), lr=cfg.sac.lr, fused=True),
+        }
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        self.warm_up = cfg.sac.warmup_steps
+
+    @property
+    def model(self) -> HistoryDynamics | None:
+        """None for SAC on real data alone, which takes no more than the model's standardisation."""
+        return self.dynamics if self.cfg.branch.beta > 0 else None
+
+    @property
+    def beta(self) -> float:
+        """Share of imagined transitions in what the policy learns from; M3PO-h lets it fall from 1 to 0 (section A.8)."""
+        branch, epoch = self.cfg.branch, int(self.epoch)
+        if branch.beta_from is None or branch.beta_to is None:
+            return branch.beta
+        done = (epoch - branch.beta_from) / max(branch.beta_to - branch.beta_from, 1)
+        return branch.beta * min(max(1 - done, 0.0), 1.0)
+
+    # -- belief
+
+    def adapt(self, context: TensorDictBase) -> TensorDict:
+        """The empty history: there is no adaptation phase, and no memory across episodes."""
+        belief = no_history(len(context), self.cfg.history.length, self.dynamics.inputs.pair_dim, context.device)
+        return belief.set("latent", torch.zeros(len(context), 0))
+
+    def actor(self, belief: TensorDict, generator: torch.Generator | None = None) -> Act:
+        """pi(a | h), with a history that grows as it acts."""
+        choose = self.policy.act if generator is None else partial(self._sample, generator)
+        return HistoryActor(self.dynamics.inputs, choose, self.cfg.history.length, self.dynamics.device)
+
+    def _sample(self, generator: torch.Generator, inputs: TensorDictBase) -> Tensor:
+        noise = torch.randn(len(inputs), self.spec.action_dim, generator=generator)
+        return self.policy.act(inputs, noise.to(inputs["current"].device))
+
+    # -- model
+
+    def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
+        """Fit the heads to their bootstrap samples until their held-out error stops falling, or for `steps` steps."""
+        cfg, first = self.cfg.dynamics, int(self.epoch) == 0
+        self.dynamics.observe(real.transitions().to(step.fabric.device), self.cfg.search.bounds, fit=first)
+        if self.beta == 0 or not steps:
+            return {}
+        histories = Histories(real, self.dynamics.inputs, self.cfg.history.length, step.fabric.device)
+        order = torch.randperm(len(histories), generator=generator)
+        held_out, rows = order.split([len(order) // 5, len(order) - len(order) // 5])
+        # a head's bootstrap sample, as the number of times each row is in it
+        drawn = torch.randint(len(rows), (len(rows), cfg.members), generator=generator)
+        counts = torch.zeros(len(rows), cfg.members).scatter_add_(0, drawn, torch.ones_like(drawn, dtype=torch.float))
+        stopping = EarlyStopping(self.dynamics, cfg.patience)
+        check = self._batch(histories, held_out[:2000])
+        metrics: dict[str, float] = {}
+        for now in range(steps):
+            pick = torch.randint(len(rows), (cfg.targets,), generator=generator)
+            batch = self._batch(histories, rows[pick]).set("weight", counts[pick])
+            batch = step.share(batch)
+            metrics = step(
+                partial(self.dynamics.training_step, batch), self.optimizers["dynamics"], cfg.max_grad_norm, stacked=True
+            )
+            if (now + 1) % cfg.check_every == 0 and stopping.check(check):
+                break
+        stopping.check(check)
+        stopping.restore()
+        nll, error = self.dynamics.nll(check)
+        held = {"nll": float(nll.detach().mean()), "error": float(error.mean()), "steps": float(now + 1)}
+        return {f"train/model_{name}": value for name, value in (metrics | held).items()}
+
+    def _batch(self, histories: Histories, rows: Tensor) -> TensorDict:
+        batch = histories.before(rows).set("action", histories.action[rows])
+        target = self.dynamics.targets(histories.observation[rows], histories.next_observation[rows])
+        return batch.set("target", target)
+
+    # -- policy
+
+    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+        """Algorithm 2, lines 4-12, over one stretch of real steps."""
+        cfg, stretch = self.cfg, self.cfg.loop.episode_steps or self.spec.horizon
+        tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
+        act = self.actor(self.prior(len(tasks)), self.generator)
+        imagined, parts, metrics = TensorDict({}, batch_size=[0]), [], dict[str, float]()
+        for part in collect(tasks, act, stretch, cfg.sac.every):
+            parts.append(part)
+            histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
+            if self.beta > 0:
+                fresh = self._imagine(histories, real, step, cfg.branch.per_step * part.numel())
+                imagined = torch.cat([imagined, fresh])[-cfg.branch.buffer :] if len(imagined) else fresh
+            for _ in range(round(cfg.sac.updates_per_step * part.numel())):
+                metrics = self._learn(histories, imagined, step)
+        self.epoch += 1
+        out = {f"train/{name}": value for name, value in metrics.items()} | {"train/beta": self.beta}
+        if len(imagined):
+            scale = 1 if self.spec.unit == "step" else self.spec.horizon
+            out["imagined/return"] = float(imagined["reward"].mean()) * scale
+        return out | {"real/return": float(mean_return(torch.cat(parts, 1), self.spec))}
+
+    def _imagine(self, histories: Histories, real: TaskBuffer, step: GradientStep, count: int) -> TensorDict:
+        """Lines 7-10: `count` imagined transitions, in branches of k steps or in whole episodes."""
+        branch, device = self.cfg.branch, step.fabric.device
+        length = self.spec.horizon if branch.full else branch.length
+        rollouts = max(count // length, 1)
+        if branch.full:
+            observation = real.start_states(rollouts, self.generator, initial=True)
+            inputs = no_history(rollouts, self.cfg.history.length, self.dynamics.inputs.pair_dim)
+            inputs["current"] = self.dynamics.inputs.current(observation.to(device)).cpu()
+            start = TensorDict({"inputs": inputs, "observation": observation}, batch_size=[rollouts])
+        else:
+            start = histories.before(histories.draw(rollouts, self.generator))
+        act = self._explore if branch.explore else partial(self._sample, self.generator)
+        return branched_rollouts(self.dynamics, act, start.to(device), length, self.generator)
+
+    def _explore(self, inputs: TensorDictBase) -> Tensor:
+        """pi(a | h), but a share of the rows tries anything."""
+        rows = len(inputs)
+        random = self.spec.random_action((rows,), self.generator)
+        chosen = torch.rand(rows, 1, generator=self.generator) < self.cfg.branch.explore
+        device = inputs["current"].device
+        return torch.where(chosen.to(device), random.to(device), self._sample(self.generator, inputs))
+
+    def _learn(self, histories: Histories, imagined: TensorDict, step: GradientStep) -> dict[str, float]:
+        """Line 12: one SAC step on rows of which each is imagined with probability beta."""
+        size, generator = self.cfg.sac.batch, self.generator
+        count = int((torch.rand(size, generator=generator) < self.beta).sum()) if len(imagined) else 0
+        pieces = []
+        if count:
+            pieces.append(imagined[torch.randint(len(imagined), (count,), generator=generator)])
+        if count < size:
+            pieces.append(histories.columns(histories.draw(size - count, generator)))
+        batch = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return self.policy.update(step.share(transition(batch)), step, self.optimizers["sac"], generator)

@@ -1,0 +1,259 @@
+"""PEARL, off-policy meta-RL with a latent inferred from a context (Rakelly et al., ICML 2019); the model-free rival of M3PO.
+
+    section 4.1, q(z | c) as a product of Gaussians     ProductEncoder in adaptation.encoders
+    Algorithm 1, first half: collect with a sampled z    PEARL.improve, HeldLatent
+    second half: SAC given z; the encoder learns from    PEARL._learn, PEARL.losses, policy_search.sac
+        the Q loss and a KL divergence
+    Algorithm 2, meta-testing                            PEARL.adapt, PEARL.actor
+Departures: two Q functions and a tuned temperature in place of a V network and a fixed one; tasks are drawn anew in each
+iteration (those of a finite family come back); inputs are standardised. Where the hidden task switches inside an episode,
+training data are sorted by their true task, as PEARL takes for granted, while the acting policy is told nothing: it infers
+the latent anew, from its last K transitions, every `pearl.hold` steps.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.adaptation.encoders import ProductEncoder
+from mbrl_lightning.adaptation.recurrent import HistoryInputs, no_history
+from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import Act
+from mbrl_lightning.data.windows import Histories
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.gaussians import kl_divergence
+from mbrl_lightning.imagination import mean_return
+from mbrl_lightning.networks import Normalizer
+from mbrl_lightning.policy_search.history_actor import HistoryActor
+from mbrl_lightning.policy_search.sac import SAC
+from mbrl_lightning.step import GradientStep
+
+
+class TransitionInputs(HistoryInputs):
+    """What the encoder sees of a transition: observation, action, reward and next observation, standardised.
+
+    Args:
+        spec: features, action features and reward.
+        next_observation: it sees that too; without it tasks that differ in their dynamics cannot be told apart.
+    """
+
+    def __init__(self, spec: EnvSpec, next_observation: bool = True) -> None:
+        super().__init__(spec)
+        self.next_observation = next_observation
+        self.outcome_norm = Normalizer(1, floor=1e-3)
+
+    @property
+    def pair_dim(self) -> int:
+        """D, the width of a transition."""
+        return (1 + self.next_observation) * self.spec.feature_dim + self.spec.action_feature_dim + 1
+
+    def fit(self, transitions: TensorDictBase) -> None:
+        """Set the statistics to those of real transitions `[N]`."""
+        self.current_norm.fit(self.spec.features(transitions["observation"]))
+        self.outcome_norm.fit(transitions["next", "reward"])
+
+    def pair(self, observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
+        """A transition as the encoder sees it, `[..., D]`."""
+        reward = self.spec.reward(observation, action, following).unsqueeze(-1)
+        parts = [self.current(observation), self.spec.action_features(action), self.outcome_norm(reward)]
+        if self.next_observation:
+            parts.append(self.current(following))
+        return torch.cat(parts, -1)
+
+
+class PEARL(Algorithm):
+    """A policy given a latent, which is drawn from what is believed of the task and held for a while.
+
+    Args:
+        family: the task family; where its spec has an `outcome`, the task is hidden and may switch inside an episode.
+        cfg: `pearl`, `sac`, `policy`; `loop.tasks_per_iteration` and `loop.episode_steps` set the real steps.
+
+    Raises:
+        ConfigError: actions are discrete.
+    """
+
+    policy: SAC
+    rounds: Tensor
+    collects = True
+
+    def __init__(self, family: TaskFamily, cfg: Config) -> None:
+        super().__init__(family, cfg)
+        if self.spec.discrete:
+            raise ConfigError(
+                f"{self.spec.name}: actions are discrete, and soft actor-critic is for continuous ones",
+                "choose another algorithm or another family",
+            )
+        self.adapts = self.spec.outcome is None  # a hidden task may be another one before a context is of use
+        self.inputs = TransitionInputs(self.spec, cfg.pearl.next_observation)
+        self.encoder = ProductEncoder(self.inputs.pair_dim, cfg.pearl.latent_dim, cfg.pearl.hidden)
+        current = self.spec.feature_dim + cfg.pearl.latent_dim
+        self.policy = SAC(cfg.policy, cfg.sac, self.inputs.pair_dim, current, self.spec.action_dim, recurrent=0)
+        trained = [*self.policy.trained_parameters(), *self.encoder.parameters()]
+        self.optimizers = {"sac": torch.optim.Adam(trained, lr=cfg.sac.lr, fused=True)}
+        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
+
+    # -- belief
+
+    def adapt(self, context: TensorDictBase) -> TensorDict:
+        """Belief q(z | context) `[M]`, with `latent` its mean; the prior where the policy finds out as it acts (`actor`)."""
+        return self._infer(context if self.adapts else context[:, :0])
+
+    @torch.no_grad()
+    def _infer(self, context: TensorDictBase, mask: Tensor | None = None) -> TensorDict:
+        device = self.rounds.device
+        seen = self.inputs.pair(
+            *(context[key].to(device) for key in ("observation", "action", ("next", "observation")))
+        )
+        return self.encoder(seen, None if mask is None else mask.to(device))
+
+    def actor(self, belief: TensorDict, generator: torch.Generator | None = None) -> Act:
+        """The policy given z ~ `belief` `[B]`, drawn anew with every episode; with no generator given its mean.
+
+        Where tasks switch, z comes from the prior when an episode begins and from the posterior of the last K transitions
+        every `pearl.hold` steps thereafter.
+        """
+        hold = self.spec.horizon if self.adapts else self.cfg.pearl.hold
+        return self._actor(belief, generator, hold, infer=not self.adapts)
+
+    def exploration(self, rows: int, generator: torch.Generator) -> Act:
+        """The policy given z ~ N(0, I), drawn anew every `pearl.hold` steps: what the encoder's training contexts come from."""
+        return self._actor(self.prior(rows), generator, self.cfg.pearl.hold, infer=False)
+
+    def _actor(self, belief: TensorDict, generator: torch.Generator | None, hold: int, infer: bool) -> Act:
+        choose = HeldLatent(self, belief.to(self.rounds.device), generator, hold, infer)
+        return HistoryActor(self.inputs, choose, self.cfg.pearl.context if infer else 1, self.rounds.device)
+
+    def see(self, current: Tensor, latent: Tensor) -> TensorDict:
+        """What policy and Q functions see, batch `[N]`: features `[N, F]` with latents `[N, Z]`, and no history."""
+        inputs = no_history(len(current), 0, 1, current.device)
+        return inputs.set("current", torch.cat([current, self.cfg.policy.latent_gain * latent], -1))
+
+    # -- training
+
+    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+        """One iteration of Algorithm 1: real steps with z of the prior, then of the posterior, then gradient steps."""
+        cfg, first = self.cfg, int(self.rounds) == 0
+        steps = cfg.loop.episode_steps or self.spec.horizon
+        before = steps if first else min(max(round(cfg.pearl.prior_share * steps), 1), steps)
+        tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
+        (data,) = collect(tasks, self.exploration(len(tasks), self.generator), before, exploratory=True)
+        if first:
+            self.inputs.fit(real.transitions())
+        if steps > before:
+            belief = self.prior(len(tasks))
+            if self.adapts:
+                rows, mask = self._contexts(real, real.index_of(tasks))
+                belief = self._infer(real.transitions()[rows], mask)
+            # where it infers as it acts, that is what the contexts of a meta-test look like
+            (data,) = collect(tasks, self.actor(belief, self.generator), steps - before, exploratory=not self.adapts)
+        seen, metrics = Histories(real, self.inputs, 0, step.fabric.device), dict[str, float]()
+        for _ in range(round(cfg.sac.updates_per_step * steps * len(tasks))):
+            metrics = self._learn(self._batch(real, seen), step)
+        self.rounds += 1
+        return {f"train/{name}": value for name, value in metrics.items()} | {
+            "real/return": float(mean_return(data, self.spec))
+        }
+
+    def _contexts(self, real: TaskBuffer, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        return real.recent_rows(tasks, self.cfg.pearl.context, self.cfg.pearl.recent, self.generator)
+
+    def _batch(self, real: TaskBuffer, seen: Histories) -> TensorDict:
+        """Contexts and transitions of M tasks, batch `[M]`, with all the noise that the losses need."""
+        cfg, generator, device = self.cfg, self.generator, seen.pairs.device
+        tasks = real.draw_tasks(cfg.pearl.meta_batch, generator)
+        context, mask = self._contexts(real, tasks)
+        rows = real.target_rows(tasks, cfg.sac.batch // cfg.pearl.meta_batch, generator).to(device)
+        return TensorDict(
+            {
+                "pairs": seen.pairs[context.to(device)],
+                "mask": mask.to(device),
+                "sample": torch.randn(len(tasks), cfg.pearl.latent_dim, generator=generator).to(device),
+                "noise": self.policy.noise(rows.numel(), generator).unflatten(0, rows.shape),
+                "current": seen.current[rows],
+                "following": seen.following[rows],
+                "action": seen.action[rows],
+                "reward": seen.reward[rows],
+                "terminated": seen.terminated[rows],
+            },
+            batch_size=[len(tasks)],
+        )
+
+    def _learn(self, batch: TensorDict, step: GradientStep) -> dict[str, float]:
+        metrics = step(partial(self.losses, step.share(batch)), self.optimizers["sac"])
+        self.policy.follow()
+        return metrics
+
+    def losses(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """SAC's losses given z ~ q(z | c), and the KL divergence of q from N(0, I), summed over tasks.
+
+        Args:
+            batch: batch `[M]` (or a rank's share): `pairs` `[M, K, D]` and `mask` `[M, K]` of the contexts, `sample`
+                `[M, Z]`, and n transitions of each task, `current` `[M, n, F]`, `following`, `action`, `reward`,
+                `terminated`, `noise` `[M, n, 2, A]`.
+
+        Returns:
+            See `SAC.losses`; `loss_kl` is in the sum too.
+        """
+        belief = self.encoder(batch["pairs"], batch["mask"])
+        loc, scale = belief["loc"], belief["scale"]
+        latent = (loc + scale * batch["sample"]).repeat_interleave(batch["action"].shape[1], 0)
+        flat = {
+            key: batch[key].flatten(0, 1) for key in ("current", "following", "action", "reward", "terminated", "noise")
+        }
+        after = {
+            "inputs": self.see(flat["following"], latent),
+            "reward": flat["reward"],
+            "terminated": flat["terminated"],
+        }
+        rows = {"inputs": self.see(flat["current"], latent), "action": flat["action"], "noise": flat["noise"]}
+        out = self.policy.losses(TensorDict(rows | {"next": after}, batch_size=[len(latent)]))
+        divergence = kl_divergence(loc, scale, torch.zeros_like(loc), torch.ones_like(scale))
+        # a mean times the number of tasks: ranks average their gradients
+        loss_kl = self.cfg.pearl.kl_weight * self.cfg.pearl.meta_batch * divergence.mean()
+        return out | {"loss": out["loss"] + loss_kl, "loss_kl": loss_kl, "latent_scale": scale.detach().mean()}
+
+
+class HeldLatent:
+    """Chooses actions given a latent of every environment, which is drawn when an episode begins and kept for a while.
+
+    Args:
+        algorithm: encoder and policy.
+        belief: what latents are drawn from, batch `[B]`; when inferring, only how many there are.
+        generator: draws latents and actions; None takes the means of both.
+        hold: steps for which a latent is kept.
+        infer: draw from the posterior of the transitions of this episode so far, which is the prior where there are none.
+    """
+
+    def __init__(
+        self, algorithm: PEARL, belief: TensorDict, generator: torch.Generator | None, hold: int, infer: bool
+    ) -> None:
+        self.algorithm, self.belief, self.generator = algorithm, belief, generator
+        self.hold, self.infer = hold, infer
+        self.age = torch.zeros(len(belief), dtype=torch.long, device=belief["loc"].device)
+        self.latent = torch.zeros_like(belief["loc"])
+
+    @torch.no_grad()
+    def __call__(self, inputs: TensorDict) -> Tensor:
+        """Actions `[B, A]` for the transitions remembered of this episode and current features, batch `[B]`."""
+        self.age = torch.where(inputs["mask"].any(1), self.age + 1, 0)
+        due = self.age % self.hold == 0
+        if bool(due.any()):
+            belief = self.algorithm.encoder(inputs["pairs"], inputs["mask"]) if self.infer else self.belief
+            latent = belief["loc"] + belief["scale"] * self._noise(*belief["loc"].shape)
+            self.latent = torch.where(due.unsqueeze(1), latent, self.latent)
+        policy = self.algorithm.policy
+        noise = None if self.generator is None else self._noise(len(self.latent), policy.action_dim)
+        return policy.act(self.algorithm.see(inputs["current"], self.latent), noise)
+
+    def _noise(self, *shape: int) -> Tensor:
+        if self.generator is None:
+            return self.latent.new_zeros(shape)
+        return torch.randn(*shape, generator=self.generator).to(self.latent.device)

@@ -1,0 +1,219 @@
+"""M3PO: branches, the share of imagined data, variants, and the limits in which it is something simpler."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from fakes import fingerprint
+from tensordict import TensorDict
+
+from mbrl_lightning.config import compose
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.imagination import branched_rollouts
+
+SMALL = {
+    "loop": {"iterations": 2, "episode_steps": 40, "model_steps": 5, "first_model_steps": 5},
+    "dynamics": {"hidden": 8, "layers": 1, "members": 2, "targets": 16},
+    "policy": {"hidden": [8]},
+    "sac": {"warmup_steps": 60, "every": 10, "updates_per_step": 0.2, "batch": 16},
+    "branch": {"per_step": 4, "buffer": 100},
+    "history": {"length": 4},
+}
+
+
+@pytest.fixture
+def small(make_loop):
+    def make(algorithm: str = "m3po", folder=None, stop=None, **changes):
+        merged = {key: SMALL.get(key, {}) | changes.get(key, {}) for key in SMALL | changes}
+        cfg = compose({"conf": "point_switch", "algorithm": algorithm} | merged)
+        return make_loop(algorithm, cfg=cfg, folder=folder, stop=stop)
+
+    return make
+
+
+def ready(loop):
+    """After warm-up and one fit of the model."""
+    loop._collect()
+    loop._fit_dynamics()
+    return loop
+
+
+def test_real_steps_are_the_warm_up_and_the_stretches(small):
+    loop = small()
+    loop.fit()
+    assert loop.real.num_steps == 60 + 2 * 40
+
+
+def test_updates_follow_the_real_steps(small):
+    loop = ready(small(sac={"updates_per_step": 0.5}))
+    before = loop.step.count
+    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    assert loop.step.count - before == 20
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_branch_continues_a_real_history(small, steps):
+    loop = ready(small())
+    algorithm = loop.algorithm
+    from mbrl_lightning.data.windows import Histories
+
+    histories = Histories(loop.real, algorithm.dynamics.inputs, 4)
+    rows = torch.arange(10, 20)
+    start = histories.before(rows)
+    act = partial(algorithm._sample, torch.Generator().manual_seed(0))
+    imagined = branched_rollouts(algorithm.dynamics, act, start, steps, torch.Generator().manual_seed(0))
+    assert len(imagined) == 10 * steps
+    first = imagined[:10]
+    assert torch.equal(first["pairs"][:, :4], start["inputs", "pairs"])  # the real history, untouched
+    assert torch.equal(first["current"], start["inputs", "current"])
+    for now in range(1, steps):
+        earlier, later = imagined[10 * (now - 1) : 10 * now], imagined[10 * now : 10 * (now + 1)]
+        assert torch.equal(later["current"], earlier["following"])
+        assert torch.equal(later["pairs"][:, :4], earlier["pairs"][:, 1:])
+        assert torch.equal(later["mask"][:, :4], earlier["mask"][:, 1:])
+
+
+def test_imagined_rollouts_end_where_the_family_says(small):
+    loop = ready(small())
+    dynamics = loop.algorithm.dynamics
+    start = TensorDict(
+        {
+            "inputs": {
+                "pairs": torch.zeros(8, 4, dynamics.inputs.pair_dim),
+                "mask": torch.zeros(8, 4).bool(),
+                "current": torch.zeros(8, 2),
+            },
+            "observation": torch.zeros(8, 3),
+        },
+        batch_size=[8],
+    )
+    act = partial(loop.algorithm._sample, torch.Generator().manual_seed(0))
+    from dataclasses import replace
+
+    spec = dynamics.spec
+    for rule, wanted in ((lambda n: torch.ones(len(n)).bool(), 8), (lambda n: torch.zeros(len(n)).bool(), 40)):
+        dynamics.spec = replace(spec, termination=rule)
+        imagined = branched_rollouts(dynamics, act, start, 5, torch.Generator().manual_seed(0))
+        assert len(imagined) == wanted
+        assert bool(imagined["terminated"].all()) is (wanted == 8)
+
+
+def test_recurrent_sac_is_m3po_without_imagination(small):
+    plain, none = small("recurrent_sac"), small("m3po", branch={"beta": 0.0})
+    plain.fit()
+    none.fit()
+    assert fingerprint(plain.algorithm.policy.state_dict()) == fingerprint(none.algorithm.policy.state_dict())
+    imagining = small("m3po")
+    imagining.fit()
+    assert fingerprint(imagining.algorithm.policy.state_dict()) != fingerprint(plain.algorithm.policy.state_dict())
+
+
+def test_a_model_does_not_touch_a_policy_that_learns_from_real_data(small):
+    plain, other = small("recurrent_sac"), small("recurrent_sac")
+    with torch.no_grad():
+        for parameter in other.algorithm.dynamics.net.parameters():
+            parameter.zero_()
+    plain.fit()
+    other.fit()
+    assert fingerprint(plain.algorithm.policy.state_dict()) == fingerprint(other.algorithm.policy.state_dict())
+
+
+def test_beta_falls_from_one_to_zero_between_its_ends(small):
+    algorithm = small("m3po_h", branch={"beta_from": 2, "beta_to": 6}).algorithm
+    shares = []
+    for epoch in range(9):
+        algorithm.epoch.fill_(epoch)
+        shares.append(algorithm.beta)
+    assert shares == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("beta", [0.25, 1.0])
+def test_a_batch_has_its_share_of_imagined_rows(small, beta, monkeypatch):
+    loop = ready(small(branch={"beta": beta}, sac={"batch": 4000, "updates_per_step": 0.1}))
+    seen = []
+    monkeypatch.setattr(
+        loop.algorithm.policy, "update", lambda batch, *_: seen.append(batch["next", "reward"].clone()) or {}
+    )
+    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    real = set(loop.real.transitions()["next", "reward"].flatten().tolist())
+    share = sum(value not in real for value in seen[-1].flatten().tolist()) / 4000
+    assert share == pytest.approx(beta, abs=0.04)
+
+
+def test_full_rollouts_start_at_initial_states_without_a_history(small, monkeypatch):
+    loop = ready(small(branch={"full": True, "per_step": 40}))
+    imagined = loop.algorithm._imagine(None, loop.real, loop.step, 400)
+    assert len(imagined) == 400  # two episodes of 200 steps
+    assert not imagined[:2]["mask"][:, :-1].any()
+    assert imagined["mask"].all(1).sum() > 300
+
+
+def test_nothing_is_remembered_across_episodes(small):
+    algorithm = ready(small()).algorithm
+    act = algorithm.actor(algorithm.prior(2))
+    act.begin(torch.tensor([True, True]))
+    one, two = torch.randn(2, 3), torch.randn(2, 3)
+    first = act(one)
+    later = act(two)
+    act.begin(torch.tensor([True, False]))
+    again = act(one)
+    assert torch.equal(again[0], first[0])
+    assert not torch.equal(again[1], first[1])  # row 1 remembers two steps
+    assert not torch.equal(later, first)
+
+
+def test_acting_sees_what_learning_sees(small):
+    """The history that the actor built step by step is the window that the buffer gives."""
+    loop = ready(small())
+    algorithm = loop.algorithm
+    seen = []
+    act = algorithm.actor(algorithm.prior(1))
+    choose = act.choose
+    act.choose = lambda inputs: seen.append(inputs.clone()) or choose(inputs)
+    data = torch.cat(list(loop.interact(loop.family.sample(1, torch.Generator()), act, 30, 7)), 1)
+    from mbrl_lightning.data.windows import Histories
+
+    rows = torch.arange(len(loop.real) - 30, len(loop.real))
+    window = Histories(loop.real, algorithm.dynamics.inputs, 4).before(rows)["inputs"]
+    for name in ("pairs", "mask", "current"):
+        assert torch.equal(torch.cat([inputs[name] for inputs in seen]), window[name]), name
+    assert data.shape == (1, 30)
+
+
+def test_resume_is_exact(small, tmp_path):
+    whole = small()
+    whole.fit()
+    half = small(loop={"iterations": 1}, folder=tmp_path)
+    half.fit()
+    again = small()
+    again.load_state_dict(half.state_dict())
+    again.fit()
+    assert fingerprint(again.algorithm.state_dict()) == fingerprint(whole.algorithm.state_dict())
+
+
+def test_an_ensemble_of_one_and_a_switch_at_every_step(small):
+    loop = small(dynamics={"members": 1}, env={"name": "point_switch", "options": {"switch_every_steps": 1}})
+    rows = loop.fit().rows
+    assert any(row.metric == "return/policy" for row in rows)
+
+
+@pytest.mark.parametrize(("section", "key"), [("history", "length"), ("branch", "length"), ("dynamics", "members")])
+def test_nothing_of_zero_length(section, key):
+    with pytest.raises(ConfigError, match=f"{section}.{key}"):
+        compose({"conf": "point_switch", "algorithm": "m3po", section: {key: 0}})
+
+
+def test_an_episode_shorter_than_the_history_is_enough(small):
+    loop = small(env={"name": "point_switch", "options": {"horizon": 3}}, history={"length": 10})
+    loop.fit()
+    assert loop.real.num_steps == 140
+
+
+def test_discrete_actions_are_refused(small):
+    from mbrl_lightning.algorithms.m3po import M3PO
+
+    with pytest.raises(ConfigError, match="discrete"):
+        M3PO(make_family("acrobot"), compose({"conf": "acrobot", "algorithm": "m3po"}))

@@ -1,0 +1,131 @@
+"""Windows of pairs: what one gather gives must be what walking back step by step gives."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from fakes import CounterSimulator, counter_spec
+
+from mbrl_lightning.adaptation.recurrent import HistoryInputs
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import collect, collect_parts
+from mbrl_lightning.data.windows import Histories, transition
+
+TASKS = torch.tensor([[3.0], [4.0], [50.0]], dtype=torch.float64)
+
+
+def past_task(following: torch.Tensor) -> torch.Tensor:
+    return following[..., 0] % 100 >= following[..., 1]
+
+
+def noisy(generator: torch.Generator, observation: torch.Tensor) -> torch.Tensor:
+    return torch.rand(len(observation), 1, generator=generator) * 2 - 1
+
+
+def filled(every: int | None, steps: int = 30, capacity: int = 1000, calls: int = 2, **fields) -> tuple[TaskBuffer, list]:
+    """A buffer of episodes that end at different times, and the episodes as lists of (observation, action, next)."""
+    spec = counter_spec(6, termination=past_task, outcome=lambda n: n[..., :1] * 2, **fields)
+    real, walked, generator = TaskBuffer(1, capacity), [], torch.Generator().manual_seed(0)
+    for _ in range(calls):
+        index, first = real.add_tasks(TASKS), real.episodes if every else None
+        parts = []
+        simulator = CounterSimulator(TASKS)
+        for part in collect_parts(simulator, spec, partial(noisy, generator), steps, generator, every or steps):
+            real.extend(part, index, exploratory=False, first_episode=first)
+            parts.append(part)
+        data = torch.cat(parts, 1)
+        for row in data:
+            for step in row:
+                if bool(step["initial"]):
+                    walked.append([])
+                walked[-1].append((step["observation"], step["action"], step["next", "observation"]))
+    return real, walked
+
+
+def histories(real: TaskBuffer, length: int) -> Histories:
+    spec = counter_spec(6, outcome=lambda n: n[..., :1] * 2)
+    inputs = HistoryInputs(spec)
+    inputs.fit(real.transitions())
+    return Histories(real, inputs, length)
+
+
+@pytest.mark.parametrize("every", [None, 7, 1])
+@pytest.mark.parametrize("length", [1, 3, 10])
+def test_windows_are_what_one_would_have_remembered(every, length):
+    real, walked = filled(every)
+    seen = histories(real, length)
+    inputs = HistoryInputs(counter_spec(6, outcome=lambda n: n[..., :1] * 2))
+    inputs.fit(real.transitions())
+    wanted = {}
+    for episode in walked:
+        for now, (observation, action, following) in enumerate(episode):
+            pairs = [inputs.pair(*step) for step in episode[max(now - length, 0) : now + 1]]
+            wanted[float(action)] = pairs, inputs.current(observation), inputs.current(following)
+    assert len(wanted) == len(seen) == 180
+    batch = seen.columns(torch.arange(len(seen)))
+    for row in batch:
+        pairs, current, following = wanted[float(row["action"])]
+        assert int(row["mask"].sum()) == len(pairs)
+        assert row["mask"][-len(pairs) :].all()  # padding is on the left
+        assert torch.equal(row["pairs"][-len(pairs) :], torch.stack(pairs))
+        assert not row["pairs"][: -len(pairs)].any()
+        assert torch.equal(row["current"], current)
+        assert torch.equal(row["following"], following)
+
+
+def test_histories_before_and_after_a_step_share_what_both_remember():
+    real, _ = filled(5)
+    batch = transition(histories(real, 4).columns(torch.arange(len(real))))
+    before, after = batch["inputs"], batch["next", "inputs"]
+    assert torch.equal(before["pairs"][:, 1:], after["pairs"][:, :-1])
+    assert after["mask"][:, -1].all()
+    assert not before["mask"][real.transitions()["initial"]].any()  # nothing is known at the start of an episode
+
+
+def test_a_full_buffer_forgets_windows_with_their_rows():
+    whole, _ = filled(5, calls=4)
+    ring, _ = filled(5, calls=4, capacity=100)
+    assert len(ring) == 100
+    by_action = {float(a): row for row, a in enumerate(whole.transitions()["action"])}
+    old = histories(whole, 6)
+    new = Histories(ring, old_inputs(whole), 6)
+    same = 0
+    for row in range(100):
+        there = torch.tensor([by_action[float(new.action[row])]])
+        pairs, mask = new.window(torch.tensor([row]))
+        full, full_mask = old.window(there)
+        kept = mask & full_mask
+        assert torch.equal(mask, kept)  # never more than there was
+        assert torch.equal(pairs[mask], full[mask])
+        same += int(torch.equal(mask, full_mask))
+    assert same > 80  # only the oldest rows have lost something
+
+
+def old_inputs(real: TaskBuffer) -> HistoryInputs:
+    inputs = HistoryInputs(counter_spec(6, outcome=lambda n: n[..., :1] * 2))
+    inputs.fit(real.transitions())
+    return inputs
+
+
+def test_one_short_episode_is_enough():
+    spec = counter_spec(2, outcome=lambda n: n[..., :1] * 2)
+    data = collect(CounterSimulator(TASKS[:1]), spec, partial(noisy, torch.Generator()), 2, torch.Generator())
+    real = TaskBuffer(1)
+    real.extend(data, real.add_tasks(TASKS[:1]), exploratory=False)
+    batch = histories(real, 10).columns(torch.tensor([0, 1, 0]))
+    assert batch["mask"].sum(1).tolist() == [1, 2, 1]
+
+
+def test_parts_are_the_whole():
+    spec = counter_spec(6, termination=past_task)
+    whole = collect(CounterSimulator(TASKS), spec, partial(noisy, generator(1)), 40, generator(0))
+    parts = list(collect_parts(CounterSimulator(TASKS), spec, partial(noisy, generator(1)), 40, generator(0), 7))
+    assert [part.shape[1] for part in parts] == [7, 7, 7, 7, 7, 5]
+    assert (torch.cat(parts, 1) == whole).all()
+    assert len(whole["episode"].unique()) == int(whole["initial"].sum())
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

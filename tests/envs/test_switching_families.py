@@ -1,0 +1,320 @@
+"""Each hidden-task family against gymnasium, its formulas and its model: rewards, ends, and what a task changes."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from mbrl_lightning.envs import ant, make_family, mujoco
+from mbrl_lightning.envs.half_cheetah_hidden import BLOCKS
+from mbrl_lightning.errors import EnvError
+
+ANT = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0}
+PARTS = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+HUMANOID = {f"include_{part}_in_observation": False for part in PARTS} | {"contact_cost_weight": 0.0}
+TWINS = {
+    "half_cheetah_fwd_bwd": ("HalfCheetah-v5", {"ctrl_cost_weight": 0.05}, 1.0),
+    "ant_fwd_bwd": ("Ant-v5", ANT, 1.0),
+    "humanoid_direc": ("Humanoid-v5", HUMANOID, 0.4),
+}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """No test may leave MuJoCo's log file behind."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+def centre_x(model, data):
+    """Exact centre of mass of all bodies along x at the present positions."""
+    import mujoco as engine
+
+    scratch = engine.MjData(model)
+    scratch.qpos[:] = data.qpos
+    engine.mj_kinematics(model, scratch)
+    return float((model.body_mass * scratch.xipos[:, 0]).sum() / model.body_mass.sum())
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_directions_move_as_in_gymnasium_and_pay_as_stated(name):
+    task, options, scale = TWINS[name]
+    mujoco.nominal_model("half_cheetah.xml")  # routes the warning of gymnasium's own load to logging
+    env = gymnasium.make(task, disable_env_checker=True, **options).unwrapped
+    family, draws = make_family(name, switch_every_steps=20, flip=True), generator()
+    sim = family.simulate(torch.tensor([[1.0], [-1.0]]))
+    sim.reset(draws)
+    data = sim._base._datas[0]
+    env.reset(seed=0)
+    env.set_state(data.qpos.copy(), data.qvel.copy())
+    seen = set()
+    for _ in range(60):
+        action, direction = family.spec.random_action((2,), draws), float(sim.tasks[0])
+        seen.add(direction)
+        x, centre = float(data.qpos[0]), centre_x(env.model, data)
+        following = sim.step(action)
+        theirs, *_, info = env.step(scale * action[0].numpy().astype(np.float64))
+        assert np.array_equal(env.data.qpos, data.qpos)
+        assert np.array_equal(env.data.qvel, data.qvel)
+        assert np.array_equal(following[0, :-1].numpy(), theirs.astype(np.float32))
+        squares = float(action[0].double().square().sum())
+        if name == "half_cheetah_fwd_bwd":
+            expected = direction * info["reward_forward"] + info["reward_ctrl"]
+        elif name == "ant_fwd_bwd":
+            expected = direction * (data.qpos[0] - x) / 0.05 - 0.5 * squares + 1
+        else:
+            speed = (centre_x(env.model, data) - centre) / 0.015
+            expected = 1.25 * direction * speed - 0.1 * 0.16 * squares + 5
+        assert following[0, -1].item() == pytest.approx(expected, abs=1e-4)
+    assert seen == {1.0, -1.0}
+
+
+def test_point_one_step_by_hand():
+    family = make_family("point_switch")
+    sim = family.simulate(torch.tensor([[1.0], [-1.0]]))
+    start = sim.reset(generator())
+    action = torch.tensor([[0.6, -3.0], [0.6, -3.0]])  # the second entry is clipped to -1
+    following = sim.step(action)
+    for row, direction in ((0, 1), (1, -1)):
+        vx, vy, _ = start[row].double().tolist()
+        vx, vy = vx + 0.5 * (0.6 - 0.5 * vx), vy + 0.5 * (-1 - 0.5 * vy)
+        expected = [vx, vy, direction * vx - 0.1 * (0.36 + 1)]
+        assert following[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_point_is_worth_nothing_blind_and_much_when_told():
+    """Both numbers frame what a learner can reach; the direction flips, so no fixed action pays."""
+    family = make_family("point_switch")
+    returns = {}
+    for told in (True, False):
+        sim, total = family.simulate(family.test), torch.zeros(20)
+        sim.reset(generator())
+        for _ in range(200):
+            direction = sim.tasks.float() if told else torch.ones(20, 1)
+            total += sim.step(torch.cat([direction, torch.zeros(20, 1)], 1))[:, -1]
+        returns[told] = total.mean().item()
+    assert returns[True] == pytest.approx(337, abs=5)
+    assert abs(returns[False]) < 45
+
+
+# -- ends
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("ant_fwd_bwd", [{0: 0.21}, {0: 0.99}], [{0: 0.19}, {0: 1.01}]),
+        ("humanoid_direc", [{0: 1.01}, {0: 1.99}], [{0: 0.99}, {0: 2.01}]),
+        ("walker2d_random_params", [{0: 0.81, 1: -0.99}, {0: 1.99}], [{0: 0.79}, {0: 2.01}, {0: 1.2, 1: 1.01}]),
+    ],
+)
+def test_episodes_end_where_stated(name, inside, outside):
+    spec = make_family(name).spec
+    for cases, ends in ((inside, False), (outside, True)):
+        for case in cases:
+            observation = torch.zeros(2, 3, spec.observation_dim)
+            for entry, value in case.items():
+                observation[..., entry] = value
+            assert (spec.termination(observation) == ends).all(), case
+
+
+@pytest.mark.parametrize("name", ["point_switch", "half_cheetah_fwd_bwd", "half_cheetah_pier", "ant_crippled_leg"])
+def test_these_never_end_early(name):
+    spec = make_family(name).spec
+    assert not spec.termination(1e6 * torch.randn(50, spec.observation_dim, generator=generator())).any()
+
+
+# -- hidden dynamics
+
+
+@pytest.mark.parametrize("leg", range(4))
+def test_a_crippled_leg_is_one_leg(leg):
+    """Its geoms hang on the joints of its motors; those have no say, the other six have."""
+    model = mujoco.nominal_model("ant.xml")
+    joints = [model.jnt_bodyid[model.actuator_trnid[motor, 0]] for motor in ant.MOTORS[leg]]
+    assert joints == [model.geom_bodyid[geom] for geom in ant.LEGS[leg]]
+    family, action = make_family("ant_crippled_leg"), torch.zeros(8)
+    for motor in range(8):
+        sim = family.simulate(torch.tensor([[float(leg)]] * 2))
+        sim.reset(generator())
+        sim.set_state(sim.state()[:1].repeat(2, 1))
+        pushed = action.clone()
+        pushed[motor] = 1.0
+        one, other = sim.step(torch.stack([action, pushed]))
+        assert one.equal(other) == (motor in ant.MOTORS[leg])
+
+
+def test_crippling_moves_from_leg_to_leg():
+    sim = make_family("ant_crippled_leg", flip=True, switch_every_steps=1, jitter=0.0).simulate(torch.zeros(1, 1))
+    sim.reset(generator())
+    nominal, before = mujoco.nominal_model("ant.xml"), -1
+    for _ in range(12):
+        leg, model = int(sim.tasks), sim._base._models[0]
+        assert leg != before
+        shrunk = np.flatnonzero((model.geom_size != nominal.geom_size).any(1)).tolist()
+        assert tuple(shrunk) == ant.LEGS[leg]
+        np.testing.assert_allclose(model.geom_size[shrunk], nominal.geom_size[shrunk] / 2)
+        np.testing.assert_array_equal(model.geom_pos[shrunk[1]], nominal.geom_pos[shrunk[0]])
+        assert (model.geom_rbound[shrunk] < 0.7 * nominal.geom_rbound[shrunk]).all()
+        np.testing.assert_array_equal(model.body_mass, nominal.body_mass)
+        np.testing.assert_array_equal(np.flatnonzero(model.actuator_gear[:, 0] == 0), sorted(ant.MOTORS[leg]))
+        before = leg
+        sim.step(torch.zeros(1, 8))
+
+
+def test_crippled_ant_is_paid_for_its_centre_of_mass():
+    family, draws = make_family("ant_crippled_leg"), generator()
+    sim = family.simulate(family.test[:1])
+    sim.reset(draws)
+    model, data = sim._base._models[0], sim._base._datas[0]
+    for _ in range(20):
+        before = centre_x(model, data)
+        reward = sim.step(family.spec.random_action((1,), draws))[0, -1].item()
+        assert reward == pytest.approx((centre_x(model, data) - before) / 0.05 + 0.05, abs=1e-5)
+
+
+def test_walker_friction_and_mass_are_the_tasks():
+    family, nominal = make_family("walker2d_random_params"), mujoco.nominal_model("walker2d_v5.xml")
+    sim = family.simulate(torch.tensor([[2.0, 0.5]], dtype=torch.float64))
+    sim.reset(generator())
+    model, data = sim._base._models[0], sim._base._datas[0]
+    expected = nominal.body_mass.copy()
+    expected[1] *= 2
+    np.testing.assert_array_equal(model.body_mass, expected)
+    np.testing.assert_array_equal(model.body_inertia[1], 2 * nominal.body_inertia[1])
+    assert model.body_subtreemass[1] == pytest.approx(expected.sum())
+    touched = 0
+    for _ in range(40):
+        x = data.qpos[0]
+        action = family.spec.random_action((1,), generator(touched))
+        observation = sim.step(action)
+        expected_reward = (data.qpos[0] - x) / 0.008 + 1 - 1e-3 * float(action.square().sum())
+        assert observation[0, -1].item() == pytest.approx(expected_reward, abs=1e-4)
+        for contact in data.contact:
+            touched += 1
+            assert contact.friction[0] == pytest.approx(0.35), "the feet's 1.9 would hide the ground's"
+    assert touched
+    box = family.sample(2000, generator())
+    assert box.min() == pytest.approx(1.5**-3, rel=0.01)
+    assert box.max() == pytest.approx(1.5**3, rel=0.01)
+
+
+def test_pier_masses_are_explicit_and_indices_fit():
+    for mass in (14.0, 2.93):
+        model = make_family("half_cheetah_pier", cheetah_mass=mass).simulate(torch.rand(1, 16))._base._models[0]
+        assert model.body_mass[1:8].sum() == pytest.approx(mass)
+        assert model.body_subtreemass[1] == pytest.approx(mass)
+        np.testing.assert_allclose(model.body_mass[8:], 1.38)
+        assert [model.joint(9 + block).name for block in range(8)] == [f"block_{block}" for block in range(8)]
+        np.testing.assert_array_equal(model.jnt_stiffness[9:], 150)
+        assert model.opt.timestep == 0.01
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_a_block_matters_where_the_cheetah_stands_on_it(block):
+    family = make_family("half_cheetah_pier")
+    nominal = torch.tensor([[5.0] * 8 + [0.5] * 8], dtype=torch.float64)
+    other = (block + 4) % 8
+    changes = {"damping": block, "friction": 8 + block, "damping elsewhere": other, "friction elsewhere": 8 + other}
+    tasks = nominal.repeat(5, 1)
+    for row, column in enumerate(changes.values(), start=1):
+        tasks[row, column] *= 0.4
+    sim = family.simulate(tasks)
+    sim.reset(generator())
+    for model, data in zip(sim._base._models, sim._base._datas, strict=True):
+        data.qpos[:9] = 0
+        data.qpos[0] = BLOCKS[block][0]
+        data.qvel[:] = 0
+        assert model.nq == 17
+    sim.set_state(sim.state())
+    draws = generator(1)
+    for _ in range(30):
+        seen = sim.step(family.spec.random_action((1,), draws).repeat(5, 1))
+    moved = (seen[1:] - seen[0]).abs().amax(1)
+    assert (moved[:2] > 1e-3).all()
+    assert (moved[2:] == 0).all()
+
+
+def test_pier_is_paid_for_its_centre_of_mass_and_shows_it():
+    family, draws = make_family("half_cheetah_pier", frame_skip=5), generator()
+    sim = family.simulate(family.test[:1])
+    before = sim.reset(draws)
+    names = family.spec.observation_names
+    column, data = names.index("centre_of_mass_x [m]"), sim._base._datas[0]
+    for _ in range(20):
+        action = family.spec.random_action((1,), draws)
+        after = sim.step(action)
+        expected = (after[0, column] - before[0, column]) / 0.05 - 0.05 * action.square().sum()
+        assert after[0, -1].item() == pytest.approx(expected.item(), abs=1e-4)
+        assert after[0, :8].double().numpy() == pytest.approx(data.qpos[1:9], abs=1e-6)
+        before = after
+    assert len(names) == 21
+
+
+def test_distance_is_what_the_body_travelled():
+    family, draws = make_family("half_cheetah_fwd_bwd"), generator()
+    sim, rows = family.simulate(family.test[:2]), []
+    sim.reset(draws)
+    data = sim._base._datas
+    start = [float(d.qpos[0]) for d in data]
+    for _ in range(30):
+        action = family.spec.random_action((2,), draws)
+        rows.append((action, sim.step(action)))
+    action, seen = (torch.stack(part, 1) for part in zip(*rows, strict=True))
+    valid = torch.ones(2, 30, dtype=torch.bool)
+    episodes = TensorDict({"action": action, "next": {"observation": seen}, "valid": valid}, batch_size=[2, 30])
+    travelled = family.spec.metrics(episodes)["distance"]
+    expected = [d * (float(row.qpos[0]) - x) for d, row, x in zip((1, -1), data, start, strict=True)]
+    assert travelled.tolist() == pytest.approx(expected, abs=1e-4)
+    valid[1, 12:] = False
+    lasted = make_family("ant_fwd_bwd").spec.metrics(episodes)["upright/first_fall"]
+    assert lasted.tolist() == [30, 12]
+
+
+# -- pictures
+
+
+@pytest.mark.parametrize("name", ["half_cheetah_fwd_bwd", "half_cheetah_pier", "ant_crippled_leg", "humanoid_direc"])
+def test_colours_follow_the_hidden_task(name):
+    family = make_family(name, switch_every_steps=2, jitter=0.0)
+    sim, seen = family.simulate(family.test[:1]), {}
+    sim.reset(generator())
+    for _ in range(8):
+        seen.setdefault(tuple(sim.tasks[0].tolist()), sim._base._models[0].geom_rgba.copy())
+        fresh = family.simulate(sim.tasks)._base._models[0]
+        np.testing.assert_array_equal(sim._base._models[0].geom_rgba, fresh.geom_rgba)
+        sim.step(torch.zeros(1, family.spec.action_dim))
+    first, second, *_ = seen.values()
+    assert not np.array_equal(first, second)
+
+
+def test_point_picture_follows_the_hidden_task():
+    sim = make_family("point_switch", switch_every_steps=1, jitter=0.0).simulate(torch.tensor([[1.0]]))
+    sim.reset(generator())
+    before = sim.render()
+    blue = (before[..., 2] > 180) & (before[..., 0] < 60)
+    sim.step(torch.zeros(1, 2))
+    after = sim.render()
+    assert blue.sum() > 100
+    assert not ((after[..., 2] > 180) & (after[..., 0] < 60)).any()
+
+
+def test_a_frame_shows_the_colour():
+    sim = make_family("half_cheetah_fwd_bwd", switch_every_steps=1, jitter=0.0, flip=True).simulate(torch.ones(1, 1))
+    sim.reset(generator())
+    try:
+        frames = [sim.render()]
+    except EnvError as error:
+        pytest.skip(str(error))
+    sim.step(torch.zeros(1, 6))
+    frames.append(sim.render())
+    sim.close()
+    warmth = [(frame[..., 0].astype(int) - frame[..., 2]) for frame in frames]
+    assert (warmth[0] < -60).sum() > 200
+    assert (warmth[1] > 60).sum() > (warmth[0] > 60).sum() + 200
