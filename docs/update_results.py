@@ -7,8 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from hidden_families import SECTIONS, begin_section
+
+from mbrl_lightning.config import available
 from mbrl_lightning.report import make_tables
 from mbrl_lightning.reporting import figures
+from mbrl_lightning.reporting.curves import place_in_order
+from mbrl_lightning.reporting.hidden_tables import reward_table
 from mbrl_lightning.reporting.paper import PAPER
 from mbrl_lightning.reporting.tables import Table, number
 from mbrl_lightning.results import Row, read_results
@@ -42,11 +47,18 @@ def take_over() -> None:
             shutil.copyfile(source, target)
 
 
-def by_seed(rows: Sequence[Row], env: str) -> Table:
+def rows_of(name: str) -> list[Row]:
+    """All rows of a family; those of a variant (results/<conf>/m3po_k3) under the name of its folder."""
+    labels = sorted(folder.name for folder in (RESULTS / name).iterdir() if folder.is_dir())
+    return [row._replace(algorithm=label) for label in labels for row in read_results(RESULTS / name / label)]
+
+
+def by_seed(rows: Sequence[Row], env: str) -> Table | None:
     """Every seed's means over the unseen tasks at the family's context length, at its last iteration."""
     test = [row for row in rows if row.split == "test" and row.task >= 0]
     table = Table(f"{env}, test tasks: every seed", ["algorithm", "seed", "real steps", "context", *COLUMNS.values()])
-    for algorithm, seed in sorted({(row.algorithm, row.seed) for row in test}):
+    runs = {(row.algorithm, row.seed) for row in test}
+    for algorithm, seed in sorted(runs, key=lambda run: (place_in_order(run[0]), run[1])):
         mine = [row for row in test if (row.algorithm, row.seed) == (algorithm, seed)]
         end = max(row.iteration for row in mine)
         mine = [row for row in mine if row.iteration == end]
@@ -56,16 +68,31 @@ def by_seed(rows: Sequence[Row], env: str) -> Table:
             values = [row.value for row in mine if row.metric == metric and row.shot == shot]
             cells.append(number(sum(values) / len(values)) if values else "-")
         table.rows.append(cells)
-    return table
+    return table if table.rows else None
 
 
 def section(name: str) -> str:
-    """Tables and the learning curve of one family."""
-    rows = read_results(RESULTS / name)
-    tables = [by_seed(rows, name), *make_tables(rows, name)]
-    figures.learning_curve(rows, "return/policy", DOCS / "images" / f"{name}_curve.png", split="test")
-    parts = [table.markdown() for table in tables]
-    return "\n\n".join([*parts, f"![{name}: return on unseen tasks against real steps](images/{name}_curve.png)"])
+    """Tables and learning curves of one family."""
+    rows = rows_of(name)
+    tables = [by_seed(rows, name), reward_table(rows, name, "test", each_seed=True), *make_tables(rows, name)]
+    parts = [table.markdown() for table in tables if table is not None]
+    variants = sorted({row.algorithm for row in rows} - set(available("algorithm")))
+    drawn = {"curve": [row for row in rows if row.algorithm not in variants]}
+    if variants:  # more lines than colours in one picture
+        drawn["variants"] = [row for row in rows if row.algorithm in (*variants, "m3po")]
+    for kind, mine in drawn.items():
+        if any(row.metric == "return/policy" for row in mine):
+            image = f"{name}_{kind}.png"
+            figures.learning_curve(mine, "return/policy", DOCS / "images" / image, split=curve_split(mine))
+            parts.append(f"![{name}: return on unseen tasks against real steps](images/{image})")
+    return "\n\n".join(parts)
+
+
+def curve_split(rows: Sequence[Row]) -> str:
+    """The split that was measured most often along the runs: test, unless they looked at training tasks on the way."""
+    places = {(*row[:4], row.split) for row in rows if row.metric == "return/policy" and row.split in ("test", "train")}
+    times = {split: len([place for place in places if place[-1] == split]) for split in ("test", "train")}
+    return "train" if times["train"] > times["test"] else "test"
 
 
 def at_context(rows: Sequence[Row], algorithm: str, metric: str = "return/policy") -> dict[int, float]:
@@ -89,7 +116,7 @@ def summary(names: Sequence[str]) -> str:
     ]
     lines.append("|---|---|---|---|---|---|")
     for name in names:
-        rows = read_results(RESULTS / name)
+        rows = rows_of(name)
         ours, rival = at_context(rows, "gssm_aps"), at_context(rows, "dr_ppo")
         if not ours:
             continue
@@ -109,10 +136,22 @@ def _mean(values: dict[int, float]) -> str:
     return number(sum(values.values()) / len(values)) if values else "-"
 
 
+def with_hidden_families(page: str) -> str:
+    """The page with a section for every family with a hidden task that has results and none yet."""
+    for name in SECTIONS:
+        if (RESULTS / name).is_dir() and f"<!-- table: {name} -->" not in page:
+            labels = sorted((path.name for path in (RESULTS / name).iterdir() if path.is_dir()), key=place_in_order)
+            files = {label: (RESULTS / name / label).glob("seed*.csv") for label in labels}
+            found = {label: sorted(int(path.stem[4:]) for path in files[label]) for label in labels}
+            first = not any(f"<!-- table: {other} -->" in page for other in SECTIONS)
+            page = f"{page.rstrip()}\n\n{begin_section(name, found, first)}\n"
+    return page
+
+
 def main() -> None:
     """Take over finished runs, then rewrite what stands between the marks of the page."""
     take_over()
-    page = PAGE.read_text()
+    page = with_hidden_families(PAGE.read_text())
     for name in re.findall(r"<!-- table: (\w+) -->", page):
         if not (RESULTS / name).is_dir():
             continue

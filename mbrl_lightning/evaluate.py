@@ -6,11 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import read_run_config
 from mbrl_lightning.console import guard, quiet_libraries
 from mbrl_lightning.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from mbrl_lightning.results import Row
 
 HELP = """usage: python -m mbrl_lightning.evaluate run=RUN [key=value ...]
 
@@ -19,13 +22,14 @@ writes evaluation_<tasks>.csv and figures into RUN/evaluation.
 
   run=RUN         run folder, e.g. runs/cartpole/gssm_aps/seed0
   tasks=test      test (unseen, inside the training range), extreme (outside it) or train (fresh draws)
-  episodes=1      episodes per task and context length
-  context=K       transitions of the exploration policy at shot 1; default: the family's
+  episodes=N      episodes per task and context length; default: the run's
+  context=K       transitions of the exploration policy at shot 1; default: the run's, or the family's
   seed=0          of the evaluation's own random stream
   figures=true    draw latent space, imagined against real, adaptation curve
   rulers=false    also fit two models to the run's data, one told nothing of the task and one told its true
                   parameters, and measure their one-step errors beside the run's own (takes minutes)
   video=false     film the policy in the first unseen task
+  into=results    also put the rows into the run's results.csv, in place of those of the same tasks and iteration
 """
 
 
@@ -35,12 +39,13 @@ class Options:
 
     run: str = ""
     tasks: str = "test"
-    episodes: int = 1
+    episodes: int | None = None
     context: int | None = None
     seed: int = 0
     figures: bool = True
     rulers: bool = False
     video: bool = False
+    into: str = ""
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -62,7 +67,9 @@ def parse(argv: Sequence[str]) -> Options:
             problems.append(f"{word}: not a valid value")
     if options.tasks not in ("test", "extreme", "train"):
         problems.append(f"tasks={options.tasks}: choose test, extreme or train")
-    if options.episodes < 1 or (options.context is not None and options.context < 1):
+    if options.into not in ("", "results"):
+        problems.append(f"into={options.into}: there is only into=results")
+    if any(number is not None and number < 1 for number in (options.episodes, options.context)):
         problems.append("episodes and context must be at least 1")
     if not options.run:
         problems.append("run= is missing")
@@ -72,7 +79,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def _read(key: str, value: str) -> Any:
-    if key in ("run", "tasks"):
+    if key in ("run", "tasks", "into"):
         return value
     if key in ("figures", "rulers", "video"):
         if value.lower() not in ("true", "false"):
@@ -117,24 +124,26 @@ def load_run(folder: str | Path) -> Any:
 def evaluate(
     run: str | Path,
     tasks: str = "test",
-    episodes: int = 1,
+    episodes: int | None = None,
     context: int | None = None,
     seed: int = 0,
     figures: bool = True,
     rulers: bool = False,
     video: bool = False,
+    into: str = "",
 ) -> Any:
     """Meta-test the newest checkpoint of a run.
 
     Args:
         run: run folder.
         tasks: `test`, `extreme` or `train`.
-        episodes: per task and context length.
-        context: K, transitions at shot 1; None: the family's.
+        episodes: per task and context length; None: as the run was configured.
+        context: K, transitions at shot 1; None: as the run was configured.
         seed: of the evaluation stream.
         figures: draw into `run/evaluation`.
         rulers: fit and measure a blind and a told model on the run's data.
         video: film one unseen task.
+        into: `results` also puts the rows of these tasks into the run's own results (see `put_into_results`).
 
     Returns:
         `Results` with the new rows alone.
@@ -145,20 +154,49 @@ def evaluate(
 
     if tasks == "extreme" and not len(loop.family.extreme):
         raise ConfigError(f"{loop.family.spec.name} has no extreme tasks", "use tasks=test")
-    loop.cfg.evaluation.episodes = episodes
-    loop.cfg.evaluation.context = context
+    cfg = loop.cfg.evaluation
+    cfg.episodes, cfg.context = episodes or cfg.episodes, context or cfg.context
     folder = Path(run) / "evaluation"
     folder.mkdir(exist_ok=True)
     path = folder / f"evaluation_{tasks}.csv"
     path.unlink(missing_ok=True)
-    loop.results = Results(path, loop.cfg.algorithm, loop.cfg.conf, loop.cfg.seed)
+    loop.results = Results(path, loop.results.algorithm, loop.results.env, loop.results.seed)
     loop.streams["evaluation"].manual_seed(seed)
     loop.evaluate(full=True, split=tasks, rulers=rulers)
+    if into:
+        print(put_into_results(run, [row for row in loop.results.rows if row.split == tasks]))
     if figures:
         diagnostics.draw(loop, folder)
     if video:
         diagnostics.film(loop, folder / "policy.mp4")
     return loop.results
+
+
+def put_into_results(run: str | Path, rows: Sequence[Row]) -> str:
+    """Rows measured after a run put into its `results.csv`, in place of those of the same tasks and iteration.
+
+    Args:
+        run: run folder.
+        rows: at least one; of one split and iteration.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        StorageError: the run is being trained, or the file cannot be written; it is as before.
+    """
+    from mbrl_lightning.results import Results
+    from mbrl_lightning.runs.lock import Lock
+
+    lock = Lock(Path(run) / "lock")
+    lock.acquire()
+    try:
+        results = Results(Path(run) / "results.csv", rows[0].algorithm, rows[0].env, rows[0].seed)
+        gone = results.put_in_place(rows)
+    finally:
+        lock.release()
+    where = f"{rows[0].split} tasks at iteration {rows[0].iteration}"
+    return f"{results.path}: {len(rows)} rows of {where} put in place of {gone}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -77,8 +77,8 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
 
     Returns:
         Numbers: `nmse` and `null_nmse` (each output's squared error over the variance of its change, then the mean),
-        `wrong_nmse` with another row's history, `reward_nmse` (the last output, the reward where it is learned), `nll`
-        (nats of the standardised targets, summed over outputs, mean over heads; see `model_nll`) and, for a hidden direction, `slope` (see `reward_slope`).
+        `wrong_nmse` with another row's history, `reward_nmse` (the last output, the reward where it is learned), `nll` (of
+        standardised targets; see `model_nll`) and, for a hidden direction, `slope` (see `reward_slope`).
     """
     spec, device = dynamics.spec, dynamics.device
     real = TaskBuffer(1, episodes.numel())

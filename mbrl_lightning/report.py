@@ -75,9 +75,16 @@ def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> st
 
 def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
     """All tables of one env that its rows have entries for."""
-    from mbrl_lightning.reporting import tables
+    from mbrl_lightning.reporting import hidden_tables, tables
 
-    builders = (tables.return_table, tables.body_table, tables.model_table, tables.probe_table)
+    builders = (
+        tables.return_table,
+        hidden_tables.reward_table,
+        tables.body_table,
+        tables.model_table,
+        hidden_tables.history_table,
+        tables.probe_table,
+    )
     made = [build(rows, env, split) for split in SPLITS for build in builders]
     return [table for table in made if table is not None] + [tables.training_table(rows, env)]
 

@@ -188,5 +188,6 @@ class M3PO(Algorithm):
             pieces.append(imagined[torch.randint(len(imagined), (count,), generator=generator)])
         if count < size:
             pieces.append(histories.columns(histories.draw(size - count, generator)))
-        batch = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        return self.policy.update(step.share(transition(batch)), step, self.optimizers["sac"], generator)
+        batch = transition(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
+        batch["noise"] = self.policy.noise(size, generator)  # drawn for the whole batch, so that ranks share it out too
+        return self.policy.update(step.share(batch), step, self.optimizers["sac"])

@@ -29,6 +29,7 @@ from mbrl_lightning.envs.switching_family import (
     switching_spec,
     travelled,
 )
+from mbrl_lightning.envs.told import tell
 
 CONTROL_COST, RESET_SCALE, TIME_STEP = 0.05, 0.1, 0.01
 SPEED, NAMES = half_cheetah.OBSERVATION_NAMES[:1], half_cheetah.OBSERVATION_NAMES[1:]
@@ -47,6 +48,7 @@ def half_cheetah_fwd_bwd(
     flip: bool = False,
     previous_reward: PreviousReward = "observation",
     reset_scale: float = RESET_SCALE,
+    told: bool = False,
 ) -> TaskFamily:
     """Run forwards or backwards, which is hidden and drawn anew every 270 to 330 steps; sums of rewards.
 
@@ -60,6 +62,7 @@ def half_cheetah_fwd_bwd(
         flip: a switch always turns round; otherwise the direction is drawn anew and may stay.
         previous_reward: where networks see it, "observation" or "history" only.
         reset_scale: standard deviation of the start.
+        told: show the direction: the ceiling of what a history can be worth.
     """
     noise = functools.partial(half_cheetah.reset_noise, scale=reset_scale)
     physics = MujocoBody("half_cheetah.xml", half_cheetah.FRAME_SKIP, 1.0, paint_direction, noise, half_cheetah.observe)
@@ -76,7 +79,8 @@ def half_cheetah_fwd_bwd(
 
     metrics = travelled(half_cheetah.DT, CONTROL_COST)
     spec = switching_spec("half_cheetah_fwd_bwd", body, horizon, previous_reward, metrics=metrics)
-    return switching_family(spec, body, directions(flip), reward, switch_every_steps, jitter)
+    family = switching_family(spec, body, directions(flip), reward, switch_every_steps, jitter)
+    return tell(family) if told else family
 
 
 def pier_model(cheetah_mass: float) -> mujoco.MjModel:

@@ -46,9 +46,7 @@ class Policy(nn.Module):
 
     def inputs(self, observation: Tensor, latent: Tensor) -> Tensor:
         """Standardised features and the latent, `[..., F + Z]`; the latent is cut off for an unconditioned policy."""
-        latent = latent if latent.shape[-1] == self.latent_dim else latent[..., : self.latent_dim]
-        latent = latent if self.gain == 1 else self.gain * latent  # small operations count where a policy takes one step
-        return torch.cat([self.norm(self.spec.features(observation)), latent], -1)
+        return torch.cat([self.norm(self.spec.features(observation)), self.gain * latent[..., : self.latent_dim]], -1)
 
     def head(self, inputs: Tensor, copies: slice = slice(None)) -> Tensor:
         """Mean actions (or logits) `[C, N, A]` for inputs `[C, N, F + Z]`."""

@@ -14,6 +14,8 @@ from mbrl_lightning.results import Row, iqm, stratified_bootstrap
 Array = NDArray[np.float64]
 REPS = 1000  # resamples for each point of a band
 GRID = 40  # most places at which seeds are compared
+ORDER = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "visible")
+"""Methods for hidden tasks, as they are put side by side; variants (m3po_k3) follow their method, all others go before."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ def curve(rows: Sequence[Row], place: Literal["real_steps", "shot"]) -> Curve:
 
 
 def choose(rows: Sequence[Row], metric: str, split: str | None = None, shot: int | None = None) -> list[Row]:
-    """Rows of one metric, one split and one shot.
+    """Rows of one metric, one split and, of each algorithm, one shot.
 
     Args:
         rows: of one env.
         metric: its name.
         split: None takes "test" where there is one, else the first that comes.
-        shot: None takes the shot measured at most iterations, the longest among equals.
+        shot: None takes each algorithm's own: the one measured at most iterations, the longest among equals.
 
     Raises:
         ValueError: no such rows, or rows of several envs.
@@ -87,12 +89,11 @@ def choose(rows: Sequence[Row], metric: str, split: str | None = None, shot: int
     splits = [row.split for row in chosen]
     if splits and split is None:
         chosen = [row for row in chosen if row.split == ("test" if "test" in splits else splits[0])]
-    if chosen and shot is None:
-        times: dict[int, set[int]] = {}
-        for row in chosen:
-            times.setdefault(row.shot, set()).add(row.iteration)
-        shot = max(times, key=lambda each: (len(times[each]), each))
-    chosen = [row for row in chosen if row.shot == shot]
+    times: dict[str, dict[int, set[int]]] = {}
+    for row in chosen:
+        times.setdefault(row.algorithm, {}).setdefault(row.shot, set()).add(row.iteration)
+    most = {name: max(shots, key=lambda each: (len(shots[each]), each)) for name, shots in times.items()}
+    chosen = [row for row in chosen if row.shot == (most[row.algorithm] if shot is None else shot)]
     one_env(chosen, metric)
     return chosen
 
@@ -106,11 +107,17 @@ def last(rows: Sequence[Row]) -> list[Row]:
 
 
 def by_algorithm(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each algorithm, algorithms in alphabetical order."""
-    groups: dict[str, list[Row]] = {name: [] for name in sorted({row.algorithm for row in rows})}
+    """Rows of each algorithm, algorithms in the order of `ORDER` and else of the alphabet."""
+    groups: dict[str, list[Row]] = {name: [] for name in sorted({row.algorithm for row in rows}, key=place_in_order)}
     for row in rows:
         groups[row.algorithm].append(row)
     return groups
+
+
+def place_in_order(algorithm: str) -> tuple[int, str]:
+    """What to sort names of algorithms, and of their variants, by."""
+    of = [name for name in ORDER if f"{algorithm}_".startswith(f"{name}_")]
+    return (ORDER.index(max(of, key=len)) if of else -1), algorithm
 
 
 def one_env(rows: Sequence[Row], what: str) -> None:

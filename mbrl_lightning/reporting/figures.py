@@ -53,7 +53,7 @@ def learning_curve(
         path: the PNG; its folder is made.
         reference: label to value, each drawn as a horizontal line.
         split: task split; None takes "test" where there is one.
-        shot: context transitions; None takes the shot measured most often, the longest among equals.
+        shot: context transitions; None takes, for each algorithm, the shot measured most often, the longest among equals.
 
     Raises:
         ValueError: no such rows, or rows of several envs.
@@ -66,7 +66,8 @@ def learning_curve(
     _references(axes, reference)
     first = chosen[0]
     where = f"{first.split} tasks" if first.split else "training"
-    context = f", context of {first.shot} transitions" if first.shot >= 0 else ""
+    shots = " or ".join(str(shot) for shot in sorted({row.shot for row in chosen}) if shot >= 0)
+    context = f", context of {shots} transitions" if shots else ""
     axes.set_title(f"{first.env}: {where}{context}")
     axes.set_xlabel("real environment steps")
     axes.set_ylabel(_label(metric, first.unit, first.env))

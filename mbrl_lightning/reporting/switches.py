@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: 
     """
     after, tasks, reward, hidden = (np.asarray(values, dtype=np.float64) for values in (after, tasks, reward, hidden))
     values = np.unique(np.concatenate([tasks, hidden]))
+    values = values[::-1] if values[0] < 0 else values  # of two directions forwards is blue, as in the films
     figure, (upper, lower) = canvas.blank(2, 1, 8.0, 3.4)
     few = len(values) <= MOST_VALUES
     for index, value in enumerate(values if few else [None]):
@@ -71,9 +73,9 @@ def _bands(axes: Axes, hidden: Array, values: Array, name: str) -> None:
     few = len(values) <= MOST_VALUES
     scale = ScalarMappable(Normalize(values.min(), values.max()), "viridis")
     edges = [0, *(np.flatnonzero(np.diff(hidden)) + 1).tolist(), len(hidden)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         value = hidden[begin]
-        shade = canvas.colour(int(np.searchsorted(values, value))) if few else scale.to_rgba(value)
+        shade = canvas.colour(int(np.flatnonzero(values == value)[0])) if few else scale.to_rgba(value)
         axes.axvspan(begin - 0.5, end - 0.5, color=shade, alpha=0.25, linewidth=0)
     if not few:
         axes.figure.colorbar(scale, ax=axes, label=name, alpha=0.25)

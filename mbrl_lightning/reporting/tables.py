@@ -168,16 +168,20 @@ def return_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     others = [*RETURNS, *sorted(seen - {*RETURNS, "return/policy"})]
     unit = next((row.unit for row in rows if row.metric == "return/policy"), "")
     names = [RETURNS.get(metric, metric.removeprefix("return/")) for metric in others]
-    header = [*OPENING, "tasks", "mean +- sd", "IQM [95 %]", "each seed", *names]
+    header = [*OPENING, "tasks", "mean +- sd", "median", "IQM [95 %]", "each seed", *names]
+    hidden = any(row.metric.startswith("reward/") for row in rows)
     table = Table(f"{env}, {split} tasks: return [{unit}]", header)
     for group in found:
         scores = group.scores("return/policy")
         if scores is not None:
             seeds = " ".join(number(value) for value in scores.mean(1)) if len(scores) > 1 else "-"
-            measures = [str(scores.shape[1]), mean_and_deviation(scores), interval(scores), seeds]
+            # where the task is hidden a seed learns all tasks or one: half of a mean is no seed's
+            median = number(np.median(scores.mean(1))) if hidden and len(scores) > 1 else "-"
+            measures = [str(scores.shape[1]), mean_and_deviation(scores), median, interval(scores), seeds]
             table.rows.append([*group.opening(), *measures, *map(group.mean, others)])
     table.notes.append("policy: deterministic where the column does not say otherwise; mean, IQM: over seeds and")
-    table.notes.append("tasks; sd: between seeds; 95 %: stratified bootstrap over seeds within tasks")
+    median = "; median: of the seeds' means" if any(row[6] != "-" for row in table.rows) else ""
+    table.notes.append(f"tasks; sd: between seeds; 95 %: stratified bootstrap over seeds within tasks{median}")
     if split == "test":
         _add_paper(table, env, "return/policy", "mean +- sd")
     return table

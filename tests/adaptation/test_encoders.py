@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from mbrl_lightning.adaptation.encoders import GraphEncoder
+from mbrl_lightning.adaptation.encoders import GraphEncoder, ProductEncoder
 
 M, K, N, X, Y, Z = 2, 7, 5, 4, 3, 6
 
@@ -162,3 +162,88 @@ def test_context_terms_are_computed_once_and_kept_in_the_belief():
     assert isinstance(belief, TensorDict)
     net.nodes = None  # what targets must not need any more
     net.target(targets, belief)
+
+
+# -- product of Gaussians (PEARL)
+
+
+def product(seed: int = 0) -> ProductEncoder:
+    torch.manual_seed(seed)
+    return ProductEncoder(X, Z, [8]).double()
+
+
+def test_the_belief_is_the_normalised_product_of_the_factors():
+    """Densities multiplied on a grid, dimension by dimension, then normalised; mean and deviation by sums."""
+    net, (x, _) = product(), nodes(K)
+    belief = net(x)
+    loc, precision = net.factors(x)
+    grid = torch.linspace(-8, 8, 40_001, dtype=torch.float64)
+    for m in range(M):
+        for z in range(Z):
+            factors = torch.distributions.Normal(loc[m, :, z, None], precision[m, :, z, None].rsqrt())
+            density = factors.log_prob(grid).sum(0)
+            weight = torch.softmax(density, 0)
+            mean = (weight * grid).sum()
+            torch.testing.assert_close(belief["loc"][m, z], mean, rtol=1e-6, atol=1e-8)
+            deviation = (weight * (grid - mean).square()).sum().sqrt()
+            torch.testing.assert_close(belief["scale"][m, z], deviation, rtol=1e-6, atol=1e-8)
+    assert torch.equal(belief["latent"], belief["loc"])
+
+
+def test_a_factor_sees_one_transition():
+    net, (x, _) = product(), nodes(K)
+    alone = [net.factors(x[:, k : k + 1]) for k in range(K)]
+    for together, parts in zip(net.factors(x), zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(together, torch.cat(parts, 1))
+
+
+def test_a_further_transition_never_widens_the_product_belief():
+    net, (x, _) = product(), nodes(K)
+    scales = torch.stack([net(x[:, : k + 1])["scale"] for k in range(K)])
+    assert (scales[1:] < scales[:-1]).all()
+
+
+def test_order_does_not_matter_to_the_product():
+    net, (x, _) = product(), nodes(K)
+    order = torch.randperm(K, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(net(x[:, order]), net(x))
+
+
+def test_without_a_transition_the_product_is_standard_normal():
+    net, (x, _) = product(), nodes(K)
+    for belief in (net(x[:, :0]), net(x, torch.zeros(M, K, dtype=torch.bool))):
+        assert torch.equal(belief["loc"], torch.zeros(M, Z, dtype=torch.float64))
+        assert torch.equal(belief["scale"], torch.ones(M, Z, dtype=torch.float64))
+    belief["loc"].sum().backward()
+    assert not [p for p in net.parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+
+
+def test_masked_transitions_are_as_if_they_were_not_there():
+    net, (x, _) = product(), nodes(K)
+    mask = torch.ones(M, K, dtype=torch.bool)
+    mask[0, 2:5] = False
+    belief = net(x, mask)
+    torch.testing.assert_close(belief[:1], net(x[:1, [0, 1, 5, 6]]))
+    torch.testing.assert_close(belief[1:], net(x[1:]))
+
+
+def test_deviations_of_the_product_stay_positive_whatever_the_network_says():
+    net, (x, _) = product(), nodes(K)
+    for bias in (-1e4, 1e4):
+        with torch.no_grad():
+            net.net[-1].bias.fill_(bias)
+        belief = net(x)
+        assert torch.isfinite(belief["loc"]).all()
+        assert (belief["scale"] > 0).all()
+    torch.testing.assert_close(
+        belief["scale"], torch.full((M, Z), (1e4 / K) ** 0.5, dtype=torch.float64), rtol=1e-3, atol=0
+    )
+
+
+def test_the_sum_over_transitions_keeps_its_precision_in_half_precision():
+    net = product().float()
+    x = torch.randn(1, 2000, X, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        belief = net(x)
+    assert belief["loc"].dtype == torch.float32
+    torch.testing.assert_close(belief["scale"], net(x)["scale"], rtol=1e-2, atol=0)

@@ -201,3 +201,79 @@ def test_any_sizes(lengths, count, tasks):
     assert context.shape == (tasks, min(count, min(lengths[task] for task in drawn.tolist())))
     assert (context["observation"][..., 1] == (drawn + 1.0).unsqueeze(1)).all()
     assert buffer.draw_targets(drawn, count, generator()).shape == (tasks, count)
+
+
+# -- several tasks in one row, tasks that come back, and recent contexts (PEARL)
+
+
+def test_equal_tasks_share_an_index_and_new_ones_are_registered():
+    buffer = TaskBuffer(2)
+    first = torch.tensor([[3.0, 0.0], [1.0, 5.0], [3.0, 0.0]], dtype=torch.float64)
+    assert buffer.index_of(first).tolist() == [0, 1, 0]
+    more = torch.tensor([[[0.0, 9.0], [1.0, 5.0]], [[0.0, 9.0], [-1.0, 2.0]]], dtype=torch.float64)
+    assert buffer.index_of(more).tolist() == [[2, 1], [2, 3]]
+    assert buffer.tasks.tolist() == [[3, 0], [1, 5], [0, 9], [-1, 2]]
+    assert buffer.index_of(first.flip(0)).tolist() == [0, 1, 0]
+    assert buffer.index_of(first[:0]).tolist() == []
+    assert len(buffer.tasks) == 4
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_an_index_names_its_task(calls):
+    buffer, first = TaskBuffer(1), {}
+    for values in calls:
+        index = buffer.index_of(numbers(*values))
+        for value, row in zip(values, index.tolist(), strict=True):
+            assert first.setdefault(value, row) == row
+            assert buffer.tasks[row, 0] == value
+    assert len(buffer.tasks) == len(first)
+
+
+def test_a_row_may_change_its_task_on_the_way():
+    buffer = TaskBuffer(1)
+    data = episode(numbers(1, 2), 6)
+    index = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 1, 1, 2, 2, 2]])
+    buffer.add_tasks(numbers(1, 2, 3))
+    buffer.extend(data, index, exploratory=True)
+    assert torch.equal(buffer.transitions()["task"], index.flatten())
+    assert buffer.rows(exploratory=True)[1].tolist() == [3, 6, 3]
+    stepwise = TaskBuffer(1)
+    stepwise.add_tasks(numbers(1, 2, 3))
+    stepwise.extend(data, index, exploratory=True, first_episode=0)
+    assert torch.equal(stepwise.transitions()["task"], index.T.flatten())
+
+
+@pytest.mark.parametrize("capacity", [1000, 40], ids=["room", "wrapped"])
+def test_recent_rows_are_the_newest_exploratory_ones_of_their_task(capacity):
+    """30 steps of one episode for each of two tasks, in turns, the last 10 by the policy: of steps 0-19 the newest are wanted."""
+    buffer = TaskBuffer(1, capacity)
+    data, index = episode(numbers(1, 2), 30, horizon=99), buffer.add_tasks(numbers(1, 2))
+    for first in range(0, 30, 5):
+        buffer.extend(data[:, first : first + 5], index, exploratory=first < 20)
+    start = data["observation"][:, 0, 0]
+    for seed in range(5):
+        rows, there = buffer.recent_rows(torch.tensor([1, 0]), 4, 6, generator(seed))
+        assert there.all()
+        drawn = buffer.transitions()[rows]
+        assert drawn["task"].tolist() == [[1] * 4, [0] * 4]
+        steps = drawn["observation"][..., 0] - start[[1, 0]].unsqueeze(1)
+        assert all(set(row) <= set(range(14, 20)) and len(set(row)) == 4 for row in steps.tolist())
+
+
+def test_a_task_with_fewer_rows_leaves_the_rest_open():
+    buffer = filled({1: 2, 2: 9}, policy_steps=5)
+    buffer.add_tasks(numbers(3))
+    rows, there = buffer.recent_rows(torch.tensor([0, 1, 2]), 4, 100, generator())
+    assert there.sum(1).tolist() == [2, 4, 0]
+    assert len(set(rows[0][there[0]].tolist())) == 2
+    assert buffer.transitions()["exploratory"][rows[there]].all()
+    rows, there = buffer.recent_rows(torch.tensor([1]), 4, 3, generator())  # fewer recent ones than asked for
+    assert there.sum() == 3
+
+
+def test_rows_come_in_the_order_of_their_age():
+    buffer = filled({1: 6, 2: 2, 3: 6}, capacity=10)  # wrapped: the newest lie before the oldest
+    table, counts = buffer.rows(exploratory=False)
+    ages = buffer.transitions()["age"][table[2, : counts[2]]]
+    assert ages.tolist() == [0, 1, 2, 3, 4, 0]  # an episode of 5 steps and the first of the next

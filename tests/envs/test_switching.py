@@ -1,8 +1,11 @@
 """Hidden tasks that switch in flight: when, to what, without a trace in the body, and exactly again from a saved state."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from mbrl_lightning.check_env import check_family
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.envs.switching import Schedule, SwitchingSimulator
@@ -208,6 +211,19 @@ def test_a_switch_at_every_step(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_later_episode_begins_as_in_a_new_simulator_of_its_task(name):
+    family, draws = make_family(name), generator(5)
+    sim = family.simulate(family.test[:8])
+    sim.reset(generator())
+    sim.reset(generator(5))
+    assert not sim.tasks.equal(family.test[:8])
+    twin = family.simulate(sim.tasks)._base
+    torch.randint(2**62, (), generator=draws)  # the seed of tasks and times
+    twin.reset(draws)
+    assert sim._base.state().equal(twin.state()), "what the solver starts from depends on the task"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_body_does_not_feel_a_switch(name):
     """Positions and velocities right after a switch are those of the simulator that did not switch."""
     switching, staying = (make_family(name, switch_every_steps=n, jitter=0.0, horizon=20) for n in (5, None))
@@ -272,13 +288,7 @@ def test_target_holds_the_reward_itself(name):
     assert spec.outcome_dim == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_fixed_test_tasks(name):
-    family = make_family(name)
-    assert len(family.test) == 20
-    assert len(family.extreme) == 0
-    assert family.extreme.shape[1] == len(family.parameters)
-    if name in DIRECTIONS:
-        assert family.test.sum() == 0
-        assert set(family.test.flatten().tolist()) == {-1, 1}
-    assert family.switch_every == {"point_switch": 50, "half_cheetah_pier": None}.get(name, 300)
+def test_sharing_tasks_must_be_said():
+    family = make_family("point_switch")
+    silent = dataclasses.replace(family, shared_tasks=False)
+    assert [[c.name for c in check_family(f) if not c.passed] for f in (family, silent)] == [[], ["splits"]]

@@ -204,7 +204,8 @@ def test_state_is_the_same_before_and_after_use_and_fits_a_fresh_module():
     file = io.BytesIO()
     torch.save(used.state_dict(), file)
     file.seek(0)
-    fresh.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    state = {f"sac.{name}": value for name, value in torch.load(file, weights_only=True).items()}
+    torch.nn.ModuleDict({"sac": fresh}).load_state_dict(state, strict=True)  # as part of an algorithm
     assert fingerprint(fresh.state_dict()) == fingerprint(used.state_dict())
     assert torch.equal(fresh.losses(transitions())["loss"], used.losses(transitions())["loss"])
 

@@ -1,0 +1,110 @@
+"""The page of results: sections for families that have rows, variants under the names of their folders."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from mbrl_lightning.results import Results, Row
+
+pytest.importorskip("matplotlib")
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+@pytest.fixture
+def updater(tmp_path, monkeypatch):
+    """`docs/update_results.py` on an empty page, with no runs and no results yet."""
+    monkeypatch.syspath_prepend(DOCS)
+    spec = importlib.util.spec_from_file_location("update_results", DOCS / "update_results.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "update_results", module)
+    spec.loader.exec_module(module)
+    for name, path in {
+        "DOCS": tmp_path,
+        "RESULTS": tmp_path / "results",
+        "RUNS": tmp_path / "runs",
+        "PAGE": tmp_path / "page.md",
+        "README": tmp_path / "README.md",
+    }.items():
+        monkeypatch.setattr(module, name, path)
+    (tmp_path / "page.md").write_text("# Results\n")
+    (tmp_path / "README.md").write_text("<!-- results -->\n")
+    return module
+
+
+def store(folder: Path, label: str, algorithm: str, seeds: int = 2, worse: float = 0.5, on: str = "test") -> None:
+    """Results as a run writes them; the return is 100 seed + 10 iteration, for `m3po` at shot 0, for others at 200."""
+    for seed in range(seeds):
+        results = Results(folder / label / f"seed{seed}.csv", algorithm, "point_switch", seed)
+        for iteration in (1, 2):
+            at = {"iteration": iteration, "real_steps": 200 * iteration, "shot": 0 if algorithm == "m3po" else 200}
+            for task in (0, 1):
+                value = 100.0 * seed + 10 * iteration
+                results.add("return/policy", value, split=on if iteration == 1 else "test", task=task, **at)
+            results.add("reward/direction=1", 2.0 - seed, split="test", **at)
+            results.add("reward/direction=-1", worse + seed, split="test", **at)
+            results.add("reward/since_0_10", -0.25, split="test", **at)
+        results.flush()
+
+
+def test_a_family_gets_its_section_with_its_first_results_and_keeps_what_is_written_there(updater, tmp_path):
+    updater.main()
+    assert (tmp_path / "page.md").read_text() == "# Results\n"
+    store(tmp_path / "results" / "point_switch", "m3po", "m3po")
+    store(tmp_path / "results" / "point_switch", "m3po_k3", "m3po", worse=-0.5)
+    store(tmp_path / "results" / "point_switch", "pearl", "pearl", seeds=1)
+    updater.main()
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("## Tasks that are hidden") == page.count("## Point in the plane") == 1
+    assert "conf=point_switch algorithm=m3po seeds=0..1\n" in page
+    assert "algorithm=m3po branch.length=3 seeds=0..1 out=runs/m3po_k3\n" in page
+    assert "ant_fwd_bwd" not in page
+    (tmp_path / "page.md").write_text(page.replace("## Point in the plane", "## Point\n\nBoth directions are learned."))
+    updater.main()
+    again = (tmp_path / "page.md").read_text()
+    assert "Both directions are learned." in again
+    assert again.count("<!-- table: point_switch -->") == 1
+
+
+def test_every_seed_and_the_worse_direction_stand_in_the_tables(updater, tmp_path):
+    store(tmp_path / "results" / "point_switch", "m3po", "m3po")
+    store(tmp_path / "results" / "point_switch", "m3po_k3", "m3po", worse=-0.5)
+    lines = updater.section("point_switch").splitlines()
+    assert "| m3po | 1 | 400 | 0 | 120 |" in lines
+    # seed 0 has 2 and .5, seed 1 has 1 and 1.5; of the variant 2 and -.5, 1 and .5
+    assert "| m3po | 0 | 0 | 400 | 0.5 | 2 | 0.5 | -0.25 |" in lines
+    assert "| m3po_k3 | 0 | 1 | 400 | 0.5 | 1 | 0.5 | -0.25 |" in lines
+    assert any(line.startswith("| m3po | 0 | 2 | 400 | 1 +- 0.71 | 1.5 +- 0.71 | 0.75 +- 0.35 |") for line in lines)
+
+
+def test_variants_have_a_picture_of_their_own(updater, tmp_path, monkeypatch):
+    for label, algorithm in {"m3po": "m3po", "m3po_k3": "m3po", "pearl": "pearl", "visible": "recurrent_sac"}.items():
+        store(tmp_path / "results" / "point_switch", label, algorithm)
+    drawn = {}
+
+    def draw(rows, metric, path, split):
+        drawn[path.name] = {row.algorithm for row in rows}
+
+    monkeypatch.setattr(updater.figures, "learning_curve", draw)
+    updater.section("point_switch")
+    assert drawn == {
+        "point_switch_curve.png": {"m3po", "pearl"},
+        "point_switch_variants.png": {"m3po", "m3po_k3", "visible"},
+    }
+
+
+def test_curves_of_runs_that_looked_at_training_tasks_on_the_way_are_of_those(updater):
+    row = Row("m3po", "point_switch", 0, 1, 200, "train", 0, 0, "return/policy", 1.0, "")
+    looked = [row, row._replace(iteration=2), row._replace(iteration=3, split="test")]
+    assert updater.curve_split(looked) == "train"
+    assert updater.curve_split([entry._replace(split="test") for entry in looked]) == "test"
+
+
+def test_the_committed_results_have_a_section_each(updater, monkeypatch):
+    monkeypatch.setattr(updater, "RESULTS", DOCS.parent / "results")
+    page = (DOCS / "results.md").read_text()
+    names = {path.name for path in (DOCS.parent / "results").iterdir() if path.is_dir()}
+    assert {name for name in names if f"<!-- table: {name} -->" not in updater.with_hidden_families(page)} == set()
