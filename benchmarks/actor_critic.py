@@ -20,7 +20,8 @@ from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
 from benchmarks.measure import Ratio, compare, ratio
 from mbrl_lightning.adaptation.recurrent import HistoryNet
-from mbrl_lightning.config.schema import PolicyConfig, SACConfig
+from mbrl_lightning.config.methods import SACConfig
+from mbrl_lightning.config.schema import PolicyConfig
 from mbrl_lightning.gaussians import squashed_sample
 from mbrl_lightning.policy_search.sac import SAC, HistoryPolicy
 from mbrl_lightning.step import GradientStep

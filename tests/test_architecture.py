@@ -17,7 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up; a module may import those of earlier rows only. A folder stands for all of its files.
 LAYERS = [
     {"errors", "runs", "reporting"},
-    {"console", "config.schema", "guarantees"},
+    {"console", "config.option", "guarantees"},
+    {"config.methods"},
+    {"config.schema"},
     {"config.validation", "runs.storage", "runs.signals"},
     {"config.draft", "runs.lock"},
     {"config"},
@@ -27,7 +29,14 @@ LAYERS = [
     {"data"},
     {"dynamics", "reporting.curves", "reporting.paper", "reporting.video"},
     {"imagination", "measures", "reporting.canvas", "reporting.tables"},
-    {"policy_search", "hidden_task", "reporting.figures", "reporting.guarantees"},
+    {
+        "policy_search",
+        "hidden_task",
+        "reporting.hidden_tables",
+        "reporting.switches",
+        "reporting.figures",
+        "reporting.guarantees",
+    },
     {"algorithms", "cloning"},
     {"meta_test", "progress", "rulers"},
     {"loop"},
@@ -39,7 +48,7 @@ LAYERS = [
 SPLIT = ("config", "runs", "reporting")  # folders whose files have layers of their own
 LIGHT = ("__init__", "errors", "console", "config", "config.schema", "config.validation", "config.draft")
 LIGHT += ("config.usage", "runs", "runs.storage", "runs.lock", "runs.run", "runs.signals", "runs.seed_jobs", "fit")
-LIGHT += ("bounds",)
+LIGHT += ("bounds", "config.option", "config.methods")
 HEAVY = {
     "torch",
     "torchrl",

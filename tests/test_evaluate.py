@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import os
+import shutil
+import socket
 
 import pytest
 
 from mbrl_lightning.errors import ConfigError, StorageError
 from mbrl_lightning.evaluate import Options, evaluate, load_run, main, parse
 from mbrl_lightning.fit import fit
+from mbrl_lightning.meta_test import MetaTest
+from mbrl_lightning.results import read_results
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +34,17 @@ def contents(folder) -> dict[str, str]:
 
 
 def test_options_are_read():
-    words = "run=a/b tasks=extreme episodes=3 context=20 seed=4 figures=false rulers=true video=true"
+    words = "run=a/b tasks=extreme episodes=3 context=20 seed=4 figures=false rulers=true video=true into=results"
     expected = Options(
-        run="a/b", tasks="extreme", episodes=3, context=20, seed=4, figures=False, rulers=True, video=True
+        run="a/b",
+        tasks="extreme",
+        episodes=3,
+        context=20,
+        seed=4,
+        figures=False,
+        rulers=True,
+        video=True,
+        into="results",
     )
     assert parse(words.split()) == expected
     assert parse(["run=a"]) == Options(run="a")
@@ -46,6 +60,7 @@ def test_options_are_read():
         (["run=a", "context=0"], "at least 1"),
         (["run=a", "tasks=all"], "tasks=all"),
         (["run=a", "figures=1"], "figures=1"),
+        (["run=a", "into=run"], "only into=results"),
         (["run"], "unknown key"),
     ],
 )
@@ -94,6 +109,78 @@ def test_a_run_is_loaded_as_it_was(run):
     assert loop.real.num_steps == len(loop.real) > 0
     assert loop.folder is None
     assert [row for row in loop.results.rows if row.metric == "return/policy"]
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory):
+    """A run with a hidden task that looked at training tasks, with its own number of episodes."""
+    out = tmp_path_factory.mktemp("runs")
+    fit(
+        conf="point_switch",
+        algorithm="m3po",
+        out=str(out),
+        loop={"iterations": 2, "episode_steps": 20, "model_steps": 2, "first_model_steps": 2},
+        dynamics={"hidden": 8, "layers": 1},
+        policy={"hidden": [8]},
+        sac={"warmup_steps": 30, "updates_per_step": 0.1, "batch": 8},
+        env={"options": {"horizon": 30, "switch_every_steps": 10}},
+        evaluation={"split": "train", "episodes": 2},
+    )
+    return out / "point_switch" / "m3po" / "seed0"
+
+
+def where(rows) -> set[tuple]:
+    return {(row.metric, row.iteration, row.real_steps, row.shot, row.unit) for row in rows if row.split}
+
+
+def test_a_run_that_looked_at_training_tasks_is_tested_with_all_its_rows(hidden):
+    before = contents(hidden)
+    rows = evaluate(hidden, figures=False).rows
+    assert contents(hidden) == before
+    assert {row.split for row in rows} == {"test"}
+    assert where(rows) == where(read_results(hidden)) != set()
+    assert {(row.iteration, row.real_steps) for row in rows} == {(2, 70)}
+    assert {row.metric for row in rows} >= {"return/random", "return/sampled", "model/nll", "reward/direction=1"}
+
+
+def test_the_runs_own_episodes_and_context_are_taken_unless_others_are_asked_for(hidden, run, monkeypatch):
+    counts = []
+    original = MetaTest.episodes
+
+    def counted(test, *rest):
+        episodes = original(test, *rest)
+        counts.append(episodes.shape[1])
+        return episodes
+
+    monkeypatch.setattr(MetaTest, "episodes", counted)
+    evaluate(hidden, figures=False)
+    assert set(counts) == {2}
+    counts.clear()
+    evaluate(hidden, figures=False, episodes=1)
+    assert set(counts) == {1}
+    assert {row.shot for row in evaluate(run, figures=False).rows if row.metric == "return/random"} == {8}
+
+
+def test_rows_are_put_into_the_run_when_asked_and_replace_those_put_there_before(hidden, tmp_path, capsys):
+    copied = shutil.copytree(hidden, tmp_path / "seed0")
+    old = read_results(copied)
+    new = evaluate(copied, figures=False, into="results").rows
+    assert "rows of test tasks at iteration 2 put in place of 0" in capsys.readouterr().out
+    assert repr(read_results(copied)) == repr([*old, *new])
+    again = evaluate(copied, figures=False, into="results", seed=1).rows
+    assert f"{len(again)} rows of test tasks at iteration 2 put in place of {len(new)}" in capsys.readouterr().out
+    assert repr(read_results(copied)) == repr([*old, *again])
+    assert repr(again) != repr(new)
+    assert not (copied / "lock").exists()
+
+
+def test_a_run_in_training_is_left_alone(hidden, tmp_path):
+    copied = shutil.copytree(hidden, tmp_path / "seed0")
+    (copied / "lock").write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
+    before = contents(copied)
+    with pytest.raises(StorageError, match="in use"):
+        evaluate(copied, figures=False, into="results")
+    assert contents(copied) == before
 
 
 def test_no_run_and_no_checkpoint(tmp_path, run):

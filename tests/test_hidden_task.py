@@ -12,7 +12,7 @@ from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.dynamics.recurrent import HistoryDynamics
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.hidden_task import history_errors, reward_slope, rewards_by_task, since_switch
+from mbrl_lightning.hidden_task import after_switches, history_errors, reward_slope, rewards_by_task, since_switch
 
 
 def made_up(hidden: list[list[float]], reward: list[list[float]], valid: list[list[bool]] | None = None) -> TensorDict:
@@ -52,6 +52,26 @@ def test_steps_after_the_end_of_an_episode_do_not_count():
 def test_a_continuous_task_is_not_listed_value_by_value():
     episodes = made_up([[float(i) for i in range(6)]], [[1.0] * 6])
     assert not [name for name in rewards_by_task(episodes, "mass") if "mass" in name]
+
+
+def test_rewards_after_every_switch_end_at_the_next_one_and_at_the_end():
+    episodes = made_up(
+        [[1, -1, -1, 1, 1], [2, 2, 3, 3, 4]],
+        [[9.0, 1.0, 2.0, 3.0, 4.0], [9.0, 9.0, 5.0, 9.0, 9.0]],
+        [[True] * 5, [True, True, True, False, False]],  # the second episode ends before its second switch
+    )
+    rewards, tasks = after_switches(episodes, 3)
+    nan = torch.nan
+    expected = torch.tensor([[1.0, 2.0, nan], [3.0, 4.0, nan], [5.0, nan, nan]])
+    torch.testing.assert_close(rewards, expected, equal_nan=True)
+    assert tasks.tolist() == [[-1], [1], [3]]
+    assert after_switches(episodes, 1)[0].flatten().tolist() == [1.0, 3.0, 5.0]
+
+
+def test_without_a_switch_there_is_nothing_after_one():
+    rewards, tasks = after_switches(made_up([[1, 1, 1]], [[1.0, 2.0, 3.0]]), 4)
+    assert rewards.shape == (0, 4)
+    assert tasks.shape == (0, 1)
 
 
 @pytest.fixture
@@ -105,3 +125,15 @@ def test_persistence_has_no_slope(point, monkeypatch):
     monkeypatch.setattr(dynamics, "predict", lambda observation, *_: observation.expand(2, -1, -1) + 0.0)
     hidden = data["hidden"][..., 0].flatten()
     assert not torch.nan_to_num(reward_slope(dynamics, batch, hidden)).any()
+
+
+def test_the_likelihood_is_in_nats_of_the_standardised_targets(point):
+    """A head that says mean 0, deviation 1 of everything: a standard normal's density of what happened."""
+    dynamics, data = point
+    said = torch.zeros(2, 600, dynamics.spec.target_dim), torch.zeros(2, 600, dynamics.spec.target_dim)
+    dynamics.forward = lambda inputs, action: tuple(part[:, : len(action)] for part in said)
+    errors = history_errors(dynamics, data[:10], 4, torch.Generator().manual_seed(0))
+    flat = data[:10].flatten()
+    target = dynamics.targets(flat["observation"], flat["next", "observation"])
+    density = torch.distributions.Normal(0.0, 1.0).log_prob(target).sum(-1)
+    assert errors["nll"] == pytest.approx(-float(density.mean()), rel=1e-4)

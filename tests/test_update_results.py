@@ -35,7 +35,7 @@ def updater(tmp_path, monkeypatch):
     return module
 
 
-def store(folder: Path, label: str, algorithm: str, seeds: int = 2, worse: float = 0.5, on: str = "test") -> None:
+def store(folder: Path, label: str, algorithm: str, seeds: int = 2, worse: float = 0.5) -> None:
     """Results as a run writes them; the return is 100 seed + 10 iteration, for `m3po` at shot 0, for others at 200."""
     for seed in range(seeds):
         results = Results(folder / label / f"seed{seed}.csv", algorithm, "point_switch", seed)
@@ -43,7 +43,7 @@ def store(folder: Path, label: str, algorithm: str, seeds: int = 2, worse: float
             at = {"iteration": iteration, "real_steps": 200 * iteration, "shot": 0 if algorithm == "m3po" else 200}
             for task in (0, 1):
                 value = 100.0 * seed + 10 * iteration
-                results.add("return/policy", value, split=on if iteration == 1 else "test", task=task, **at)
+                results.add("return/policy", value, split="test", task=task, **at)
             results.add("reward/direction=1", 2.0 - seed, split="test", **at)
             results.add("reward/direction=-1", worse + seed, split="test", **at)
             results.add("reward/since_0_10", -0.25, split="test", **at)

@@ -14,7 +14,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.adaptation.recurrent import HistoryInputs, HistoryNet
-from mbrl_lightning.config.schema import DynamicsConfig, HistoryConfig
+from mbrl_lightning.config.methods import HistoryConfig
+from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.networks import Normalizer
 

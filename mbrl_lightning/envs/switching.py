@@ -129,7 +129,7 @@ class SwitchingSimulator:
         self._sequence = torch.where(rows[:, None, None], sequence, self._sequence)
         self._clock = self._clock.masked_fill(rows, 0)
         self._started = self._started | rows
-        # Before the body is put at its start: what a solver keeps from there depends on the task.
+        # Before the body is put at its start, so that whatever is derived there is of the task's own model.
         self._follow_schedule()
         self._before = self._base.reset(generator, mask)
         opening = torch.cat([self._before[:, self._visible], torch.zeros(self.batch_size, 1)], -1)

@@ -19,7 +19,8 @@ from torchrl.modules import TanhNormal
 from torchrl.objectives import SACLoss, ValueEstimators
 
 from mbrl_lightning.adaptation.recurrent import HistoryNet
-from mbrl_lightning.config.schema import PolicyConfig, SACConfig
+from mbrl_lightning.config.methods import SACConfig
+from mbrl_lightning.config.schema import PolicyConfig
 from mbrl_lightning.gaussians import squashed_sample
 from mbrl_lightning.step import GradientStep
 

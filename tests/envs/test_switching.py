@@ -220,7 +220,7 @@ def test_a_later_episode_begins_as_in_a_new_simulator_of_its_task(name):
     twin = family.simulate(sim.tasks)._base
     torch.randint(2**62, (), generator=draws)  # the seed of tasks and times
     twin.reset(draws)
-    assert sim._base.state().equal(twin.state()), "what the solver starts from depends on the task"
+    assert sim._base.state().equal(twin.state())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,8 @@ from torchrl.modules import TanhNormal
 from torchrl.objectives import LossModule, SACLoss
 
 from mbrl_lightning.adaptation.recurrent import HistoryNet
-from mbrl_lightning.config.schema import PolicyConfig, SACConfig
+from mbrl_lightning.config.methods import SACConfig
+from mbrl_lightning.config.schema import PolicyConfig
 from mbrl_lightning.errors import DivergedError
 from mbrl_lightning.policy_search.sac import SAC
 from mbrl_lightning.step import GradientStep
