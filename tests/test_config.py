@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from mbrl_lightning import config as config_module
 from mbrl_lightning.config import (
@@ -59,6 +60,21 @@ def test_every_shipped_combination_is_valid(conf, algorithm, monkeypatch):
     monkeypatch.setattr(config_module, "conf_root", conf_root)
     config = load_config([f"conf={conf}", f"algorithm={algorithm}"])
     assert (config.conf, config.algorithm) == (conf, algorithm)
+
+
+@pytest.mark.parametrize("preset", available("preset"))
+def test_every_preset_stands_on_top_of_the_conf_and_below_the_command_line(preset, monkeypatch):
+    monkeypatch.setattr(config_module, "conf_root", conf_root)
+    blocks = OmegaConf.load(conf_root() / "preset" / f"{preset}.yaml")
+    assert blocks
+    for algorithm, block in blocks.items():
+        words = ["conf=half_cheetah_fwd_bwd", f"algorithm={algorithm}", f"preset={preset}"]
+        assert load_config(words).loop.iterations == block.loop.iterations
+        assert load_config([*words, "loop.iterations=7"]).loop.iterations == 7
+    with pytest.raises(ConfigError, match=f"preset={preset}: has nothing for algorithm=dr_ppo"):
+        load_config(["conf=cartpole", "algorithm=dr_ppo", f"preset={preset}"])
+    with pytest.raises(ConfigError, match=f"did you mean '{preset}'"):
+        load_config(["conf=cartpole", f"preset={preset}x"])
 
 
 def test_shipped_names_cover_the_known_families(monkeypatch):
@@ -278,7 +294,7 @@ def test_a_falling_share_of_imagined_data_needs_an_end_after_its_beginning():
 
 def test_help_lists_every_key_conf_and_algorithm():
     text = help_text()
-    for name in (*FIELDS, *available(), *available("algorithm")):
+    for name in (*FIELDS, *available(), *available("algorithm"), *available("preset")):
         assert name in text
 
 

@@ -46,6 +46,63 @@ def test_a_model_free_method_has_no_model_to_draw(trained, tmp_path):
     assert names == {"learning_curve.png", "adaptation_curve.png"}
 
 
+SMALL = {
+    "conf": "point_switch",
+    "loop": {"iterations": 2, "episode_steps": 40, "model_steps": 5, "first_model_steps": 5},
+    "dynamics": {"hidden": 8, "layers": 1, "members": 2, "targets": 16},
+    "policy": {"hidden": [8]},
+    "sac": {"warmup_steps": 60, "every": 10, "updates_per_step": 0.2, "batch": 16},
+}
+EVERY_HISTORY = {"learning_curve.png", "imagined_against_real.png", "exploitation.png"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "every", "names"),
+    [
+        ("m3po", 15, EVERY_HISTORY | {"switches.png"}),
+        ("m3po", None, EVERY_HISTORY),  # the task stays for the whole episode
+        ("recurrent_sac", 15, {"learning_curve.png", "switches.png"}),  # its model is never fitted
+        ("pearl", 15, {"learning_curve.png", "switches.png"}),
+    ],
+)
+def test_figures_of_methods_for_hidden_tasks(make_loop, tmp_path, caplog, algorithm, every, names):
+    pytest.importorskip("matplotlib")
+    family = shortened(make_family("point_switch", horizon=40, switch_every_steps=every), context=10)
+    loop = make_loop(algorithm, family=family, **SMALL)
+    loop.fit()
+    before = fingerprint(loop.state_dict())
+    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
+        written = diagnostics.draw(loop, tmp_path)
+    assert {path.name for path in written} == names
+    assert not caplog.records
+    assert fingerprint(loop.state_dict()) == before
+
+
+def test_in_a_perfect_model_of_histories_the_imagined_episode_is_the_real_one(make_loop, monkeypatch):
+    """Which takes the same history in imagination as in reality, as the policy looks at it."""
+    family = shortened(make_family("point_switch", horizon=40, switch_every_steps=None), context=10)
+    loop = make_loop("m3po", family=family, **SMALL)
+    loop.fit()
+    dynamics = loop.algorithm.dynamics
+    dynamics.low.fill_(-torch.inf)
+    dynamics.high.fill_(torch.inf)
+    asked = []
+
+    def forwards(observation, inputs, action):
+        asked.append(int(inputs["mask"][0].sum()))
+        velocity = observation[:, :2] + 0.5 * (action - 0.5 * observation[:, :2])
+        reward = velocity[:, :1] - 0.1 * action.square().sum(-1, keepdim=True)
+        return torch.cat([velocity, reward], -1).expand(2, -1, -1)
+
+    monkeypatch.setattr(dynamics, "predict", forwards)
+    imagined, real = diagnostics.imagined_and_real(loop, family.test[[0, 0, 1]])
+    assert imagined.shape == real.shape == (3, 40)
+    torch.testing.assert_close(imagined["observation"][:2], real["observation"][:2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(imagined["action"][:2], real["action"][:2], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(imagined["observation"][2], real["observation"][2], atol=1e-2)  # was to go backwards
+    assert asked == [min(step, 10) for step in range(40)]
+
+
 def test_a_figure_that_fails_costs_a_warning_and_the_others_are_drawn(trained, tmp_path, monkeypatch, caplog):
     pytest.importorskip("matplotlib")
     loop = trained()

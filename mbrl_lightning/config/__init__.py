@@ -1,7 +1,7 @@
 """From names and `key=value` words to one checked `Config`, in well under a second: no PyTorch here.
 
 Layers, later wins: `conf/default.yaml`, `conf/<conf>.yaml`, `conf/algorithm/<algorithm>.yaml`, the conf's own
-`algorithms: {any: {...}, <algorithm>: {...}}` block, the command line. All problems are reported together.
+`algorithms: {any: {...}, <algorithm>: {...}}` block, `conf/preset/<preset>.yaml`'s block of that algorithm, the command line. All problems are reported together.
 """
 
 import os
@@ -30,7 +30,7 @@ def conf_root() -> Path:
 
 
 def available(kind: str = "") -> list[str]:
-    """Names that `conf=` (kind "") or `algorithm=` (kind "algorithm") accept."""
+    """Names that `conf=` (kind ""), `algorithm=` or `preset=` (kinds of the same name) accept."""
     return sorted(path.stem for path in (conf_root() / kind).glob("*.yaml") if path.stem != "default")
 
 
@@ -132,6 +132,16 @@ def _put_files(draft: Draft, flat: dict[str, Any], conf_file: Any) -> None:
     draft.put("", _read_named("algorithm", algorithm, draft), f"algorithm {algorithm}")
     draft.put("", own.get("any"), f"{label}, any algorithm")
     draft.put("", own.get(algorithm) if isinstance(algorithm, str) else None, f"{label}, {algorithm}")
+    if flat.get("preset") is not None:
+        draft.put("", _preset(flat["preset"], algorithm, draft), f"preset {flat['preset']}, {algorithm}")
+
+
+def _preset(name: Any, algorithm: Any, draft: Draft) -> dict[str, Any]:
+    blocks = _read_named("preset", name, draft)
+    if not blocks or algorithm in blocks:
+        return blocks.get(algorithm, {})
+    draft.problems.append(f"preset={name}: has nothing for algorithm={algorithm}; it has {', '.join(sorted(blocks))}")
+    return {}
 
 
 def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:

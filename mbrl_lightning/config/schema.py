@@ -175,6 +175,9 @@ class Config:
     algorithm: str = option(
         "gssm_aps", "name of a file in conf/algorithm/ (without .yaml)", pattern=NAME, architecture=True
     )
+    preset: str | None = option(
+        None, "settings on top of those: a file in conf/preset/ (without .yaml), e.g. the papers' own", pattern=NAME
+    )
     seed: int = option(0, "root seed", minimum=0, maximum=2**32 - 1)
     seeds: str | None = option(None, "several seeds in one command: 0..4 or [0,3]", free=True)
     jobs: int = option(1, "seeds trained at the same time", minimum=1, free=True)

@@ -12,6 +12,7 @@ Meta-trains and meta-tests one algorithm on one task family. Values are YAML; la
 
   conf       {confs}
   algorithm  {algorithms}
+  preset     {presets}
 
   conf_file=PATH     a YAML file anywhere in place of conf=NAME
   seeds=0..4         several seeds, jobs=N at a time; finished ones are skipped, then a report is made
@@ -27,7 +28,8 @@ keys with their defaults (conf and algorithm may set others; --print-config tell
 
 def help_text() -> str:
     """The whole help: commands, names, every key with default, meaning and range."""
-    head = _HEAD.format(confs=" ".join(available()), algorithms=" ".join(available("algorithm")))
+    names = {"confs": "", "algorithms": "algorithm", "presets": "preset"}
+    head = _HEAD.format(**{word: " ".join(available(kind)) for word, kind in names.items()})
     defaults = Config()
     lines = []
     for section in ("", *sorted(SECTIONS, key=[key.rpartition(".")[0] for key in FIELDS].index)):
