@@ -118,7 +118,10 @@ class M3PO(Algorithm):
             batch = self._batch(histories, rows[pick]).set("weight", counts[pick])
             batch = step.share(batch)
             metrics = step(
-                partial(self.dynamics.training_step, batch), self.optimizers["dynamics"], cfg.max_grad_norm, stacked=True
+                partial(self.dynamics.training_step, batch),
+                self.optimizers["dynamics"],
+                cfg.max_grad_norm,
+                stacked=True,
             )
             if (now + 1) % cfg.check_every == 0 and stopping.check(check):
                 break

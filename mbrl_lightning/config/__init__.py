@@ -1,7 +1,8 @@
 """From names and `key=value` words to one checked `Config`, in well under a second: no PyTorch here.
 
 Layers, later wins: `conf/default.yaml`, `conf/<conf>.yaml`, `conf/algorithm/<algorithm>.yaml`, the conf's own
-`algorithms: {any: {...}, <algorithm>: {...}}` block, `conf/preset/<preset>.yaml`'s block of that algorithm, the command line. All problems are reported together.
+`algorithms: {any: {...}, <algorithm>: {...}}` block, the algorithm's block in `conf/preset/<preset>.yaml`, the command line.
+All problems are reported together.
 """
 
 import os

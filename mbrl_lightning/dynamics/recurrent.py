@@ -113,7 +113,9 @@ class HistoryDynamics(L.LightningModule):
         return self.target_norm(self.spec.target(observation, following))
 
     @torch.no_grad()
-    def imagine(self, observation: Tensor, inputs: TensorDictBase, action: Tensor, head: Tensor, noise: Tensor) -> Tensor:
+    def imagine(
+        self, observation: Tensor, inputs: TensorDictBase, action: Tensor, head: Tensor, noise: Tensor
+    ) -> Tensor:
         """Sampled next observations, kept to the range of the data on both sides.
 
         Args:

@@ -24,7 +24,9 @@ def noisy(generator: torch.Generator, observation: torch.Tensor) -> torch.Tensor
     return torch.rand(len(observation), 1, generator=generator) * 2 - 1
 
 
-def filled(every: int | None, steps: int = 30, capacity: int = 1000, calls: int = 2, **fields) -> tuple[TaskBuffer, list]:
+def filled(
+    every: int | None, steps: int = 30, capacity: int = 1000, calls: int = 2, **fields
+) -> tuple[TaskBuffer, list]:
     """A buffer of episodes that end at different times, and the episodes as lists of (observation, action, next)."""
     spec = counter_spec(6, termination=past_task, outcome=lambda n: n[..., :1] * 2, **fields)
     real, walked, generator = TaskBuffer(1, capacity), [], torch.Generator().manual_seed(0)

@@ -34,7 +34,9 @@ def test_the_model_finds_the_hidden_direction_in_the_history():
 
 
 @pytest.mark.parametrize(
-    "blind", [{"history": {"model": False}}, {"dynamics": {"variance_weight": 0.0}}], ids=["no_history", "plain_likelihood"]
+    "blind",
+    [{"history": {"model": False}}, {"dynamics": {"variance_weight": 0.0}}],
+    ids=["no_history", "plain_likelihood"],
 )
 def test_without_history_or_with_the_plain_likelihood_it_does_not(blind):
     assert slope(**blind) < 0.5
