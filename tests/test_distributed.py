@@ -19,7 +19,8 @@ import torch
 from mbrl_lightning.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINED = ("gssm_aps", "gssm", "gssm_aps-ppo", "dr_ppo")
+TRAINED = ("gssm_aps", "gssm", "gssm_aps-ppo", "dr_ppo", "m3po", "pearl")
+ALIKE = ("gssm_aps", "dr_ppo", "m3po", "pearl")
 TOLERANCE = 1e-6
 
 
@@ -32,7 +33,7 @@ def environment() -> dict[str, str]:
 def outcome(tmp_path_factory):
     """All scenarios of `two_ranks.py`, run once: folder, exit statuses and seconds by scenario, messages."""
     folder = tmp_path_factory.mktemp("ranks")
-    names = [*TRAINED, "gssm_aps:1", "dr_ppo:1", "signalled", "dies", "diverges"]
+    names = [*TRAINED, *(f"{name}:1" for name in ALIKE), "signalled", "dies", "diverges"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder), *names],
         env=environment(),
@@ -58,7 +59,7 @@ def test_both_ranks_hold_the_same_state(outcome, name):
     assert first["print"] == second["print"]  # weights, moments, data, streams: bit for bit
 
 
-@pytest.mark.parametrize("name", ["gssm_aps", "dr_ppo"])
+@pytest.mark.parametrize("name", ALIKE)
 def test_two_ranks_equal_one_process_with_the_same_global_batch(outcome, name):
     folder, ended, messages = outcome
     assert ended[f"{name}:1"]["statuses"] == [0], messages

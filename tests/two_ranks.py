@@ -36,13 +36,22 @@ BASE = {
     "dynamics": {"tasks": 4},
 }
 PPO = {"search": BASE["search"] | {"method": "ppo", "epochs": 3, "minibatch": 8, "target_kl": 1e-4}}
+HIDDEN = {
+    "conf": "point_switch",
+    "loop": {"iterations": 2, "episode_steps": 30, "model_steps": 6, "first_model_steps": 6},
+    "dynamics": {"tasks": 4, "hidden": 8, "layers": 1, "targets": 16},
+    "policy": {"hidden": [8]},
+    "sac": {"warmup_steps": 60, "every": 10, "updates_per_step": 0.2, "batch": 16},
+    "branch": {"per_step": 4},
+    "evaluation": {"shots": [0.0]},
+}
 
 
 def build(rank: int, folder: Path, changes: dict, world: int, falls: bool = False) -> MetaLoop:
     """A tiny run; with `falls`, imagined episodes end at other times on one rank than on the other."""
     devices = {"devices": world, "strategy": "ddp"} if world > 1 else {}
     cfg = compose(BASE | changes | devices)
-    family = shortened(make_family("cartpole"), test=2)
+    family = shortened(make_family(cfg.env.name), test=2)
     if falls:
         family = replace(
             family, spec=replace(family.spec, training_termination=lambda after: after[..., 0].abs() > 0.08)
@@ -112,6 +121,8 @@ SCENARIOS: dict[str, Callable[[int, Path, int], None]] = {
     "gssm": trains(algorithm="gssm"),
     "gssm_aps-ppo": trains(falls=True, **PPO),
     "dr_ppo": trains(algorithm="dr_ppo", search=BASE["search"] | {"horizon": 12}),
+    "m3po": trains(**HIDDEN | {"algorithm": "m3po"}),
+    "pearl": trains(**HIDDEN | {"algorithm": "pearl", "pearl": {"meta_batch": 4, "context": 8}}),
     "signalled": signalled,
     "dies": dies,
     "diverges": diverges,
