@@ -52,6 +52,12 @@ the actor take 1.1 ms each, the network 0.6 ms of it; here one pass serves obser
 observations. Density and sample of a `TanhNormal` are 0.2 ms each, the target update 0.2 ms against 0.03 ms.
 The backward pass through all this takes 3.7 ms against 2.4 ms.
 """,
+    "histories": """## Branches and windows of histories
+
+`imagination.branched_rollouts` with everything it keeps (a head and noise for every row, rewards, terminations, the
+windows that SAC learns from) against one forward pass of policy and model on the same histories. And the
+drawing of a batch of windows in one gather (`data/windows.py`; wanted under 0.3 ms) against walking back from every row.
+""",
     "closed-loop collection": """## Closed-loop collection
 
 Sixteen half-cheetah tasks, one policy call for all of them at each step. `data.collect` against
