@@ -7,7 +7,7 @@
     section A.8 (M3PO-h)     D_hyb = beta D_model + (1 - beta) D_env, beta falling from 1 to 0            M3PO.beta
 Variants are values: `history.model=false` is M2PO, `branch.beta=0` recurrent SAC on real data, `branch.full=true` full-model
 rollouts, `branch.length` k. Departures: lines 4-12 run over parts of `sac.every` real steps instead of one by one; the
-temperature is tuned; D_model starts anew with every fit of the model, and random actions of the warm-up are held.
+temperature is tuned; D_model is filled anew after every fit of the model, and random actions of the warm-up are held.
 """
 
 from __future__ import annotations
@@ -144,12 +144,15 @@ class M3PO(Algorithm):
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
         act = self.actor(self.prior(len(tasks)), self.generator)
         imagined, parts, metrics = TensorDict({}, batch_size=[0]), [], dict[str, float]()
+        if self.beta > 0:  # the model is new, and so is all that it imagines
+            histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
+            imagined = self._imagine(histories, real, step, cfg.branch.buffer)
         for part in collect(tasks, act, stretch, cfg.sac.every):
             parts.append(part)
             histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
             if self.beta > 0:
                 fresh = self._imagine(histories, real, step, cfg.branch.per_step * part.numel())
-                imagined = torch.cat([imagined, fresh])[-cfg.branch.buffer :] if len(imagined) else fresh
+                imagined = torch.cat([imagined, fresh])[-cfg.branch.buffer :]
             for _ in range(round(cfg.sac.updates_per_step * part.numel())):
                 metrics = self._learn(histories, imagined, step)
         self.epoch += 1
