@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,10 +11,14 @@ import torch
 from fakes import fingerprint
 from tensordict import TensorDict
 
+from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.algorithms.m3po import M3PO
 from mbrl_lightning.config import compose
+from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.imagination import branched_rollouts
+from mbrl_lightning.loop import MetaLoop
 
 SMALL = {
     "loop": {"iterations": 2, "episode_steps": 40, "model_steps": 5, "first_model_steps": 5},
@@ -58,8 +64,6 @@ def test_updates_follow_the_real_steps(small):
 def test_a_branch_continues_a_real_history(small, steps):
     loop = ready(small())
     algorithm = loop.algorithm
-    from mbrl_lightning.data.windows import Histories
-
     histories = Histories(loop.real, algorithm.dynamics.inputs, 4)
     rows = torch.arange(10, 20)
     start = histories.before(rows)
@@ -91,8 +95,6 @@ def test_imagined_rollouts_end_where_the_family_says(small):
         batch_size=[8],
     )
     act = partial(loop.algorithm._sample, torch.Generator().manual_seed(0))
-    from dataclasses import replace
-
     spec = dynamics.spec
     for rule, wanted in ((lambda n: torch.ones(len(n)).bool(), 8), (lambda n: torch.zeros(len(n)).bool(), 40)):
         dynamics.spec = replace(spec, termination=rule)
@@ -174,8 +176,6 @@ def test_acting_sees_what_learning_sees(small):
     choose = act.choose
     act.choose = lambda inputs: seen.append(inputs.clone()) or choose(inputs)
     data = torch.cat(list(loop.interact(loop.family.sample(1, torch.Generator()), act, 30, 7)), 1)
-    from mbrl_lightning.data.windows import Histories
-
     rows = torch.arange(len(loop.real) - 30, len(loop.real))
     window = Histories(loop.real, algorithm.dynamics.inputs, 4).before(rows)["inputs"]
     for name in ("pairs", "mask", "current"):
@@ -213,7 +213,17 @@ def test_an_episode_shorter_than_the_history_is_enough(small):
 
 
 def test_discrete_actions_are_refused(small):
-    from mbrl_lightning.algorithms.m3po import M3PO
-
     with pytest.raises(ConfigError, match="discrete"):
         M3PO(make_family("acrobot"), compose({"conf": "acrobot", "algorithm": "m3po"}))
+
+
+def test_a_family_that_ends_at_once_gives_histories_of_nothing(small):
+    family = make_family("point_switch")
+    ending = replace(family, spec=replace(family.spec, termination=lambda after: torch.ones(len(after)).bool()))
+    merged = SMALL | {"branch": SMALL["branch"] | {"length": 3}}
+    cfg = compose({"conf": "point_switch", "algorithm": "m3po"} | merged)
+    loop = MetaLoop(cfg, ending, make_algorithm(cfg, ending), quiet=True)
+    rows = loop.fit().rows
+    assert loop.real.num_steps == 140
+    assert loop.real.transitions()["next", "terminated"].all()
+    assert all(math.isfinite(row.value) for row in rows if row.metric == "return/policy")
