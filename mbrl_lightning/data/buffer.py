@@ -170,5 +170,5 @@ class TaskBuffer:
             self.storage.extend(TensorDict(state["data"], batch_size=[length]).unflatten_keys("."))
             if "writer" in state:
                 self.storage.writer.load_state_dict(state["writer"])
-        self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state["episodes"]
+        self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state.get("episodes", 0)
         self._rows.clear()
