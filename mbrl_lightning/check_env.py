@@ -271,7 +271,7 @@ def _parameters(family: TaskFamily) -> Check:
     near = [value for name, value in effect.items() if name not in family.distant]
     return Check(
         "parameters",
-        min(near) > 1e-6,
+        min(near, default=1.0) > 1e-6,
         f"largest change of an observation in {STEPS} steps: {detail}",
     )
 

@@ -9,11 +9,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.console import log
+from mbrl_lightning.dynamics.adaptive import AdaptiveDynamics
 from mbrl_lightning.dynamics.recurrent import HistoryDynamics
 from mbrl_lightning.hidden_task import after_switches
 from mbrl_lightning.imagination import ImaginedStreams
 from mbrl_lightning.loop import MetaLoop
 from mbrl_lightning.meta_test import MetaTest
+from mbrl_lightning.policy_search.adaptive_actor import AdaptiveActor
 from mbrl_lightning.policy_search.history_actor import HistoryActor
 from mbrl_lightning.reporting import figures, video
 from mbrl_lightning.reporting.switches import switches
@@ -38,7 +40,7 @@ def draw(loop: MetaLoop, folder: Path) -> list[Path]:
         jobs.append(lambda: figures.adaptation_curve(rows, folder / "adaptation_curve.png"))
     if algorithm.model is not None:
         jobs.append(lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"))
-    if algorithm.model is not None and algorithm.adapts:
+    if algorithm.model is not None and algorithm.adapts and not algorithm.deploys_prior:
         jobs.append(lambda: _latent_space(loop, folder / "latent_space.png"))
     if loop.family.switch_every:
         jobs.append(lambda: _switches(loop, folder / "switches.png"))
@@ -82,10 +84,12 @@ def imagined_and_real(loop: MetaLoop, tasks: Tensor) -> tuple[TensorDict, Tensor
     assert algorithm.model is not None
     belief = _belief(test, tasks)
     real = test.episodes(tasks, test.deterministic(belief))[:, 0]
-    if isinstance(algorithm.model, HistoryDynamics):
-        actor = algorithm.actor(belief)
-        assert isinstance(actor, HistoryActor)
-        return _standing_still(_imagined_alone(algorithm.model, actor, real["observation"][:, 0], real.shape[1])), real
+    if isinstance(algorithm.model, HistoryDynamics | AdaptiveDynamics):
+        actor, model = algorithm.actor(belief), algorithm.model
+        assert isinstance(actor, HistoryActor | AdaptiveActor)
+        steps = real.shape[1] if isinstance(actor, HistoryActor) else min(real.shape[1], SHOWN_STEPS)
+        imagined = _imagined_alone(model, actor, real["observation"][:, 0], steps)
+        return _standing_still(imagined), real[:, :steps]
     members = algorithm.model.decoder.copies
     device = loop.fabric.device
     start = real["observation"][:, 0].unsqueeze(1).repeat(1, members, 1).to(device)
@@ -98,14 +102,20 @@ def imagined_and_real(loop: MetaLoop, tasks: Tensor) -> tuple[TensorDict, Tensor
     return _standing_still(streams.rollout(act, real.shape[1])[:, 0].cpu()), real
 
 
-def _imagined_alone(dynamics: HistoryDynamics, actor: HistoryActor, start: Tensor, steps: int) -> TensorDict:
+def _imagined_alone(
+    dynamics: HistoryDynamics | AdaptiveDynamics, actor: HistoryActor | AdaptiveActor, start: Tensor, steps: int
+) -> TensorDict:
     """Episodes `[M, T]` from initial states `[M, S]` in the mean of the model's heads; the actor keeps their histories."""
     rows, observation = [], start
     actor.begin(torch.ones(len(start), dtype=torch.bool))
     for _ in range(steps):
         action, before = actor(observation), observation.to(dynamics.device)
-        inputs = actor.belief.clone(False).set("current", dynamics.inputs.current(before))
-        following = dynamics.predict(before, inputs, action.to(dynamics.device)).mean(0)
+        if isinstance(dynamics, HistoryDynamics):
+            inputs = actor.belief.clone(False).set("current", dynamics.inputs.current(before))
+            following = dynamics.predict(before, inputs, action.to(dynamics.device)).mean(0)
+        else:
+            asked = before.unsqueeze(1), action.to(dynamics.device).unsqueeze(1)
+            following = dynamics.predict(*asked, actor.belief).squeeze(1)
         following = torch.clamp(following, dynamics.low, dynamics.high).cpu()
         done = dynamics.spec.termination(following).unsqueeze(-1)
         rows.append({"observation": observation, "action": action, "next": {"observation": following, "done": done}})

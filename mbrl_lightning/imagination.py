@@ -12,7 +12,7 @@ from mbrl_lightning.adaptation.recurrent import remember
 from mbrl_lightning.data.windows import columns
 from mbrl_lightning.dynamics.base import Dynamics
 from mbrl_lightning.dynamics.recurrent import HistoryDynamics
-from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.envs.spec import EnvSpec, never
 from mbrl_lightning.errors import DivergedError
 
 ImaginedAct = Callable[[Tensor], dict[str, Tensor]]
@@ -53,7 +53,11 @@ class ImaginedStreams:
         self.code_noise, self.members, self.restart = code_noise, members, restart
         self.noise, self.generator = noise, generator
         self.observation = start
-        self.age = torch.zeros(start.shape[:2], dtype=torch.long, device=start.device)
+        self.nobody = torch.zeros(start.shape[:2], dtype=torch.bool, device=start.device)
+        self.now, self.due, self.born = 0, horizon, torch.zeros_like(self.nobody, dtype=torch.long)
+        fall = dynamics.spec.training_termination
+        self.rules = [] if dynamics.spec.termination is never else [dynamics.spec.termination]
+        self.rules += [] if fall is None else [fall]
 
     def rollout(self, act: ImaginedAct, steps: int) -> TensorDict:
         """Run T = `steps` steps on.
@@ -82,7 +86,9 @@ class ImaginedStreams:
                     "truncated": truncated,
                 }
             )
-            self._begin_anew(following, terminated | truncated)
+            self.observation = following
+            if terminated is not self.nobody or truncated is not self.nobody:
+                self._begin_anew(terminated | truncated)
         data = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
         require_imaginable(data["following"])
         return self._assemble(data)
@@ -95,22 +101,23 @@ class ImaginedStreams:
             shape = (*action.shape[:2], spec.target_dim)
             disturbance = self.noise * torch.randn(shape, generator=self.generator).to(action.device)
         following = self.dynamics(self.observation, action, self.belief, self.code_noise, self.members, disturbance)
-        terminated = spec.termination(following)
-        if spec.training_termination is not None:
-            terminated = terminated | spec.training_termination(following)
-        self.age = self.age + 1
-        return following, terminated, (self.age >= self.horizon) & ~terminated
+        terminated, self.now = self.nobody, self.now + 1
+        for rule in self.rules:
+            terminated = terminated | rule(following)
+        if self.now < self.due:  # nothing else ends an episode, so ages are not looked at
+            return following, terminated, self.nobody
+        return following, terminated, (self.now - self.born >= self.horizon) & ~terminated
 
-    def _begin_anew(self, following: Tensor, done: Tensor) -> None:
-        self.observation = following
+    def _begin_anew(self, done: Tensor) -> None:
         if not bool(done.any()):
             return
         fresh = self.start
         if self.restart is not None:
-            fresh = torch.zeros_like(following)
-            fresh[done] = self.restart(int(done.sum())).to(following.device)
-        self.observation = torch.where(done.unsqueeze(-1), fresh, following)
-        self.age = torch.where(done, torch.zeros_like(self.age), self.age)
+            fresh = torch.zeros_like(self.observation)
+            fresh[done] = self.restart(int(done.sum())).to(fresh.device)
+        self.observation = torch.where(done.unsqueeze(-1), fresh, self.observation)
+        self.born = torch.where(done, self.now, self.born)
+        self.due = int(self.born.min()) + self.horizon
 
     def _assemble(self, data: dict[str, Tensor]) -> TensorDict:
         spec = self.dynamics.spec

@@ -6,11 +6,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from mbrl_lightning.dynamics.adaptive import AdaptiveDynamics
 from mbrl_lightning.dynamics.base import Dynamics
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.gaussians import kl_divergence
 
 MULTI_STEPS = 10
+MOST_CUTS, CUTS_AT_ONCE = 40, 64
 
 
 def until_fall(episodes: TensorDict, spec: EnvSpec) -> TensorDict:
@@ -82,6 +84,44 @@ def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDic
     error = torch.where(valid.unsqueeze(-1), (dynamics.spec.change(start, observation) - change).square(), 0.0)
     variance = change[valid].var(0, correction=0).clamp_min(1e-8)
     return (error / variance).mean(-1).sum(1) / valid.sum(1)
+
+
+@torch.no_grad()
+def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> dict[str, Tensor]:
+    """Errors on the next K transitions before and after adapting to the last M, along real episodes, per task.
+
+    Args:
+        dynamics: the model.
+        episodes: `[T, E, H]` of T tasks; only cuts with all M steps before and K after them inside the episode count.
+        past: M.
+        future: K.
+
+    Returns:
+        `nmse_before` and `nmse_after`, `[T]` each: squared errors of the predicted change over the variance of that change in
+        all episodes, mean over outputs and transitions; NaN where a task has no episode long enough.
+    """
+    tasks, spec = len(episodes), dynamics.spec
+    change = spec.change(episodes["observation"], episodes["next", "observation"])
+    variance = change[episodes["valid"]].var(0, correction=0).clamp_min(1e-8)
+    first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
+    first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
+    total = change.new_zeros(3, tasks)
+    rows = episodes.select("observation", "action", ("next", "observation"), "valid").flatten(0, 1)
+    owner = torch.arange(tasks, device=change.device).repeat_interleave(episodes.shape[1])
+    for cuts in first.split(max(CUTS_AT_ONCE // len(rows), 1)):
+        index = cuts.unsqueeze(1) + torch.arange(past + future)
+        part = rows[:, index].flatten(0, 1)  # [rows x cuts, M + K]
+        before, after = part[:, :past], part[:, past:]
+        truth = spec.change(after["observation"], after["next", "observation"])
+        belief, empty = dynamics.infer(before), TensorDict({}, batch_size=before.shape[:1])
+        whole = after["valid"][:, -1].to(truth)
+        found = [whole]
+        for known in (empty, belief):
+            predicted = dynamics.predict(after["observation"], after["action"], known)
+            error = (spec.change(after["observation"], predicted) - truth).square() / variance
+            found.append(error.mean((1, 2)) * whole)
+        total.index_add_(1, owner.repeat_interleave(len(cuts)), torch.stack(found))
+    return {"nmse_before": total[1] / total[0], "nmse_after": total[2] / total[0]}
 
 
 def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:

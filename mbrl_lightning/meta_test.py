@@ -65,7 +65,11 @@ class MetaTest:
         """
         cfg, family = self.algorithm.cfg.evaluation, self.algorithm.family
         size = (cfg.context or family.context_steps) if self.algorithm.adapts else 0
-        shots = sorted({size, *(round(size * shot) for shot in cfg.shots)}) if full else [size]
+        most, size = (
+            size,
+            0 if self.algorithm.deploys_prior else size,
+        )  # `size`: the shot that curves and controls are for
+        shots = sorted({size, *(round(most * shot) for shot in cfg.shots)}) if full else [size]
         context = self.context(tasks, max([*shots, size, 1]))
         summary: dict[str, float] = {}
         for shot in shots:
@@ -82,11 +86,14 @@ class MetaTest:
                 self.add(name, value, split=split, shot=size)
         if isinstance(self.algorithm.model, HistoryDynamics):
             self._history_errors(self.algorithm.model, reference, split, size)
+        for metric, values in self.algorithm.measures(reference).items():
+            summary[metric] = self._rows(metric, values, split, size)
         if full:
             self._controls(tasks, at_size, split, size)
             if isinstance(self.algorithm.model, Dynamics):
                 summary |= self._model_errors(tasks, at_size, reference, context, split, size)
-                self._probe(tasks, context[:, :size], split, size)
+                if at_size["latent"].shape[1]:
+                    self._probe(tasks, context[:, :size], split, size)
         return summary
 
     # -- interaction
@@ -154,7 +161,9 @@ class MetaTest:
         if cfg.sampled:
             episodes = self.episodes(tasks, lambda count: self._act(belief, count, sampled=True))
             self.report("return/sampled", episodes, split, shot)
-        if cfg.wrong_belief and self.algorithm.adapts and len(tasks) > 1:
+        for name, other in self.algorithm.controls(belief).items():
+            self.report(f"return/{name}", self.episodes(tasks, self.deterministic(other)), split, shot)
+        if cfg.wrong_belief and self.algorithm.adapts and shot > 0 and len(tasks) > 1:
             episodes = self.episodes(tasks, self.deterministic(self.another(belief)))
             self.report("return/wrong_belief", episodes, split, shot)
         own = self.algorithm.generator

@@ -125,6 +125,18 @@ def test_imagined_and_real_episodes_begin_in_the_same_state_and_have_equal_lengt
     assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
 
 
+def test_a_planner_that_adapts_imagines_from_the_same_state(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    loop = trained("grbal", l2a={"past": 4}, planner={"candidates": 12, "horizon": 3, "elites": 3})
+    imagined, real = diagnostics.imagined_and_real(loop, loop.family.test[:3])
+    assert imagined.shape == real.shape
+    assert torch.equal(imagined["observation"][:, 0], real["observation"][:, 0])
+    torch.testing.assert_close(imagined["action"][:, 0], real["action"][:, 0])
+    assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
+    names = {path.name for path in diagnostics.draw(loop, tmp_path)}
+    assert names == {"learning_curve.png", "imagined_against_real.png"}
+
+
 def test_an_imagined_episode_stays_where_it_ended():
     observation = torch.arange(5.0).view(1, 5, 1).repeat(2, 1, 1)
     done = torch.zeros(2, 5, 1, dtype=torch.bool)

@@ -21,6 +21,7 @@ from mbrl_lightning.runs import checkpoint
 
 PPO_SEARCH = {"method": "ppo", "updates": 3, "segments": 2}
 PEARL = {"pearl": {"context": 6, "hold": 4, "hidden": [16]}, "sac": {"updates_per_step": 0.2, "batch": 32}}
+META = {"updates": 2, "rollouts": 2}
 VARIANTS = {
     "gssm_aps": ("gssm_aps", {}),
     "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}, "search": {"holdout": 1, "restarts": 2}}),
@@ -31,6 +32,10 @@ VARIANTS = {
     "gssm": ("gssm", {}),
     "gssm-ppo": ("gssm", {"search": PPO_SEARCH}),
     "dr_ppo": ("dr_ppo", {"search": {"updates": 2, "tasks": 2, "horizon": 30}}),
+    "mb_mpo": ("mb_mpo", {"meta": META, "dynamics": {"members": 2, "targets": 8, "persistence": 0.5}}),
+    "mb_mpo-biased": ("mb_mpo", {"meta": META | {"bias": 0.1, "noise": 0.1}, "search": {"initial_starts": 0.5}}),
+    "me_trpo": ("me_trpo", {"meta": META}),
+    "trpo": ("trpo", {"search": {"updates": 2, "tasks": 2, "horizon": 30}}),
     "pearl": ("pearl", PEARL),
     "pearl-hidden": ("pearl", PEARL | {"env": {"name": "point_switch", "options": {"horizon": 20}}}),
 }
@@ -102,7 +107,7 @@ def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
     assert measured(read_results(tmp_path / "parts")) == measured(read_results(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "pearl", "pearl-hidden"])
+@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "pearl", "pearl-hidden"])
 def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name):
     states, rows = [], []
     for every in (0, 1):
@@ -117,7 +122,7 @@ def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name
     assert rows[0] == rows[1] != []
 
 
-@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "pearl", "pearl-hidden"])
+@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "pearl", "pearl-hidden"])
 def test_a_full_meta_test_leaves_no_trace_but_in_its_own_stream(make_loop, name):
     algorithm, changes = variant(name, iterations=1)
     loop = make_loop(algorithm, **changes)

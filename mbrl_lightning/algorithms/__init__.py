@@ -7,8 +7,11 @@ from collections.abc import Callable
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.algorithms.dr_ppo import DRPPO
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
+from mbrl_lightning.algorithms.l2a import L2A
 from mbrl_lightning.algorithms.m3po import M3PO
+from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.algorithms.pearl import PEARL
+from mbrl_lightning.algorithms.trpo import TRPO
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, did_you_mean
@@ -22,6 +25,12 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "m2po": M3PO,  # the same, the model without history
     "recurrent_sac": M3PO,  # the same without imagination: SAC on real histories
     "pearl": PEARL,  # Rakelly et al., ICML 2019: model-free; a latent inferred from a context, SAC given the latent
+    "mb_mpo": MBMPO,  # Clavera et al., CoRL 2018: a policy one gradient step away from good ones in each of K models
+    "me_trpo": MBMPO,  # Kurutach et al., ICLR 2018: no inner step, every imagined step in a random model
+    "grbal": L2A,  # Nagabandi et al., ICLR 2019: a model adapted by gradient at every control step, and a planner in it
+    "rebal": L2A,  # the same, adapted by a recurrent state
+    "mb_mpc": L2A,  # the same, not adapted (Nagabandi et al., ICRA 2018)
+    "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "dr_ppo": DRPPO,  # the model-free rival: PPO with domain randomisation
 }
 

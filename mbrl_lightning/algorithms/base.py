@@ -46,6 +46,7 @@ class Algorithm(nn.Module):
         generator: draws all that the policy search draws; part of the checkpoint.
         collects: the method collects through `improve`; the loop then collects no more than its `warm_up`.
         adapts: `adapt` learns from a context; the meta-test gives none to a method whose belief grows only as it acts.
+        deploys_prior: what learns, and what curves show, is the policy before it adapts (MAML's pre-update policy).
         warm_up: real steps of random actions before all else, for a method that collects.
     """
 
@@ -54,6 +55,7 @@ class Algorithm(nn.Module):
     collects = False
     warm_up = 0
     adapts = True
+    deploys_prior = False
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__()
@@ -114,6 +116,14 @@ class Algorithm(nn.Module):
             )
             total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
         return {f"train/model_{name}": value for name, value in total.items()}
+
+    def controls(self, belief: TensorDict) -> dict[str, TensorDict]:
+        """Further beliefs `[M]` to act under in a meta-test, by name: rows `return/<name>`."""
+        return {}
+
+    def measures(self, episodes: TensorDict) -> dict[str, Tensor]:
+        """What only this method has to measure in its evaluation episodes `[M, episodes, T]`: `[M]` each, by metric."""
+        return {}
 
     def explorers(self, belief: TensorDict) -> TensorDict:
         """The belief with which the loop collects training episodes, one row an episode; by default the deployed policy."""

@@ -67,3 +67,81 @@ class PearlConfig:
     )
     prior_share: float = option(0.5, "share of the real steps taken with a latent of the prior", above=0, maximum=1)
     meta_batch: int = option(4, "tasks in one update, of sac.batch // meta_batch transitions each, M", minimum=1)
+
+
+@dataclass
+class MetaConfig:
+    """Gradient adaptation of policies and the trust region of the outer step (MB-MPO, ME-TRPO, TRPO)."""
+
+    inner_lr: float = option(
+        0.1, "inner step size on mean losses of standardised advantages; 0: no adaptation", minimum=0
+    )
+    inner_steps: int = option(1, "inner steps, each on trajectories of its own; 0: no adaptation", minimum=0)
+    first_order: bool = option(False, "take the inner step's gradient as constant")
+    updates: int = option(30, "outer steps per iteration", minimum=0)
+    rollouts: int = option(20, "imagined trajectories per model and phase", minimum=1)
+    delta: float = option(0.01, "largest KL divergence of an outer step", above=0)
+    cg_steps: int = option(10, "conjugate gradient iterations", minimum=1)
+    damping: float = option(1e-5, "added to the diagonal of the Fisher matrix", minimum=0)
+    subsample: int = option(10, "every how manieth row is in the Fisher products", minimum=1)
+    backtracks: int = option(15, "step sizes tried by the line search", minimum=1)
+    backtrack: float = option(0.8, "factor from one to the next", above=0, below=1)
+    random_model: bool = option(
+        False, "every imagined step of every row asks a model drawn at random (ME-TRPO); false: a model is a task"
+    )
+    collectors: str = option(
+        "adapted",
+        "who collects real data: the adapted policies, or the one before it adapts",
+        choices=("adapted", "prior"),
+    )
+    bias: float = option(0.0, "b_max: models are off by U(0, b_max), drawn for each and every iteration", minimum=0)
+    noise: float = option(0.0, "deviation of noise added to every imagined observation", minimum=0)
+
+
+@dataclass
+class L2AConfig:
+    """Online adaptation of a model to what just happened (L2A: GrBAL, ReBAL)."""
+
+    adaptation: str = option(
+        "gradient",
+        "what a belief is: weights after inner steps, a recurrent state, or nothing",
+        choices=("gradient", "recurrent", "none"),
+        architecture=True,
+    )
+    past: int = option(16, "transitions that are adapted to, M", minimum=1)
+    future: int = option(16, "transitions that are to be predicted then, K", minimum=1)
+    segments: int = option(32, "segments of M + K transitions in one batch", minimum=1)
+    inner_lr: float = option(0.1, "inner step size, on mean squared errors of standardised targets", minimum=0)
+    inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0)
+    learned: bool = option(True, "learn the step size of each layer, from that one on", architecture=True)
+    first_order: bool = option(False, "take the inner step's gradient as constant")
+    hidden: int = option(64, "width of the recurrent state", minimum=1, architecture=True)
+
+
+@dataclass
+class PlannerConfig:
+    """Action choice by search in the model."""
+
+    kind: str = option(
+        "cem", "random shooting, cross-entropy method or a relative", choices=("random", "cem", "icem", "mppi")
+    )
+    horizon: int = option(15, "steps looked ahead, H", minimum=1)
+    candidates: int = option(500, "action sequences tried at once, N", minimum=1)
+    iterations: int = option(4, "times they are drawn anew (random: once)", minimum=1)
+    elites: int = option(50, "best sequences that the next ones are drawn around (cem, icem)", minimum=1)
+    gamma: float = option(0.99, "discount per step", above=0, maximum=1)
+    initial_std: float = option(0.5, "deviation of the first candidates (not random)", above=0)
+    min_std: float = option(
+        0.05, "smallest deviation later on; for discrete actions the share left to chance", above=0, maximum=1
+    )
+    momentum: float = option(0.1, "share of the plan that one iteration leaves as it was", minimum=0, below=1)
+    temperature: float = option(0.5, "returns this far apart are weighted e to 1 (mppi)", above=0)
+    colour: float = option(2.0, "noise has power 1 / frequency^colour (icem)", minimum=0)
+    keep: float = option(0.3, "share of the elites that are tried again (icem)", minimum=0, maximum=1)
+    decay: float = option(1.25, "factor by which candidates get fewer each time (icem)", minimum=1)
+    warm_start: bool = option(True, "search on from the plan of the last step")
+    chunk: int = option(
+        8192,
+        "environments x candidates x ensemble members imagined at once: what a CPU's cache holds; more for a GPU",
+        minimum=1,
+    )

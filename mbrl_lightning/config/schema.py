@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from mbrl_lightning.config.methods import BranchConfig, HistoryConfig, PearlConfig, SACConfig
+from mbrl_lightning.config.methods import (
+    BranchConfig,
+    HistoryConfig,
+    L2AConfig,
+    MetaConfig,
+    PearlConfig,
+    PlannerConfig,
+    SACConfig,
+)
 from mbrl_lightning.config.option import option
 
 NAME = "[a-z0-9_]+"
@@ -30,6 +38,14 @@ ENVIRONMENTS = (
     "ant_crippled_leg",
     "walker2d_random_params",
     "humanoid_direc",
+    "swimmer",
+    "hopper",
+    "walker2d",
+    "ant",
+    "half_cheetah_200",
+    "arm_reach",
+    "point2d",
+    "half_cheetah_disabled",
 )
 
 
@@ -90,6 +106,19 @@ class DynamicsConfig:
     lr: float = option(1e-3, "learning rate", above=0)
     max_grad_norm: float = option(10.0, "gradients are clipped to this norm; 0: never", minimum=0)
     weight_decay: float = option(0.0, "weight decay", minimum=0)
+    weight_norm: bool = option(False, "weight normalisation (ensembles of deterministic models)", architecture=True)
+    held_out: float = option(
+        0.2,
+        "share of the transitions that each member is checked on (ensembles of deterministic models)",
+        above=0,
+        below=1,
+    )
+    persistence: float | None = option(
+        None,
+        "weight of the past in the average held-out error; a member stops when that rises; null: never",
+        minimum=0,
+        below=1,
+    )
     tasks: int = option(8, "tasks in one batch, M", minimum=1)
     context: int = option(64, "largest number of context transitions drawn, K", minimum=1)
     targets: int = option(64, "target transitions per task, N", minimum=1)
@@ -209,6 +238,9 @@ class Config:
     sac: SACConfig = field(default_factory=SACConfig)
     branch: BranchConfig = field(default_factory=BranchConfig)
     pearl: PearlConfig = field(default_factory=PearlConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    l2a: L2AConfig = field(default_factory=L2AConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

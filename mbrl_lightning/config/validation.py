@@ -64,7 +64,8 @@ def range_problems(config: Config) -> list[str]:
 def _cross_problems(config: Config) -> list[str]:
     ranks = config.devices * config.num_nodes
     pearl = config.algorithm == "pearl"
-    shared = {key: get(config, key) for key in ("dynamics.tasks", "search.tasks", *["pearl.meta_batch"] * pearl)}
+    own = ["pearl.meta_batch"] * pearl + ["l2a.segments"] * (config.algorithm in ("grbal", "rebal", "mb_mpc"))
+    shared = {key: get(config, key) for key in ("dynamics.tasks", "search.tasks", *own)}
     name = config.env.name
     model_based = config.algorithm.startswith("gssm")  # its imagined streams are shared out among the members
     searched = config.dynamics.members - config.search.holdout  # members that imagined rollouts are shared among

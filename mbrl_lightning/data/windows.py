@@ -1,4 +1,4 @@
-"""Histories of real transitions, each a window of pairs, drawn by index in one gather (M3PO section 4)."""
+"""Histories and segments of real transitions, drawn by index in one gather (M3PO section 4; L2A)."""
 
 from __future__ import annotations
 
@@ -71,6 +71,46 @@ class Histories:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Row numbers `[count]`, uniform, with replacement."""
         return torch.randint(self.capacity, (count,), generator=generator).to(self.back.device)
+
+
+class Segments:
+    """Stretches of real episodes, cut in two: M steps before a row, and K steps from it on (L2A; Nagabandi et al. 2019).
+
+    A step of another episode, or of none, is masked: there may be fewer than M before a row, and fewer than K after it.
+
+    Args:
+        data: transitions `[N]` with `episode`, `age` and `stride`; an episode's steps lie `stride` rows apart.
+        inputs: what a model takes of each transition, `[N, X]`.
+        target: what it is to give, `[N, Y]`.
+        past: M.
+        future: K, at least 1.
+    """
+
+    def __init__(self, data: TensorDictBase, inputs: Tensor, target: Tensor, past: int, future: int) -> None:
+        self.inputs, self.target, self.past, self.future = inputs, target, past, future
+        device = inputs.device
+        self.episode, self.age, self.stride = (data[key].to(device) for key in ("episode", "age", "stride"))
+        self.reach = torch.arange(-past, future, device=device)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def at(self, rows: Tensor) -> TensorDict:
+        """The segments cut before `rows` `[B]`: batch `[B]`, each of `past` and `future` with `inputs`, `target`, `mask`."""
+        index = (rows.unsqueeze(1) + self.stride[rows].unsqueeze(1) * self.reach) % len(self)
+        # a row number beyond the buffer's ends, or since overwritten, belongs to another episode or another moment
+        mask = self.episode[index] == self.episode[rows].unsqueeze(1)
+        mask &= self.age[index] == self.age[rows].unsqueeze(1) + self.reach
+        columns = {"inputs": self.inputs[index], "target": self.target[index], "mask": mask}
+        parts = {name: value.split([self.past, self.future], 1) for name, value in columns.items()}
+        halves = [
+            TensorDict({name: part[i] for name, part in parts.items()}, batch_size=mask.shape[:1]) for i in (0, 1)
+        ]
+        return TensorDict({"past": halves[0], "future": halves[1]}, batch_size=mask.shape[:1])
+
+    def draw(self, count: int, generator: torch.Generator) -> TensorDict:
+        """Batch `[count]` of segments cut before random rows, uniform, with replacement."""
+        return self.at(torch.randint(len(self), (count,), generator=generator).to(self.reach.device))
 
 
 def columns(

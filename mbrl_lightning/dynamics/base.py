@@ -85,8 +85,16 @@ class Dynamics(L.LightningModule):
         """Standardised targets `[..., Y]`."""
         return self.target_norm(self.spec.target(transitions["observation"], transitions["next", "observation"]))
 
-    def decode(self, x: Tensor, code: Tensor, members: slice = slice(None)) -> Tensor:
+    def decode(
+        self, x: Tensor, code: Tensor, members: slice = slice(None), belief: TensorDictBase | None = None
+    ) -> Tensor:
         """Decode `[M, N, X]` and `[M, N, Z]`; the N rows are shared out among the members, in equal blocks.
+
+        Args:
+            x: standardised inputs.
+            code: what the decoder is told of the task.
+            members: which ensemble members share out the rows.
+            belief: batch `[M]`, for a model whose belief is more than a code.
 
         Returns:
             `[M, N, Y]`, standardised.
@@ -98,10 +106,15 @@ class Dynamics(L.LightningModule):
         count = len(range(*members.indices(self.decoder.copies)))
         if rows % count:
             raise ValueError(f"{rows} rows cannot be shared out evenly among {count} ensemble members")
-        joined = torch.cat([x, code], -1).view(tasks, count, rows // count, -1)
-        stacked = joined.transpose(0, 1).reshape(count, tasks * rows // count, -1)
-        out = self.decoder(stacked, members).view(count, tasks, rows // count, -1)
-        return out.transpose(0, 1).reshape(tasks, rows, -1)
+        joined = torch.cat([x, code], -1) if code.shape[-1] else x
+        blocks = joined.view(tasks, count, rows // count, -1)
+        return self.evaluate(blocks, members, belief).reshape(tasks, rows, -1)
+
+    def evaluate(self, blocks: Tensor, members: slice, belief: TensorDictBase | None) -> Tensor:
+        """One block of rows for each member, `[M, E, R, X + Z] -> [M, E, R, Y]`; arguments as for `decode`."""
+        tasks, count, rows, _ = blocks.shape
+        stacked = blocks.transpose(0, 1).reshape(count, tasks * rows, -1)
+        return self.decoder(stacked, members).view(count, tasks, rows, -1).transpose(0, 1)
 
     def forward(
         self,
@@ -123,7 +136,7 @@ class Dynamics(L.LightningModule):
             disturbance: standard normal `[M, N, Y]`, scaled by the learned deviation; None predicts the mean.
         """
         x = self.inputs(observation, action)
-        y = self.decode(x, self.code(x, belief, noise), members)
+        y = self.decode(x, self.code(x, belief, noise), members, belief)
         if disturbance is not None:
             y = y + disturbance * self.log_scale.exp()
         following = self.spec.untarget(observation, self.target_norm.inverse(y))
@@ -145,7 +158,7 @@ class Dynamics(L.LightningModule):
         x = self.inputs(observation, action)
         members = self.decoder.copies
         outputs = [
-            self.decode(x.repeat(1, members, 1), self.code(x, belief, eps).repeat(1, members, 1))
+            self.decode(x.repeat(1, members, 1), self.code(x, belief, eps).repeat(1, members, 1), belief=belief)
             for eps in ([None] if noise is None else noise)
         ]
         y = torch.stack(outputs).unflatten(2, (members, -1)).mean((0, 2))

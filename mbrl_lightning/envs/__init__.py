@@ -12,11 +12,14 @@ from mbrl_lightning.config.schema import EnvConfig
 from mbrl_lightning.envs import (
     acrobot,
     ant,
+    arm_reach,
     cartpole,
     half_cheetah,
     half_cheetah_hidden,
     humanoid_direc,
+    locomotion,
     point,
+    point2d,
     slim_humanoid,
     walker2d,
 )
@@ -39,6 +42,14 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "ant_crippled_leg": ant.ant_crippled_leg,
     "walker2d_random_params": walker2d.walker2d_random_params,
     "humanoid_direc": humanoid_direc.humanoid_direc,
+    "swimmer": locomotion.swimmer,
+    "hopper": locomotion.hopper,
+    "walker2d": locomotion.walker2d,
+    "ant": locomotion.ant,
+    "half_cheetah_200": locomotion.half_cheetah_200,
+    "arm_reach": arm_reach.arm_reach,
+    "point2d": point2d.point2d,
+    "half_cheetah_disabled": half_cheetah.half_cheetah_disabled,
 }
 
 __all__ = [

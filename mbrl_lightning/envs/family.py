@@ -11,6 +11,8 @@ from torch import Tensor
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError
 
+ONE_TASK_TESTS = 20
+
 
 @dataclass(frozen=True)
 class Box:
@@ -87,7 +89,8 @@ class TaskFamily:
         switch_every: mean steps between switches of a hidden task inside an episode; None: it never switches there.
         shared_tasks: the test tasks are training tasks by design (two directions, four legs): what is tested is acting
             while they switch.
-        distant: parameters that act in one place only; ``check_env`` does not ask them to change a short random episode.
+        distant: parameters that act in one place only, or nowhere; ``check_env`` does not ask them to change a short
+            random episode.
     """
 
     spec: EnvSpec
@@ -138,6 +141,31 @@ class TaskFamily:
                     f"{self.spec.name}: {split} task {tasks[row].tolist()} is also a training task.",
                     "Move the test values off the training grid.",
                 )
+
+
+def one_task(spec: EnvSpec, build: Callable[[Tensor], Simulator], context_steps: int) -> TaskFamily:
+    """A family in which nothing varies (MB-MPO, whose tasks are its models): one task under one idle parameter, 1.
+
+    Args:
+        spec: of the task.
+        build: see TaskFamily; it may ignore the parameter.
+        context_steps: see TaskFamily.
+
+    Returns:
+        The family; its 20 test tasks are that task, so they differ in their initial states alone.
+    """
+    return TaskFamily(
+        spec=spec,
+        parameters=("nominal",),
+        draw=lambda n, generator: torch.ones(n, 1, dtype=torch.float64),
+        build=build,
+        rescale=lambda tasks: tasks - 1,
+        test=torch.ones(ONE_TASK_TESTS, 1, dtype=torch.float64),
+        extreme=torch.empty(0, 1, dtype=torch.float64),
+        context_steps=context_steps,
+        shared_tasks=True,
+        distant=("nominal",),
+    )
 
 
 def draw_from(grid: Tensor) -> Callable[[int, torch.Generator], Tensor]:

@@ -17,11 +17,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
-from mbrl_lightning.envs.mujoco import MujocoBody, MujocoSimulator, scale_mass_and_damping
+from mbrl_lightning.envs.mujoco import MujocoBody, MujocoSimulator, paint, scale_mass_and_damping
 from mbrl_lightning.envs.spec import EnvSpec
 
 DT, FRAME_SKIP, HORIZON, CONTEXT_STEPS, CONTROL_COST = 0.05, 5, 1000, 500, 0.1
 TEST_TASKS, TEST_SEED = 20, 20260
+L2A_CONTROL_COST, L2A_RESET_SCALE = 0.05, 0.1
 JOINTS = ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")
 OBSERVATION_NAMES = (
     "x_speed_mean [m/s]",
@@ -40,9 +41,9 @@ def observe(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -> np.ndarra
     return np.concatenate([(qpos[:, :1] - before[:, :1]) / DT, qpos[:, 1:], qvel], 1)
 
 
-def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """Mean forward speed over the step minus 0.1 |action|^2."""
-    return next_observation[..., 0] - CONTROL_COST * action.square().sum(-1)
+def reward(observation: Tensor, action: Tensor, next_observation: Tensor, control_cost: float = CONTROL_COST) -> Tensor:
+    """Mean forward speed over the step minus ``control_cost`` |action|^2."""
+    return next_observation[..., 0] - control_cost * action.square().sum(-1)
 
 
 def planar_features(observation: Tensor) -> Tensor:
@@ -82,14 +83,24 @@ def set_gears(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) 
     model.actuator_gear[:, 0] = nominal.actuator_gear[:, 0] * task
 
 
-def _spec(name: str) -> EnvSpec:
+def disable_joint(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
+    """Write task = (joint,): its motor gives no torque, and what it would move is painted red."""
+    joint = round(float(task[0]))
+    for field in ("geom_matid", "geom_rgba", "actuator_gear"):
+        getattr(model, field)[:] = getattr(nominal, field)
+    model.actuator_gear[joint] = 0
+    moved = model.jnt_bodyid[model.actuator_trnid[joint, 0]]
+    paint(model, np.flatnonzero(model.geom_bodyid == moved), (0.85, 0.1, 0.1))
+
+
+def _spec(name: str, horizon: int = HORIZON, control_cost: float = CONTROL_COST) -> EnvSpec:
     return EnvSpec(
         name,
         OBSERVATION_NAMES,
         action_dim=6,
-        horizon=HORIZON,
+        horizon=horizon,
         unit="episode",
-        reward=reward,
+        reward=functools.partial(reward, control_cost=control_cost),
         features=features,
         target=target,
         untarget=untarget,
@@ -184,4 +195,29 @@ def half_cheetah_flip(reset_scale: float = 0.001) -> TaskFamily:
         test=draw_gears(TEST_TASKS, torch.Generator().manual_seed(TEST_SEED)),
         extreme=draw_gears(TEST_TASKS, torch.Generator().manual_seed(TEST_SEED + 1), reversed_joints=(2,)),
         context_steps=CONTEXT_STEPS,
+    )
+
+
+def half_cheetah_disabled(horizon: int = HORIZON, reset_scale: float = L2A_RESET_SCALE) -> TaskFamily:
+    """One of six motors gives no torque (L2A): joints 0 to 4 in training, the front foot, joint 5, in the test.
+
+    Reward: forward speed - 0.05 |a|^2, summed over 1000 steps of 0.05 s; nothing ends an episode early. The 20 test tasks
+    are the one unseen joint with other initial states.
+
+    Args:
+        horizon: steps per episode.
+        reset_scale: standard deviation of the start.
+    """
+    spec = _spec("half_cheetah_disabled", horizon, L2A_CONTROL_COST)
+    body, train = _body(disable_joint, reset_scale), torch.arange(5, dtype=torch.float64).unsqueeze(1)
+    return TaskFamily(
+        spec=spec,
+        parameters=("disabled_joint",),
+        draw=draw_from(train),
+        build=lambda tasks: MujocoSimulator(spec, body, tasks),
+        rescale=Box((0.0,), (5.0,)).scale,
+        test=torch.full((TEST_TASKS, 1), 5.0, dtype=torch.float64),
+        extreme=torch.empty(0, 1, dtype=torch.float64),
+        context_steps=CONTEXT_STEPS,
+        grid=train,
     )

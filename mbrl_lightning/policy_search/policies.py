@@ -58,17 +58,40 @@ class Policy(nn.Module):
         loc = self.head(inputs.reshape(1, -1, inputs.shape[-1]), self.first).view(*inputs.shape[:-1], -1)
         return loc, self.log_std[0, 0].clamp(-5.0, 1.0).exp().expand_as(loc)
 
-    def choose(self, loc: Tensor, noise: Tensor | None = None) -> Tensor:
+    def adaptable(self) -> dict[str, Tensor]:
+        """What a task's own policy may differ in, by the names it has under `policy` of a belief; C copies in front."""
+        own: dict[str, Tensor] = dict(self.net.named_parameters())
+        return own if self.spec.discrete else own | {"log_std": self.log_std}
+
+    def distribution(self, inputs: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Means (or logits) and deviations of M policies with parameters of their own.
+
+        Args:
+            inputs: `[M, N, F + Z]`.
+            parameters: as `adaptable` names them, `[M, ...]`; those that are left out are the first copy's.
+
+        Returns:
+            `[M, N, A]`, and `[M, 1, A]` or `[1, 1, A]`.
+        """
+        net = {name: value for name, value in parameters.items() if name != "log_std"}
+        loc = torch.func.functional_call(self.net, net, (inputs,))
+        scale = parameters.get("log_std", self.log_std[:1]).clamp(-5.0, 1.0).exp()
+        return (torch.tanh(loc) if self.squash else loc), scale
+
+    def choose(self, loc: Tensor, noise: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Actions from means (or logits) `[..., A]`: the best one, or sampled with `noise` `[..., A]`.
 
         Args:
             loc: means, or logits of a discrete action.
             noise: standard normal (continuous) or uniform in (0, 1) (discrete, by the Gumbel trick); None is greedy.
+            scale: deviations, broadcastable to `loc`; None takes the first copy's.
         """
         if self.spec.discrete:
             scores = loc if noise is None else loc - torch.log(-torch.log(noise.clamp(1e-9, 1 - 1e-7)))
             return nn.functional.one_hot(scores.argmax(-1), self.spec.action_dim).float()
-        return loc if noise is None else loc + self.log_std[0, 0].clamp(-5.0, 1.0).exp() * noise
+        if noise is None:
+            return loc
+        return loc + (self.log_std[0, 0].clamp(-5.0, 1.0).exp() if scale is None else scale) * noise
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Noise for `choose`, `[*shape, A]`."""
@@ -80,15 +103,14 @@ class Policy(nn.Module):
 
         Args:
             observation: `[M, S]`.
-            belief: batch `[M]` with `latent` `[M, Z]`; `policy` (parameters `[M, ...]`) if fine-tuned.
+            belief: batch `[M]` with `latent` `[M, Z]`; `policy` (parameters `[M, ...]`, see `adaptable`) if fine-tuned.
             noise: see `choose`.
         """
         inputs = self.inputs(observation, belief["latent"])
         if "policy" not in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
             return self.choose(self.head(inputs.unsqueeze(0), self.first).squeeze(0), noise)
-        own = dict(belief["policy"].items())
-        loc = torch.func.functional_call(self.net, own, (inputs.unsqueeze(1),)).squeeze(1)
-        return self.choose(torch.tanh(loc) if self.squash else loc, noise)
+        loc, scale = self.distribution(inputs.unsqueeze(1), dict(belief["policy"].items()))
+        return self.choose(loc.squeeze(1), noise, scale.squeeze(1))
 
 
 class Value(nn.Module):

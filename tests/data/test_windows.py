@@ -11,7 +11,7 @@ from fakes import CounterSimulator, counter_spec
 from mbrl_lightning.adaptation.recurrent import HistoryInputs
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, collect_parts
-from mbrl_lightning.data.windows import Histories, transition
+from mbrl_lightning.data.windows import Histories, Segments, transition
 
 TASKS = torch.tensor([[3.0], [4.0], [50.0]], dtype=torch.float64)
 
@@ -131,3 +131,46 @@ def test_parts_are_the_whole():
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def segments(real: TaskBuffer, past: int, future: int) -> Segments:
+    data = real.transitions()
+    return Segments(data, data["observation"], data["next", "observation"], past, future)
+
+
+@pytest.mark.parametrize("every", [None, 7, 1])
+@pytest.mark.parametrize(("past", "future"), [(1, 1), (3, 2), (10, 4)])
+def test_segments_are_stretches_of_one_episode(every, past, future):
+    real, walked = filled(every)
+    cut, data = segments(real, past, future), real.transitions()
+    of = {tuple(map(float, step[0])): (episode, t) for episode in walked for t, step in enumerate(episode)}
+    assert len(of) < len(data)  # some states occur twice, so that only the walk below tells whether it is the right one
+    order = torch.argsort(data["episode"] * 1000 + data["age"])
+    rows = torch.arange(len(data))
+    batch = cut.at(rows)
+    walks = {int(e): order[data["episode"][order] == e] for e in data["episode"].unique()}
+    for row in rows.tolist():
+        walk, age = walks[int(data["episode"][row])], int(data["age"][row])
+        for part, reach in (("past", range(-past, 0)), ("future", range(future))):
+            for column, shift in enumerate(reach):
+                there = 0 <= age + shift < len(walk)
+                assert bool(batch[part, "mask"][row, column]) == there
+                if there:
+                    assert torch.equal(batch[part, "inputs"][row, column], data["observation"][walk[age + shift]])
+                    assert torch.equal(
+                        batch[part, "target"][row, column], data["next", "observation"][walk[age + shift]]
+                    )
+    assert bool(batch["future", "mask"][:, 0].all())  # the row itself
+    assert not bool(batch["past", "mask"][data["initial"]].any())
+
+
+def test_segments_of_a_full_buffer_hold_nothing_overwritten():
+    real, _ = filled(1, capacity=50)
+    cut, data = segments(real, 4, 4), real.transitions()
+    batch = cut.at(torch.arange(len(data)))
+    columns = torch.cat([batch["past", "inputs"], batch["future", "inputs"]], 1)
+    mask = torch.cat([batch["past", "mask"], batch["future", "mask"]], 1)
+    steps = columns[:, 1:, 0] - columns[:, :-1, 0]  # the counter adds one a step, inside an episode
+    both = mask[:, 1:] & mask[:, :-1]
+    assert bool((steps[both] == 1).all())
+    assert both.any(1).sum() > 30

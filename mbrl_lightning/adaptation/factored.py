@@ -1,0 +1,123 @@
+"""Inner gradient steps on all weights of a stack of networks, without ever writing the adapted weights down.
+
+The gradient of a layer's weights [I, O] is a sum over the M rows of a batch, X^T D with inputs X [M, I] and slopes D [M, O] of
+the loss at the layer's outputs. So an adapted layer gives x W' = x W - alpha (x X^T) D: for M far below I and O that costs
+next to nothing beside x W, which stays one product for all tasks. `GradientAdaptation` gives the same numbers for any loss and
+any network; with one weight matrix a task it is several times slower here, because all it does is move memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from mbrl_lightning.networks import StackedLinear, StackedMLP
+
+
+class FactoredAdaptation(nn.Module):
+    """Inner steps on the mean squared error of a `StackedMLP`, for B tasks at once, with a size for each parameter tensor.
+
+    Args:
+        layers: number of affine layers.
+        size: step size alpha; 0 adapts nothing.
+        steps: number of steps on the same rows; 0 adapts nothing.
+        learned: the sizes are parameters.
+        first_order: leave out the derivative of the step (its gradient is taken as constant).
+    """
+
+    sizes: Tensor
+
+    def __init__(
+        self, layers: int, size: float, steps: int = 1, learned: bool = False, first_order: bool = False
+    ) -> None:
+        super().__init__()
+        self.layers, self.steps, self.first_order = layers, steps, first_order
+        sizes = torch.full((layers, 2), float(size))  # of weight and bias
+        if learned:
+            self.sizes = nn.Parameter(sizes)
+        else:
+            self.register_buffer("sizes", sizes)
+        self.idle = steps == 0 or (size == 0 and not learned)
+
+    def forward(self, net: StackedMLP, inputs: Tensor, target: Tensor, weight: Tensor) -> TensorDict:
+        """What the steps add to each layer, differentiable in everything where gradients are enabled.
+
+        Args:
+            net: E networks.
+            inputs: `[B, M, X]`, for all networks.
+            target: `[B, M, Y]`.
+            weight: factor on each row's squared error (the mean over outputs), `[B, M]`.
+
+        Returns:
+            Batch `[B]`; by layer `inputs` `[B, E, R, I]`, `slopes` `[B, E, R, O]` (R = steps x M) and `bias` `[B, E, 1, O]`.
+        """
+        outer, batch = torch.is_grad_enabled(), inputs.shape[:1]
+        change: TensorDict | None = None
+        for _ in range(0 if self.idle else self.steps):
+            with torch.enable_grad():
+                blocks = inputs.unsqueeze(1).expand(-1, net.copies, -1, -1)
+                seen, outputs = _layers(net, blocks, change)
+                error = (outputs[-1].transpose(0, 1) - target.unsqueeze(1)).square().mean(-1)
+                loss = (error * weight.unsqueeze(1)).sum()
+                slopes = torch.autograd.grad(loss, outputs, create_graph=outer and not self.first_order)
+            constant = self.first_order or not outer
+            step = {}
+            for layer, (x, slope) in enumerate(zip(seen, slopes, strict=True)):
+                own = (x.detach() if constant else x).transpose(0, 1)
+                for_weight, for_bias = self.sizes[layer].unbind()
+                bias = -for_bias * slope.sum(2, keepdim=True).transpose(0, 1)
+                parts = {"inputs": own, "slopes": -for_weight * slope.transpose(0, 1), "bias": bias}
+                step[str(layer)] = TensorDict(parts, batch_size=batch)
+            news = TensorDict(step, batch_size=batch)
+            change = news if change is None else _joined(change, news)
+        return TensorDict({}, batch_size=batch) if change is None else change
+
+
+def evaluate_changed(net: StackedMLP, blocks: Tensor, change: TensorDictBase, members: slice = slice(None)) -> Tensor:
+    """The networks after their inner steps: `[B, E, N, X] -> [B, E, N, Y]`; `members` says which of them the blocks are for."""
+    return _layers(net, blocks, change, members)[1][-1].transpose(0, 1)
+
+
+def _joined(change: TensorDict, news: TensorDict) -> TensorDict:
+    rows = {}
+    for layer, new in news.items():
+        old = change[layer]
+        parts = {key: torch.cat([old[key], new[key]], 2) for key in ("inputs", "slopes")}
+        rows[layer] = TensorDict(parts | {"bias": old["bias"] + new["bias"]}, batch_size=news.batch_size)
+    return TensorDict(rows, batch_size=news.batch_size)
+
+
+def _layers(
+    net: StackedMLP, blocks: Tensor, change: TensorDictBase | None, members: slice = slice(None)
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What goes into every affine layer and comes out of it, `[E, B, N, I]` and `[E, B, N, O]`."""
+    x = blocks.transpose(0, 1)
+    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for module in net:
+        if isinstance(module, StackedLinear):
+            seen.append(x)
+            own = None if change is None else change.get(str(len(outputs)), None)
+            x = _layer(module, x, own, members)
+            outputs.append(x)
+        else:
+            x = module(x)
+    return seen, outputs
+
+
+def _layer(layer: StackedLinear, x: Tensor, change: TensorDictBase | None, members: slice) -> Tensor:
+    copies, tasks, rows, width = x.shape
+    if change is None:
+        return layer(x.reshape(copies, tasks * rows, width), members).view(copies, tasks, rows, -1)
+    past, slopes, bias = (change[key][:, members].transpose(0, 1) for key in ("inputs", "slopes", "bias"))
+    outputs, each = slopes.shape[-1], (copies * tasks, rows, width)
+    if rows * (width + outputs) > width * outputs:  # so many rows that the weights are worth writing down
+        weight = layer.weight[members].unsqueeze(1) + past.mT @ slopes
+        bias = layer.bias[members].unsqueeze(1) + bias
+        out = torch.baddbmm(bias.flatten(0, 1), x.reshape(each), weight.flatten(0, 1))
+    else:
+        out = layer(x.reshape(copies, tasks * rows, width), members).view(copies * tasks, rows, outputs)
+        likeness = torch.bmm(x.reshape(each), past.flatten(0, 1).mT)
+        out = torch.baddbmm(out + bias.flatten(0, 1), likeness, slopes.flatten(0, 1))
+    return out.view(copies, tasks, rows, outputs)

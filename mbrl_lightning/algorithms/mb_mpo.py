@@ -1,0 +1,240 @@
+"""MB-MPO, model-based reinforcement learning via meta-policy optimization (Clavera et al., CoRL 2018), and ME-TRPO.
+
+    Algorithm 1, line 3      real trajectories by the adapted policies pi_theta'_1 .. pi_theta'_K         MBMPO.explorers
+    line 4                   all models are trained on the data, each on its own split                    MBMPO.fit
+    lines 5-9                imagined trajectories T_k, an inner step, trajectories T'_k                  MBMPO._trajectories
+    line 10                  theta moves by MAML-TRPO on T'_k (line 10's minus sign is a slip)            TrustRegion
+    section 6.4 (Fig. 4)     models that are biased and noisy: `meta.bias`, `meta.noise`    policy_search.worlds
+ME-TRPO (Kurutach et al. 2018) is `meta.inner_steps=0 meta.random_model=true`: no inner step, and one task in which every
+imagined step of every row asks a model drawn at random. Departures: the inner step has the size that a mean over samples of
+standardised advantages needs (0.1; the paper's 0.001 adapts nothing then); the Fisher products are exact, on a tenth of the
+rows; imagined states are kept to the range of the data; observations are standardised by the first data's statistics.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.adaptation.gradient import GradientAdaptation, Linearised, Parameters, repeat
+from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import Act
+from mbrl_lightning.dynamics.ensemble import EnsembleDynamics, MemberData, RollingStop
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.imagination import mean_return
+from mbrl_lightning.policy_search.policies import Policy
+from mbrl_lightning.policy_search.returns import advantages
+from mbrl_lightning.policy_search.trust_region import TrustRegion, TrustRegionLoss, executed_density, sampled_rows
+from mbrl_lightning.policy_search.worlds import Worlds
+from mbrl_lightning.step import GradientStep
+
+STARTS = 500  # initial states drawn for an iteration's imagined trajectories
+
+
+class MBMPO(Algorithm):
+    """A policy from which one gradient step leads to a good policy for each of K learned models.
+
+    Args:
+        family: the task family; its hidden tasks, if it has any, are part of what the models are uncertain of.
+        cfg: `meta`, `dynamics`, `policy`, and `gamma`, `lam`, `horizon`, `initial_starts`, `bounds` of `search`.
+    """
+
+    dynamics: EnsembleDynamics
+    policy: Policy
+    actors: Policy
+    loss: TrustRegionLoss
+    inner_step: GradientAdaptation
+    rounds: Tensor
+    fitted: Tensor
+    deploys_prior = True
+
+    def __init__(self, family: TaskFamily, cfg: Config) -> None:
+        super().__init__(family, cfg)
+        meta = cfg.meta
+        self.dynamics = EnsembleDynamics(self.spec, cfg.dynamics)
+        self.policy = Policy(self.spec, cfg.policy, 0)
+        self.tasks = 1 if meta.random_model else cfg.dynamics.members
+        self.adapted = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
+        self.__dict__["actors"] = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
+        names = list(self.policy.adaptable())
+        inner = GradientAdaptation(names, meta.inner_lr, meta.inner_steps, first_order=meta.first_order)
+        self.__dict__["inner_step"] = GradientAdaptation(names, 0.0 if inner.idle else meta.inner_lr)
+        self.__dict__["loss"] = TrustRegionLoss(self.policy, inner)
+        self.outer = TrustRegion(self.loss, meta)
+        self.adapts = not inner.idle
+        self.optimizers = {"dynamics": self.dynamics.configure_optimizers()}
+        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.long))
+
+    # -- line 4
+
+    def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
+        """Train all models by at most `steps` steps, each member until its held-out error rises."""
+        cfg, device = self.cfg.dynamics, step.fabric.device
+        transitions = real.transitions().to(device)
+        found = self._surprise(transitions, real.num_steps)
+        self.dynamics.observe(transitions, self.cfg.search.bounds)
+        data = MemberData(self.dynamics, transitions, generator)
+        held_out = data.at(data.held_out[:2000])
+        stop, epoch = RollingStop(self.dynamics, cfg.persistence), -(-len(data.learned) // cfg.targets)
+        for now in range(steps):
+            batch = step.share(data.draw(cfg.targets))
+            losses = partial(self.dynamics.training_step, batch)
+            found |= step(losses, self.optimizers["dynamics"], cfg.max_grad_norm, stacked=True)
+            if (now + 1) % epoch == 0 and cfg.persistence is not None and stop.check(self._held_out_error(held_out)):
+                break
+        stop.restore()
+        if steps:
+            found |= {"held_out": float(self._held_out_error(held_out).mean()), "steps": now + 1.0}
+        return {f"train/model_{name}": value for name, value in found.items()}
+
+    @torch.no_grad()
+    def _held_out_error(self, batch: TensorDict) -> Tensor:
+        return self.dynamics.errors(batch).mean((1, 2)) if len(batch) else torch.zeros(self.dynamics.decoder.copies)
+
+    @torch.no_grad()
+    def _surprise(self, transitions: TensorDict, count: int) -> dict[str, float]:
+        """Standardised error on the data that came since the last fit, which the policies of that fit collected."""
+        before = int(self.fitted)
+        self.fitted.fill_(count)
+        if not 0 < before < count == len(transitions):  # nothing fitted, nothing new, or old rows were dropped
+            return {}
+        new = transitions[before:]
+        x, y = self.dynamics.inputs(new["observation"], new["action"]), self.dynamics.targets(new)
+        out = self.dynamics.decoder(x.expand(self.dynamics.decoder.copies, -1, -1))
+        return {"surprise": float((out - y).square().mean())}
+
+    # -- lines 5-10
+
+    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+        """`meta.updates` outer steps in the models as they are."""
+        if not int(self.rounds):
+            self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
+            self.adapted.norm.load_state_dict(self.policy.norm.state_dict())
+        self.rounds += 1
+        worlds, metrics, rejected = self._worlds(real, step), dict[str, float](), 0.0
+        for _ in range(self.cfg.meta.updates):
+            batch, imagined, linear = self._trajectories(worlds)
+            found = self.outer(batch, step, linear)  # line 10
+            rejected += 1 - found["accepted"]
+            metrics = imagined | {f"train/{name}": value for name, value in found.items()}
+        if not self.spec.discrete:
+            metrics["train/std"] = float(self.policy.log_std.detach().exp().mean())
+        self._keep_adapted(worlds, step)
+        return metrics | {"train/rejected": rejected}
+
+    def _worlds(self, real: TaskBuffer, step: GradientStep) -> Worlds:
+        """The models of this iteration, and this rank's share of what is imagined in them."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        own = torch.Generator().manual_seed(seed + step.fabric.global_rank)
+        simulator = self.family.simulate(self.family.sample(20, self.generator))
+        try:
+            initial = torch.cat([simulator.reset(self.generator) for _ in range(STARTS // 20)])
+        finally:
+            simulator.close()
+        rows = -(-self.cfg.meta.rollouts // step.fabric.world_size) * self.dynamics.decoder.copies
+        bias = self.cfg.meta.bias * torch.rand(self.dynamics.decoder.copies, generator=self.generator)
+        return Worlds(self.dynamics, self.cfg, rows, bias, initial, real, own)
+
+    def _trajectories(self, worlds: Worlds) -> tuple[TensorDict, dict[str, float], Linearised]:
+        """Lines 5-9: a batch for `TrustRegionLoss`, imagined returns before and after, and the inner steps."""
+        start = {name: value.detach() for name, value in self.policy.adaptable().items()}
+        linear = Linearised(self.inner_step, repeat(start.items(), self.tasks, stacked=True), [])
+        support: list[TensorDict] = []
+        returns: dict[str, float] = {}
+        for _ in range(self.cfg.meta.inner_steps if self.adapts else 0):
+            rows, found = self._imagine(worlds, linear.adapted)  # line 6
+            support.append(rows)
+            returns.setdefault("imagined/return", found)
+            batch = TensorDict({"support": rows.unsqueeze(1)}, batch_size=[self.tasks])
+            linear = linear.then(self.inner_step.linearise(self.loss.inner(batch), linear.adapted))  # line 7
+        target, found = self._imagine(worlds, linear.adapted)  # line 8
+        returns["imagined/adapted" if returns else "imagined/return"] = found
+        batch = TensorDict({"target": target}, batch_size=[self.tasks])
+        if support:
+            batch["support"] = torch.stack(support, 1)
+        return batch, returns, linear
+
+    @torch.no_grad()
+    def _imagine(self, worlds: Worlds, parameters: Parameters) -> tuple[TensorDict, float]:
+        """Trajectories of each policy `[K, ...]` in its model, as rows `[K, N]` with advantages, and their mean return."""
+        actors = self.actors.to(next(self.policy.parameters()).device)
+        for name, value in actors.adaptable().items():
+            value.copy_(parameters[name])
+        scale = actors.log_std.clamp(-5.0, 1.0).exp()
+        rows = worlds.rows // self.tasks
+        noises = iter(self.policy.noise((worlds.steps, self.tasks, rows), worlds.generator).to(scale.device))
+
+        def act(observation: Tensor) -> dict[str, Tensor]:
+            inputs = self.policy.norm(worlds.spec.features(observation))
+            loc = actors.head(inputs.view(self.tasks, rows, -1))
+            action = self.policy.choose(loc, next(noises), scale)
+            return {
+                "inputs": inputs,
+                "action": action.flatten(0, 1).unsqueeze(0),
+                "loc": loc.flatten(0, 1).unsqueeze(0),
+            }
+
+        data = worlds.rollout(act)[0].unflatten(0, (self.tasks, rows))
+        data["advantage"] = advantages(data["inputs"], data["next"], self.cfg.search.gamma, self.cfg.search.lam)
+        return sampled_rows(self.policy, data, scale), float(mean_return(data, self.spec))
+
+    def _keep_adapted(self, worlds: Worlds, step: GradientStep) -> None:
+        """Adapt to each model once more, from where the outer steps ended: the collectors of the next iteration."""
+        parameters = self._trajectories(worlds)[2].adapted
+        with torch.no_grad():
+            for name, value in self.adapted.adaptable().items():
+                value.copy_(step.mean(parameters[name]))
+
+    # -- line 3, and the meta-test
+
+    def explorers(self, belief: TensorDict) -> TensorDict:
+        """Each row is driven by one of the K adapted policies, in turn."""
+        if not self.adapts or self.cfg.meta.collectors == "prior":
+            return belief
+        chosen = torch.arange(len(belief)) % self.tasks
+        own = {name: value.detach()[chosen] for name, value in self.adapted.adaptable().items()}
+        return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
+
+    def exploration(self, rows: int, generator: torch.Generator) -> Act:
+        """The pre-update policy itself: what an inner step on real data needs."""
+        return self.actor(self.prior(rows), generator)
+
+    def adapt(self, context: TensorDictBase) -> TensorDict:
+        """Inner steps on real transitions `[M, K]` of one row each, in order; fewer than one step is theta itself."""
+        tasks, keys = len(context), context.keys(include_nested=True)
+        belief = TensorDict({"latent": torch.zeros(tasks, 0, device=context.device)}, batch_size=[tasks])
+        if not self.adapts or not context.shape[1] or ("next", "done") not in keys:
+            return belief
+        with torch.no_grad():
+            inputs = self.policy.norm(self.spec.features(context["observation"])).unsqueeze(1)
+            search, after = self.cfg.search, context["next"].unsqueeze(1)
+            gain = advantages(inputs, after, search.gamma, search.lam, context["age"].unsqueeze(1))
+            rows = {"inputs": inputs, "action": context["action"].unsqueeze(1), "advantage": gain}
+            support = TensorDict(rows, batch_size=gain.shape)
+            return belief.set(
+                "policy", self._stepped(TensorDict({"support": support}, batch_size=[tasks]), executed=True)
+            )
+
+    def fine_tune(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> TensorDict | None:
+        """Inner steps on trajectories imagined in all models: one policy for the lot of them."""
+        if not self.adapts:
+            return None
+        worlds = self._worlds(real, step)
+        start = {name: value.detach() for name, value in self.policy.adaptable().items()}
+        rows, _ = self._imagine(worlds, repeat(start.items(), self.tasks, stacked=True))
+        with torch.no_grad():
+            own = self._stepped(TensorDict({"support": rows.reshape(1, 1, -1)}, batch_size=[1]))
+        return belief.clone(False).set("policy", own.expand(len(belief)).clone())
+
+    def _stepped(self, batch: TensorDict, executed: bool = False) -> TensorDict:
+        parameters = repeat(self.policy.adaptable().items(), len(batch), stacked=True)
+        losses = self.loss.inner(batch, executed_density) if executed else self.loss.inner(batch)
+        for _ in range(self.cfg.meta.inner_steps):
+            parameters = self.inner_step(losses, parameters)
+        return TensorDict(parameters, batch_size=[len(batch)])

@@ -1,0 +1,56 @@
+"""MB-MPO's point in the plane: s' = s + 0.1 a, to be brought to the origin. A check of the code, in seconds.
+
+Both axes are alike and go their own way, so the optimum is known: full speed towards 0 on each. From U[-2, 2] its mean
+return is -2 * 10^-3 / 6 * sum_{k <= 20} k^3 = -14.7.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.family import TaskFamily, one_task
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.envs.torch_simulator import Canvas, TorchSimulator
+
+STEP, START, HORIZON = 0.1, 2.0, 30
+OPTIMUM = -2 * STEP**3 / 6 * sum(k**3 for k in range(21))
+NAMES = ("x", "y")
+
+
+def transition(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
+    """One step of states [..., 2] under actions [..., 2] in [-1, 1]; tasks are ignored."""
+    return state + STEP * action
+
+
+def initial(batch: int, generator: torch.Generator) -> Tensor:
+    """U[-2, 2] on both axes, float64 [batch, 2]."""
+    unit = torch.rand(batch, 2, generator=generator, dtype=torch.float64, device=generator.device)
+    return START * (2 * unit - 1)
+
+
+def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """-|s|^2 of the state *before* the step (MB-MPO's text; its code pays -|s'|)."""
+    return -observation.square().sum(-1)
+
+
+def best_action(observation: Tensor) -> Tensor:
+    """The optimal action [..., 2]: towards 0 on both axes, as far as a step goes."""
+    return (-observation / STEP).clamp(-1, 1)
+
+
+def picture(state: Tensor, task: Tensor) -> np.ndarray:
+    """The point and the origin."""
+    canvas, place = Canvas(START + 0.5), (float(state[0]), float(state[1]))
+    canvas.segment((0.0, 0.0), (0.0, 0.0), 0.15, (200, 200, 200))
+    canvas.segment(place, place, 0.2, (40, 90, 200))
+    return canvas.picture
+
+
+SPEC = EnvSpec("point2d", NAMES, action_dim=2, horizon=HORIZON, unit="episode", reward=reward)
+
+
+def point2d() -> TaskFamily:
+    """Go to the origin from U[-2, 2]^2 by at most 0.1 per axis and step; -|s|^2 summed over 30 steps. Optimum -14.7."""
+    return one_task(SPEC, lambda tasks: TorchSimulator(SPEC, tasks, initial, transition, picture), HORIZON)

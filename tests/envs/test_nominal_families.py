@@ -1,0 +1,236 @@
+"""MB-MPO's families, in which nothing varies, and L2A's disabled joint: physics, rewards and ends against their sources."""
+
+import dataclasses
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.config import compose
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.collect import collect, episode_returns, random_actions
+from mbrl_lightning.envs import arm_reach, make_family, mujoco, point2d
+from mbrl_lightning.loop import MetaLoop
+
+ANT = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0, "ctrl_cost_weight": 0.005}
+TWINS = {
+    "swimmer": ("Swimmer-v5", {}),
+    "half_cheetah_200": ("HalfCheetah-v5", {}),
+    "hopper": ("Hopper-v5", {}),
+    "walker2d": ("Walker2d-v5", {}),
+    "ant": ("Ant-v5", ANT),
+}
+NOMINAL = [*TWINS, "arm_reach", "point2d"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """No test may leave MuJoCo's log file behind."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.rglob("MUJOCO_LOG.TXT"))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_runners_move_and_pay_as_in_gymnasium(name):
+    task, options = TWINS[name]
+    mujoco.nominal_model("half_cheetah.xml")  # routes the warning of gymnasium's own load to logging
+    env = gymnasium.make(task, disable_env_checker=True, **options).unwrapped
+    family, draws = make_family(name), generator()
+    spec, sim = family.spec, family.simulate(family.test[:2])
+    observation, ends = sim.reset(draws), set()
+    data = sim._datas[1]
+    env.reset(seed=0)
+    env.set_state(data.qpos.copy(), data.qvel.copy())
+    for _ in range(150):
+        action, x = spec.random_action((2,), draws), float(data.qpos[0])
+        following = sim.step(action)
+        theirs, paid, ended, *_ = env.step(action[1].numpy().astype(np.float64))
+        assert np.array_equal(env.data.qpos, data.qpos)
+        assert np.array_equal(env.data.qvel, data.qvel)
+        assert np.array_equal(following[1, 1:].numpy(), theirs.astype(np.float32))
+        assert bool(spec.termination(following)[1]) is ended
+        ends.add(ended)
+        ours = spec.reward(observation, action, following)[1].item()
+        if name == "ant":  # gymnasium's torso speed is a physics step late; the paper's is the torso's own
+            paid = (data.qpos[0] - x) / 0.05 - 0.005 * float(action[1].double().square().sum()) + 1
+        elif ended:  # the paper's code pays the bonus for the step of the fall, gymnasium does not
+            paid += 1
+        assert ours == pytest.approx(paid, abs=2e-5)
+        observation = following
+    assert ends == ({False, True} if name in ("hopper", "walker2d") else {False} if name != "ant" else ends)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_starts_are_spread_as_in_gymnasium(name):
+    task, options = TWINS[name]
+    mujoco.nominal_model("half_cheetah.xml")
+    env = gymnasium.make(task, disable_env_checker=True, **options).unwrapped
+    theirs = np.stack([env.reset(seed=seed)[0] for seed in range(400)])
+    family = make_family(name)
+    ours = family.simulate(torch.ones(400, 1)).reset(generator())[:, 1:].numpy()
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.03)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.2, atol=1e-4)
+    limit = np.abs(theirs).max(0)
+    assert (np.abs(ours).max(0) <= 1.5 * limit + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("ant", [{1: 0.21}, {1: 0.99}], [{1: 0.19}, {1: 1.01}]),
+        ("walker2d", [{1: 0.81, 2: -0.99}], [{1: 0.79}, {1: 2.01}, {1: 1.2, 2: 1.01}]),
+        ("hopper", [{1: 0.71, 2: 0.19}, {1: 5.0}], [{1: 0.69}, {1: 1.2, 2: -0.21}, {1: 1.2, 4: 101.0}]),
+    ],
+)
+def test_episodes_end_where_stated(name, inside, outside):
+    spec = make_family(name).spec
+    for cases, ends in ((inside, False), (outside, True)):
+        for case in cases:
+            observation = torch.zeros(2, 3, spec.observation_dim)
+            for entry, value in case.items():
+                observation[..., entry] = value
+            assert (spec.termination(observation) == ends).all(), case
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_networks_do_not_see_the_last_speed_and_models_predict_it(name):
+    spec = make_family(name).spec
+    first, second = torch.randn(2, 5, spec.observation_dim, generator=generator(), dtype=torch.float64)
+    other = torch.cat([first[:, :1] + 3, first[:, 1:]], 1)
+    assert spec.features(other).equal(spec.features(first))
+    assert spec.untarget(other, spec.target(first, second))[:, 0].equal(second[:, 0])
+
+
+# -- the point
+
+
+def test_point_by_hand_and_its_optimum():
+    family = make_family("point2d")
+    spec, sim = family.spec, family.simulate(torch.ones(4000, 1))
+    start = sim.reset(generator())
+    assert start.abs().max() <= 2
+    assert start.abs().amax(0).min() > 1.99
+    following = sim.step(torch.tensor([[0.5, -7.0]]).expand(4000, 2))
+    torch.testing.assert_close(following, start + torch.tensor([0.05, -0.1]))
+    assert spec.reward(start, start, following).equal(-start.square().sum(1))
+    data = collect(family.simulate(torch.ones(4000, 1)), spec, point2d.best_action, 30, generator(), training=False)
+    assert pytest.approx(-14.7) == point2d.OPTIMUM
+    assert episode_returns(data, spec).mean().item() == pytest.approx(point2d.OPTIMUM, abs=0.4)
+    worse = collect(family.simulate(torch.ones(4000, 1)), spec, random_actions(spec, generator()), 30, generator())
+    assert episode_returns(worse, spec).mean() < -60
+
+
+# -- the arm
+
+
+def test_arm_moves_like_the_pusher_and_pays_as_stated():
+    env = gymnasium.make("Pusher-v5", disable_env_checker=True).unwrapped
+    family, draws = make_family("arm_reach"), generator()
+    sim = family.simulate(family.test[:2])
+    observation = sim.reset(draws)
+    model, data = sim._models[1], sim._datas[1]
+    env.reset(seed=0)
+    pose, speed = env.data.qpos.copy(), env.data.qvel.copy()
+    pose[:7], speed[:7] = data.qpos[:7], data.qvel[:7]
+    env.set_state(pose, speed)
+    goal = data.qpos[7:].copy()
+    site = model.site("tip").id
+    for _ in range(100):
+        action = family.spec.random_action((2,), draws)
+        following = sim.step(action)
+        env.step(2 * action[1].numpy().astype(np.float64))
+        np.testing.assert_allclose(data.qpos[:7], env.data.qpos[:7], atol=1e-9)
+        np.testing.assert_array_equal(data.qpos[7:], goal)
+        assert following[1, :7].numpy() == pytest.approx(data.qpos[:7], abs=1e-5)
+        mid = env.get_body_com("r_wrist_roll_link") + 0.1 * env.data.body("r_wrist_roll_link").xmat.reshape(3, 3)[:, 0]
+        np.testing.assert_allclose(data.site_xpos[site], mid, atol=0.03)  # gymnasium's are a physics step late
+        expected = -((goal - data.site_xpos[site]) ** 2).sum() - 0.05 * float(action[1].double().square().sum())
+        assert family.spec.reward(observation, action, following)[1].item() == pytest.approx(expected, abs=1e-5)
+        observation = following
+
+
+def test_goals_are_new_in_each_episode_and_can_be_reached():
+    sim = make_family("arm_reach").simulate(torch.ones(3, 1))
+    first = sim.reset(generator())
+    again = sim.reset(generator(1), torch.tensor([True, False, True]))
+    assert again[1].equal(first[1])
+    assert (again[[0, 2], -3:] - first[[0, 2], -3:]).abs().amax(1).min() > 1e-3
+    data, model = sim._datas[0], sim._models[0]
+    points = arm_reach.goals(200, generator())
+    shoulder = model.body("r_shoulder_lift_link").pos + model.body("r_shoulder_pan_link").pos
+    assert len(points.unique(dim=0)) == 200
+    assert ((points - torch.from_numpy(shoulder)).norm(dim=1) < 0.4 + 0.321 + 0.1 + 2 * 0.1).all()
+    draws = generator(2)
+    unit = torch.rand(1, 7, generator=draws, dtype=torch.float64)[0]
+    low, high = torch.from_numpy(model.jnt_range[:7].copy()).unbind(1)
+    data.qpos[:7] = ((low + high) / 2 + 0.6 * (unit - 0.5) * (high - low)).numpy()
+    np.testing.assert_allclose(arm_reach.tip(model, data), arm_reach.goals(1, generator(2))[0].numpy())
+
+
+# -- the disabled joint
+
+
+@pytest.mark.parametrize("joint", range(6))
+def test_a_disabled_joint_has_no_say_and_the_others_have(joint):
+    family, nothing = make_family("half_cheetah_disabled"), torch.zeros(6)
+    for motor in range(6):
+        sim = family.simulate(torch.full((2, 1), float(joint)))
+        sim.reset(generator())
+        sim.set_state(sim.state()[:1].repeat(2, 1))
+        pushed = nothing.clone()
+        pushed[motor] = 1.0
+        one, other = sim.step(torch.stack([nothing, pushed]))
+        assert one.equal(other) == (motor == joint)
+
+
+def test_unseen_joint_stays_unseen_and_the_effort_is_charged():
+    family = make_family("half_cheetah_disabled")
+    drawn = family.sample(500, generator())
+    assert sorted(drawn.unique().tolist()) == [0, 1, 2, 3, 4]
+    assert family.test.unique().tolist() == [5]
+    family.check_disjoint()
+    observation = torch.randn(4, 18, generator=generator())
+    paid = family.spec.reward(observation, torch.ones(4, 6), observation)
+    torch.testing.assert_close(paid, observation[:, 0] - 0.05 * 6)
+
+
+# -- what the library makes of them
+
+
+@pytest.mark.parametrize("name", NOMINAL)
+def test_nothing_varies_but_the_start(name):
+    family = make_family(name)
+    assert family.test.unique(dim=0).tolist() == family.sample(30, generator()).unique(dim=0).tolist() == [[1.0]]
+    assert family.shared_tasks
+    family.check_disjoint()
+    assert family.simulate(family.test[:4]).reset(generator()).unique(dim=0).shape[0] == 4
+    buffer = TaskBuffer(1)
+    assert buffer.index_of(family.test).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["point2d", "half_cheetah_200", "arm_reach", "half_cheetah_disabled"])
+@pytest.mark.parametrize("algorithm", ["dr_ppo", "gssm_aps"])
+def test_loop_and_meta_test_run_on_them(name, algorithm):
+    cfg = compose({"conf": name, "algorithm": algorithm})
+    cfg.loop = dataclasses.replace(
+        cfg.loop, iterations=2, tasks_per_iteration=2, episode_steps=20, exploration_steps=20
+    )
+    cfg.loop.first_model_steps = cfg.loop.model_steps = 2
+    cfg.dynamics = dataclasses.replace(cfg.dynamics, hidden=8, members=1, tasks=2, context=8, targets=8)
+    cfg.search = dataclasses.replace(
+        cfg.search, method="ppo", updates=1, horizon=5, tasks=2, rollouts=2, restarts=1, epochs=1, minibatch=16
+    )
+    cfg.evaluation = dataclasses.replace(cfg.evaluation, context=8, shots=[0.0, 1.0], fine_tune_updates=1)
+    family = make_family(name, **({} if name == "point2d" else {"horizon": 25}))
+    loop = MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
+    rows = [row for row in loop.fit().rows if row.metric == "return/policy" and row.split == "test"]
+    assert {row.task for row in rows} == set(range(20))
+    assert len({row.value for row in rows}) > 10
+    assert loop.real.num_steps > 0
