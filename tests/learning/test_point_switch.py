@@ -14,10 +14,12 @@ from mbrl_lightning.loop import MetaLoop
 
 pytestmark = pytest.mark.slow
 
+RANDOM = {"warmup_steps": 3000, "warmup_hold": 1}  # held actions look alike for so long that 3,000 steps show less
+
 
 def slope(**changes) -> float:
     """The least slope of any head after 3,000 random real steps (see `hidden_task.reward_slope`)."""
-    cfg = compose({"conf": "point_switch", "algorithm": "m3po", "sac": {"warmup_steps": 3000}} | changes)
+    cfg = compose({"conf": "point_switch", "algorithm": "m3po", "sac": RANDOM} | changes)
     family = make_family("point_switch")
     algorithm = make_algorithm(cfg, family)
     loop = MetaLoop(cfg, family, algorithm, quiet=True)
@@ -39,7 +41,7 @@ def test_the_model_finds_the_hidden_direction_in_the_history():
     ids=["no_history", "plain_likelihood"],
 )
 def test_without_history_or_with_the_plain_likelihood_it_does_not(blind):
-    assert slope(**blind) < 0.5
+    assert slope(**blind) < (0.2 if "history" in blind else 0.5)
 
 
 def unseen(algorithm: str) -> dict[str, float]:
