@@ -138,7 +138,7 @@ class HistoryDynamics(L.LightningModule):
     def predict(self, observation: Tensor, inputs: TensorDictBase, action: Tensor) -> Tensor:
         """Mean next observation of each head, without bounds: `[E, N, S]`."""
         loc, _ = self(inputs, action)
-        return self.spec.untarget(observation, self.target_norm.inverse(loc))
+        return self.spec.untarget(observation.expand(len(loc), -1, -1), self.target_norm.inverse(loc))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over all heads."""

@@ -15,6 +15,15 @@ from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import DivergedError
 
 LENGTH = 4
+HIDDEN = (
+    "point_switch",
+    "half_cheetah_fwd_bwd",
+    "half_cheetah_pier",
+    "ant_fwd_bwd",
+    "ant_crippled_leg",
+    "walker2d_random_params",
+    "humanoid_direc",
+)
 
 
 def model(members: int = 3, **dynamics) -> HistoryDynamics:
@@ -158,3 +167,24 @@ def test_a_head_that_is_not_finite_stops_the_run(real, make_loop):
         next(iter(loop.algorithm.dynamics.parameters()))[1] = torch.nan
     with pytest.raises(DivergedError, match="not finite"):
         loop._fit_dynamics()
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_heads_predict_and_imagine_in_every_hidden_family(name):
+    """Positions that turn on a sphere (a humanoid's, an ant's) want predictions and observations of one shape."""
+    family, generator = make_family(name), torch.Generator().manual_seed(0)
+    tasks = family.test[:2]
+    simulator = family.simulate(tasks)
+    data = collect(simulator, family.spec, random_actions(family.spec, generator), 12, generator)
+    simulator.close()
+    cfg = compose({"conf": name, "algorithm": "m3po", "dynamics": {"hidden": 8}})
+    dynamics = HistoryDynamics(family.spec, cfg.dynamics, cfg.history)
+    buffer = TaskBuffer(len(family.parameters))
+    buffer.extend(data, buffer.add_tasks(tasks), exploratory=False)
+    dynamics.observe(buffer.transitions(), 0.1, fit=True)
+    seen = Histories(buffer, dynamics.inputs, LENGTH)
+    inputs, rows = seen.before(torch.arange(24))["inputs"], torch.zeros(24, dtype=torch.long)
+    predicted = dynamics.predict(seen.observation, inputs, seen.action)
+    assert predicted.shape == (3, 24, family.spec.observation_dim)
+    imagined = dynamics.imagine(seen.observation, inputs, seen.action, rows, torch.zeros(24, family.spec.target_dim))
+    torch.testing.assert_close(imagined, predicted[0].clamp(dynamics.low, dynamics.high))
