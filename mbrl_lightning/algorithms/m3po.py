@@ -174,16 +174,8 @@ class M3PO(Algorithm):
             start = TensorDict({"inputs": inputs, "observation": observation}, batch_size=[rollouts])
         else:
             start = histories.before(histories.draw(rollouts, self.generator))
-        act = self._explore if branch.explore else partial(self._sample, self.generator)
+        act = partial(self._sample, self.generator)
         return branched_rollouts(self.dynamics, act, start.to(device), length, self.generator)
-
-    def _explore(self, inputs: TensorDictBase) -> Tensor:
-        """pi(a | h), but a share of the rows tries anything."""
-        rows = len(inputs)
-        random = self.spec.random_action((rows,), self.generator)
-        chosen = torch.rand(rows, 1, generator=self.generator) < self.cfg.branch.explore
-        device = inputs["current"].device
-        return torch.where(chosen.to(device), random.to(device), self._sample(self.generator, inputs))
 
     def _learn(self, histories: Histories, imagined: TensorDict, step: GradientStep) -> dict[str, float]:
         """Line 12: one SAC step on rows of which each is imagined with probability beta."""

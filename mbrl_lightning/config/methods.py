@@ -41,9 +41,6 @@ class BranchConfig:
     length: int = option(1, "imagined steps of a branch, k", minimum=1, why="C_Th2 is for k >= 1: 0 imagines nothing")
     full: bool = option(False, "whole imagined episodes from initial states in place of branches")
     per_step: int = option(100, "branches per real step, M", minimum=0)
-    explore: float = option(
-        0.0, "share of imagined actions that are uniformly random: SAC learns what it did not do", minimum=0, maximum=1
-    )
     buffer: int = option(20_000, "imagined transitions kept", minimum=1)
     beta: float = option(1.0, "share of imagined transitions in an update; 0: real ones alone", minimum=0, maximum=1)
     beta_from: int | None = option(
