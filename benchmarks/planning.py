@@ -24,17 +24,28 @@ SIZES = PlannerConfig(kind="cem", horizon=20, candidates=500, iterations=1, elit
 
 
 class Planning:
-    """Sixteen half-cheetahs in different states, and an ensemble of models that has seen some of their data."""
+    """Sixteen half-cheetahs in different states, and an ensemble of models that has seen some of their data.
 
-    def __init__(self, candidates: int, members: int, width: int) -> None:
+    Args:
+        candidates: action sequences.
+        members: of the ensemble.
+        width: of its two hidden layers.
+        device: where the models are.
+        chunk: rows in memory at once.
+    """
+
+    def __init__(
+        self, candidates: int, members: int, width: int, device: str = "cpu", chunk: int = SIZES.chunk
+    ) -> None:
         family, self.generator = make_family("half_cheetah_200"), torch.Generator().manual_seed(0)
         act, tasks = random_actions(family.spec, self.generator), torch.ones(ENVIRONMENTS, 1)
         data = collect(family.simulate(tasks), family.spec, act, 50, self.generator)
         dynamics = MLPDynamics(family.spec, DynamicsConfig(hidden=width, layers=1, members=members))
         dynamics.observe(data.flatten(0, 1))
-        self.observation = data["observation"][:, -1]
+        dynamics.to(device)
+        self.observation = data["observation"][:, -1].to(device)
         many, single = (ModelEnv.of(dynamics, dynamics.tell(torch.zeros(count, 0))) for count in (ENVIRONMENTS, 1))
-        sizes = replace(SIZES, candidates=candidates)
+        sizes = replace(SIZES, candidates=candidates, chunk=chunk)
         self.together, self.alone = make_planner(many, sizes), make_planner(single, sizes)
         self.theirs = CEMPlanner(
             single,
@@ -42,7 +53,7 @@ class Planning:
             optim_steps=SIZES.iterations,
             num_candidates=candidates,
             top_k=SIZES.elites,
-        )
+        ).to(device)
 
     def one_call(self) -> None:
         """All environments at once."""

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from two_ranks import TRAINED
 
 from mbrl_lightning.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINED = ("gssm_aps", "gssm", "gssm_aps-ppo", "dr_ppo", "mb_mpo", "trpo", "grbal", "m3po", "pearl")
 ALIKE = ("gssm_aps", "dr_ppo", "trpo", "grbal", "m3po", "pearl")
 TOLERANCE = 1e-6
 

@@ -116,25 +116,28 @@ def diverges(rank: int, folder: Path, world: int) -> None:
     loop.fit()
 
 
+TRAINED: dict[str, dict] = {
+    "gssm_aps": {},
+    "gssm": {"algorithm": "gssm"},
+    "gssm_aps-ppo": PPO,
+    "dr_ppo": {"algorithm": "dr_ppo", "search": BASE["search"] | {"horizon": 12}},
+    "m3po": HIDDEN | {"algorithm": "m3po"},
+    "pearl": HIDDEN | {"algorithm": "pearl", "pearl": {"meta_batch": 4, "context": 8}},
+    "mb_mpo": {
+        "algorithm": "mb_mpo",
+        "dynamics": {"members": 3, "targets": 8, "persistence": 0.5},
+        "meta": {"updates": 3, "rollouts": 4},
+    },
+    "grbal": {
+        "algorithm": "grbal",
+        "dynamics": {"hidden": 8, "tasks": 4},
+        "l2a": {"past": 4, "future": 4, "segments": 8},
+        "planner": {"candidates": 12, "horizon": 4, "elites": 4},
+    },
+    "trpo": {"algorithm": "trpo", "search": BASE["search"] | {"horizon": 12}, "meta": {"subsample": 1}},
+}
 SCENARIOS: dict[str, Callable[[int, Path, int], None]] = {
-    "gssm_aps": trains(),
-    "gssm": trains(algorithm="gssm"),
-    "gssm_aps-ppo": trains(falls=True, **PPO),
-    "dr_ppo": trains(algorithm="dr_ppo", search=BASE["search"] | {"horizon": 12}),
-    "m3po": trains(**HIDDEN | {"algorithm": "m3po"}),
-    "pearl": trains(**HIDDEN | {"algorithm": "pearl", "pearl": {"meta_batch": 4, "context": 8}}),
-    "mb_mpo": trains(
-        algorithm="mb_mpo",
-        dynamics={"members": 3, "targets": 8, "persistence": 0.5},
-        meta={"updates": 3, "rollouts": 4},
-    ),
-    "grbal": trains(
-        algorithm="grbal",
-        dynamics={"hidden": 8, "tasks": 4},
-        l2a={"past": 4, "future": 4, "segments": 8},
-        planner={"candidates": 12, "horizon": 4, "elites": 4},
-    ),
-    "trpo": trains(algorithm="trpo", search=BASE["search"] | {"horizon": 12}),
+    **{name: trains(name == "gssm_aps-ppo", **changes) for name, changes in TRAINED.items()},
     "signalled": signalled,
     "dies": dies,
     "diverges": diverges,

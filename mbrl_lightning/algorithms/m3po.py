@@ -132,6 +132,7 @@ class M3PO(Algorithm):
         return {f"train/model_{name}": value for name, value in (metrics | held).items()}
 
     def _batch(self, histories: Histories, rows: Tensor) -> TensorDict:
+        rows = rows.to(histories.back.device)
         batch = histories.before(rows).set("action", histories.action[rows])
         target = self.dynamics.targets(histories.observation[rows], histories.next_observation[rows])
         return batch.set("target", target)

@@ -13,7 +13,19 @@ from mbrl_lightning.gaussians import log_prob
 from mbrl_lightning.networks import Normalizer, StackedMLP
 
 
-class Dynamics(L.LightningModule):
+class PlacedModule(L.LightningModule):
+    """A LightningModule that knows where it is when it is moved as a part of something else.
+
+    Lightning notes the device in `to` alone, which a module that is moved with its owner is never asked for.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+
+class Dynamics(PlacedModule):
     """p(next observation | observation, action, belief) with E decoders in one batched product.
 
     A subclass says what the decoder sees of the task (`code`) and how it learns (`training_step`).

@@ -7,7 +7,6 @@ shared layers, so that the plain likelihood never learns what the hidden task do
 
 from __future__ import annotations
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
@@ -16,13 +15,14 @@ from torch import Tensor
 from mbrl_lightning.adaptation.recurrent import HistoryInputs, HistoryNet
 from mbrl_lightning.config.methods import HistoryConfig
 from mbrl_lightning.config.schema import DynamicsConfig
+from mbrl_lightning.dynamics.base import PlacedModule
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.networks import Normalizer
 
 LOG_VAR = (-9.0, 1.0)
 
 
-class HistoryDynamics(L.LightningModule):
+class HistoryDynamics(PlacedModule):
     """p(next observation | history, action) with E heads in one batched product; a switching family's reward is part of it.
 
     Args:

@@ -134,6 +134,7 @@ class PPO(nn.Module):
             Mean losses and `kl` of the last epoch.
         """
         rows = self._advantages(data, latent, step)
+        self.loss.to(step.fabric.device)  # it is in no module, so that its clip range is not moved with the rest
         metrics: list[dict[str, float]] = []
         for _ in range(self.cfg.epochs):
             metrics = []
