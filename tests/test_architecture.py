@@ -38,17 +38,19 @@ LAYERS = [
         "reporting.guarantees",
     },
     {"algorithms", "cloning"},
+    {"plasticity"},
     {"meta_test", "progress", "rulers"},
     {"loop"},
     {"diagnostics"},
     {"report", "check_env"},
     {"runs.seed_jobs"},
     {"fit", "evaluate", "headroom", "bounds"},
+    {"study"},
 ]
 SPLIT = ("config", "runs", "reporting")  # folders whose files have layers of their own
 LIGHT = ("__init__", "errors", "console", "config", "config.schema", "config.validation", "config.draft")
 LIGHT += ("config.usage", "runs", "runs.storage", "runs.lock", "runs.run", "runs.signals", "runs.seed_jobs", "fit")
-LIGHT += ("bounds", "config.option", "config.methods")
+LIGHT += ("bounds", "study", "config.option", "config.methods")
 HEAVY = {
     "torch",
     "torchrl",

@@ -20,7 +20,7 @@ from two_ranks import TRAINED
 from mbrl_lightning.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-ALIKE = ("gssm_aps", "dr_ppo", "trpo", "grbal", "m3po", "pearl")
+ALIKE = ("gssm_aps", "dr_ppo", "ddpg", "trpo", "grbal", "m3po", "pearl")
 TOLERANCE = 1e-6
 
 

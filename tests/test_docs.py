@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mbrl_lightning import bounds, check_env, evaluate, report
+from mbrl_lightning import bounds, check_env, evaluate, report, study
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.config import load_config, to_yaml
 from mbrl_lightning.runs.run import run_folder
@@ -64,6 +64,10 @@ def parse(module: str, words: list[str]) -> None:
         assert Path(evaluate.parse(words).run, "config.yaml").is_file()
     elif module == "bounds":
         bounds.parse(words)
+    elif module == "study":
+        name, *changes = words
+        for command in study.arm_words(name, changes).values():
+            load_config(command)
     elif module == "report":
         paths, _ = report._parse(words)
         assert all(path == "RUN" or Path(path).exists() or path.startswith("runs/") for path in paths)
@@ -89,7 +93,7 @@ def test_command_lines_parse(page, line, workplace):
 
 def test_the_documents_show_commands():
     modules = {found[1] for _, line in commands() if (found := MODULE.search(line))}
-    assert modules == {"fit", "evaluate", "report", "check_env", "headroom", "bounds"}
+    assert modules == {"fit", "evaluate", "report", "check_env", "headroom", "bounds", "study"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -36,6 +36,7 @@ VARIANTS = {
     "mb_mpo-biased": ("mb_mpo", {"meta": META | {"bias": 0.1, "noise": 0.1}, "search": {"initial_starts": 0.5}}),
     "me_trpo": ("me_trpo", {"meta": META}),
     "trpo": ("trpo", {"search": {"updates": 2, "tasks": 2, "horizon": 30}}),
+    "ddpg": ("ddpg", {"sac": {"warmup_steps": 20, "updates_per_step": 0.2, "batch": 16}}),
     "pearl": ("pearl", PEARL),
     "pearl-hidden": ("pearl", PEARL | {"env": {"name": "point_switch", "options": {"horizon": 20}}}),
 }
@@ -107,7 +108,7 @@ def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
     assert measured(read_results(tmp_path / "parts")) == measured(read_results(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "pearl", "pearl-hidden"])
+@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "ddpg", "pearl"])
 def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name):
     states, rows = [], []
     for every in (0, 1):
@@ -122,7 +123,7 @@ def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name
     assert rows[0] == rows[1] != []
 
 
-@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "pearl", "pearl-hidden"])
+@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "ddpg", "pearl"])
 def test_a_full_meta_test_leaves_no_trace_but_in_its_own_stream(make_loop, name):
     algorithm, changes = variant(name, iterations=1)
     loop = make_loop(algorithm, **changes)

@@ -123,6 +123,7 @@ TRAINED: dict[str, dict] = {
     "dr_ppo": {"algorithm": "dr_ppo", "search": BASE["search"] | {"horizon": 12}},
     "m3po": HIDDEN | {"algorithm": "m3po"},
     "pearl": HIDDEN | {"algorithm": "pearl", "pearl": {"meta_batch": 4, "context": 8}},
+    "ddpg": {"algorithm": "ddpg", "sac": {"warmup_steps": 20, "every": 5, "updates_per_step": 0.2, "batch": 16}},
     "mb_mpo": {
         "algorithm": "mb_mpo",
         "dynamics": {"members": 3, "targets": 8, "persistence": 0.5},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.algorithms.ddpg import DDPG
 from mbrl_lightning.algorithms.dr_ppo import DRPPO
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
 from mbrl_lightning.algorithms.l2a import L2A
@@ -31,6 +32,8 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "rebal": L2A,  # the same, adapted by a recurrent state
     "mb_mpc": L2A,  # the same, not adapted (Nagabandi et al., ICRA 2018)
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
+    "ddpg": DDPG,  # Lillicrap et al., ICLR 2016, likewise
+    "ppo": DRPPO,  # Schulman et al. 2017, likewise: the next one where nothing varies
     "dr_ppo": DRPPO,  # the model-free rival: PPO with domain randomisation
 }
 

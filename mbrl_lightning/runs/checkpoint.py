@@ -68,11 +68,12 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     return target
 
 
-def load(folder: Path) -> tuple[int, dict[str, Any]]:
+def load(folder: Path, last: int | None = None) -> tuple[int, dict[str, Any]]:
     """The newest complete checkpoint, on the CPU. Damaged newer ones are skipped with a warning.
 
     Args:
         folder: where the checkpoints of a run are.
+        last: step of the newest to look at; None: all.
 
     Returns:
         Its step and state.
@@ -83,6 +84,8 @@ def load(folder: Path) -> tuple[int, dict[str, Any]]:
     """
     faults: list[str] = []
     for path in _newest_first(folder):
+        if last is not None and int(path.name.removeprefix("step_")) > last:
+            continue
         fault = _fault(path)
         if fault == "":
             if faults:

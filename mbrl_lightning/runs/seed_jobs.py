@@ -78,19 +78,34 @@ def fit_seeds(config: Config, words: Sequence[str]) -> int:
     Returns:
         Exit status of the first seed, in the order given, that failed; 0 if none did.
     """
+    jobs, requested = _train(config, words)
+    folders = [job.folder for job in jobs if job.status == 0]
+    if folders and requested is None:
+        from mbrl_lightning.report import report
+
+        print(report(folders, jobs[0].folder.parent / "report"))
+    return _status(jobs, requested)
+
+
+def train_seeds(config: Config, words: Sequence[str]) -> int:
+    """`fit_seeds` without its report."""
+    return _status(*_train(config, words))
+
+
+def _train(config: Config, words: Sequence[str]) -> tuple[list[Job], int | None]:
+    """The jobs as they ended, and the signal that came."""
     jobs = plan(config, words)
     for job in jobs:
         if job.status == 0:
             print(f"seed {job.seed}: {job.folder} is finished, skipped", flush=True)
     with StopFlag() as stop:
         _work_through([job for job in jobs if job.status is None], config, stop)
-    folders = [job.folder for job in jobs if job.status == 0]
-    if folders and stop.requested is None:
-        from mbrl_lightning.report import report
+    return jobs, stop.requested
 
-        print(report(folders, jobs[0].folder.parent / "report"))
-    if stop.requested is not None:
-        return 130 if stop.requested == signal.SIGINT else 75
+
+def _status(jobs: Sequence[Job], requested: int | None) -> int:
+    if requested is not None:
+        return 130 if requested == signal.SIGINT else 75
     return next((job.status for job in jobs if job.status), 0)
 
 

@@ -1,0 +1,246 @@
+"""MB-MPO's own studies as commands that draw the figure: `python -m mbrl_lightning.study biased seeds=0..2`.
+
+A study is a set of arms, each a configuration, on the same family with the same budget. Finished runs are kept and skipped,
+stopped ones go on, so the command may be given again, with more seeds too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbrl_lightning.config import load_config
+from mbrl_lightning.console import guard
+from mbrl_lightning.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from mbrl_lightning.results import Row
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked, and the configurations that answer.
+
+    Attributes:
+        figure: of Clavera et al. 2018.
+        question: in words.
+        base: `key=value` words of all arms.
+        arms: name to the words of one.
+    """
+
+    figure: str
+    question: str
+    base: tuple[str, ...]
+    arms: Mapping[str, tuple[str, ...]]
+
+
+CHEETAH = ("conf=half_cheetah_200", "algorithm=mb_mpo")
+STUDIES = {
+    "plasticity": Study(
+        "Fig. 3",
+        "Does the policy change most by its inner step where the models disagree?",
+        ("conf=point2d", "algorithm=mb_mpo", "loop.keep=1000"),
+        {"mb_mpo": ()},
+    ),
+    "biased": Study(
+        "Fig. 4",
+        "Half-cheetah, 100 steps, models off by U(0, b_max) and noise of 0.1: does it still run?",
+        ("conf=half_cheetah_200", "env.options.horizon=100", "meta.noise=0.1"),
+        {
+            f"{algorithm}, b_max={bias}": (f"algorithm={algorithm}", f"meta.bias={bias}")
+            for bias in ("0", "0.5", "1")
+            for algorithm in ("mb_mpo", "me_trpo")
+        },
+    ),
+    "horizon": Study(
+        "Fig. 5",
+        "Half-cheetah, 1,000 steps: is learning steady with an inner step, and without?",
+        (
+            *CHEETAH,
+            "env.options.horizon=1000",
+            "search.horizon=200",
+            "search.initial_starts=0.5",
+            "loop.tasks_per_iteration=4",
+            "evaluation.context=2000",
+        ),
+        {"with adaptation": (), "without adaptation": ("meta.inner_lr=0",)},
+    ),
+    "tailored": Study(
+        "Fig. 6",
+        "Who should collect the real data: the adapted policies, or the one before it adapts?",
+        CHEETAH,
+        {"adapted policies collect": (), "the policy before it adapts": ("meta.collectors=prior",)},
+    ),
+    "inner_step": Study(
+        "Fig. 7a",
+        "How large an inner step?",
+        CHEETAH,
+        {f"inner step {size}": (f"meta.inner_lr={size}",) for size in ("0", "0.01", "0.1", "0.3")},
+    ),
+    "ensemble": Study(
+        "Fig. 7b",
+        "How many models?",
+        CHEETAH,
+        {f"{count} models": (f"dynamics.members={count}",) for count in (1, 3, 5, 10)},
+    ),
+    "outer_steps": Study(
+        "Fig. 7c",
+        "How many outer steps before the models are fitted again?",
+        CHEETAH,
+        {f"{count} outer steps": (f"meta.updates={count}",) for count in (10, 30, 60)},
+    ),
+}
+LINES = "\n".join(f"  {name:<12} {study.figure}: {study.question}" for name, study in STUDIES.items())
+HELP = f"""usage: python -m mbrl_lightning.study NAME [seeds=0..2] [key=value ...]
+
+Trains every arm of one of MB-MPO's studies (Clavera et al. 2018) with every seed, prints the table and draws the figure.
+
+{LINES}
+
+  seeds=0..2        seeds of every arm (default 0..2)
+  jobs=1            seeds trained at the same time
+  out=runs/studies  runs are in out/NAME/<arm>, table and figure in out/NAME
+Any other key of `python -m mbrl_lightning.fit --help` goes to all arms; a key that tells the arms apart cannot be given.
+"""
+OUT = "runs/studies"
+
+
+def folder_of(arm: str) -> str:
+    """Name of an arm's folder."""
+    return re.sub(r"[^a-z0-9.]+", "_", arm.lower()).strip("_")
+
+
+def arm_words(name: str, words: Sequence[str], out: str = OUT) -> dict[str, list[str]]:
+    """The command line of `mbrl_lightning.fit` for every arm of a study.
+
+    Args:
+        name: of the study.
+        words: `key=value` of the user; they replace the study's own, but for what tells arms apart.
+        out: parent of the studies' folders.
+
+    Raises:
+        ConfigError: no such study, or a word that the arms differ in.
+    """
+    if name not in STUDIES:
+        raise ConfigError(f"no study '{name}'{did_you_mean(name, STUDIES)}", f"choose one of {', '.join(STUDIES)}")
+    study, given = STUDIES[name], _keys(words)
+    own = {key for arm in study.arms.values() for key in _keys(arm)}
+    taken = sorted(own & given.keys())
+    if taken:
+        raise ConfigError(f"{', '.join(taken)}: the arms of '{name}' differ in that", "leave it out")
+    commands = {}
+    for arm, changes in study.arms.items():
+        merged = {"seeds": "seeds=0..2"} | _keys(study.base) | given | _keys(changes)
+        merged["out"] = f"out={out}/{name}/{folder_of(arm)}"
+        commands[arm] = list(merged.values())
+    return commands
+
+
+def _keys(words: Sequence[str]) -> dict[str, str]:
+    return {word.partition("=")[0]: word for word in words}
+
+
+def study(name: str, words: Sequence[str] = (), out: str = OUT) -> tuple[int, str]:
+    """Train what is missing, then tabulate and draw.
+
+    Args:
+        name: of the study.
+        words: see `arm_words`.
+        out: see there.
+
+    Returns:
+        Exit status of the first run that failed, 0 if none did; the tables of what is there as plain text, with the
+        figure's path, or nothing after a signal.
+
+    Raises:
+        MBRLError: the study or a configuration is wrong.
+    """
+    commands = arm_words(name, words, out)
+    configs = {arm: load_config(command) for arm, command in commands.items()}  # all of them are sound, or none begins
+    from mbrl_lightning.runs.seed_jobs import train_seeds
+
+    status = 0
+    for number, (arm, command) in enumerate(commands.items(), 1):
+        print(f"{name}, {number} of {len(commands)}: {arm}", flush=True)
+        ended = train_seeds(configs[arm], command)
+        status = status or ended
+        if ended in (75, 130):
+            return ended, "stopped; the same command goes on from here"
+    return status, tabulate(name, Path(out) / name)
+
+
+def tabulate(name: str, folder: Path) -> str:
+    """Tables and figure of a study out of the runs below `folder`; both are written there."""
+    from mbrl_lightning.reporting.tables import return_table, training_table
+
+    rows = rows_of(name, folder)
+    env = rows[0].env
+    tables = [table for table in (return_table(rows, env, "test"), training_table(rows, env)) if table is not None]
+    text = [f"{STUDIES[name].figure} of MB-MPO. {STUDIES[name].question}", *(table.text() for table in tables)]
+    (folder / "study.md").write_text("\n\n".join([text[0], *(table.markdown() for table in tables)]) + "\n")
+    draws = importlib.util.find_spec("matplotlib") is not None
+    if name == "plasticity":
+        text.append(plasticity_along_runs(folder, draws))
+    elif draws:
+        from mbrl_lightning.reporting.figures import learning_curve
+
+        learning_curve(rows, "return/policy", folder / f"{name}.png", shot=0)
+    missing = "no figure: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
+    return "\n\n".join([*text, f"figure: {folder / f'{name}.png'}" if draws else missing])
+
+
+def plasticity_along_runs(folder: Path, draws: bool) -> str:
+    """The rank correlation at every checkpoint of every run below `folder`, in words; draws the newest."""
+    from mbrl_lightning.evaluate import load_run
+    from mbrl_lightning.plasticity import Plasticity, draw, grid, plasticity
+    from mbrl_lightning.runs import checkpoint
+
+    states, found = grid(), list[list[Plasticity]]()
+    for run in sorted(file.parent for file in folder.rglob("config.yaml")):
+        loop, each = load_run(run), list[Plasticity]()
+        for step in reversed(checkpoint.steps(run / "checkpoints")):
+            number, state = checkpoint.load(run / "checkpoints", step)
+            loop.load_state_dict(state, weights_only=True)
+            each.append(Plasticity(run.name, number, states, *plasticity(loop.algorithm, states)))
+        found.append(each)
+    if draws:
+        draw([each[-1] for each in found], folder / "plasticity.png")
+    lines = [
+        f"  {each[-1].run}: " + ", ".join(f"{now.correlation:+.2f} after iteration {now.iteration}" for now in each)
+        for each in found
+    ]
+    return "\n".join(["rank correlation over the plane of KL(pi, pi') and the models' deviation", *lines])
+
+
+def rows_of(name: str, folder: Path) -> list[Row]:
+    """Rows of all arms with runs below `folder`, each under the name of its arm."""
+    from mbrl_lightning.results import read_results
+
+    there = {arm: folder / folder_of(arm) for arm in STUDIES[name].arms if (folder / folder_of(arm)).is_dir()}
+    return [row._replace(algorithm=arm) for arm, place in there.items() for row in read_results(place)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in argv or "-h" in argv or not argv:
+        print(HELP)
+        return 0 if argv else 2
+
+    def command() -> int:
+        words = [word for word in argv[1:] if not word.startswith("out=")]
+        out = [word.partition("=")[2] for word in argv[1:] if word.startswith("out=")]
+        status, text = study(argv[0], words, (out or [OUT])[-1])
+        print(text)
+        return status
+
+    return guard(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

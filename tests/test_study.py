@@ -1,0 +1,106 @@
+"""Studies: their arms are sound configurations, they run, go on, tabulate and draw."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mbrl_lightning.config import load_config
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.plasticity import Plasticity, draw, grid, plasticity, rank_correlation
+from mbrl_lightning.study import STUDIES, arm_words, folder_of, main, study
+
+SHORT = [
+    "seeds=0",
+    "loop.iterations=2",
+    "loop.tasks_per_iteration=2",
+    "loop.model_steps=4",
+    "loop.first_model_steps=4",
+    "dynamics.hidden=8",
+    "meta.updates=1",
+    "meta.rollouts=2",
+    "meta.subsample=1",
+]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_is_a_configuration_of_its_own(name):
+    commands = arm_words(name, ["seeds=0..1", "loop.iterations=3"])
+    configs = [load_config(words) for words in commands.values()]
+    assert all(config.loop.iterations == 3 and config.seeds == "0..1" for config in configs)
+    assert len({config.out for config in configs}) == len(STUDIES[name].arms)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("biassed", [], "did you mean 'biased'"),
+        ("biased", ["meta.bias=1"], "meta.bias: the arms of 'biased' differ in that"),
+        ("biased", ["meta.nois=1"], "meta.nois"),
+    ],
+)
+def test_what_cannot_be_studied_is_said(name, words, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        study(name, words, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_every_study(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in STUDIES)
+    assert main([]) == 2
+
+
+def test_a_study_runs_draws_and_skips_what_is_finished(tmp_path, capfd):
+    words = [*SHORT, "env.options.horizon=10", "evaluation.context=20"]
+    status, text = study("tailored", words, str(tmp_path))
+    assert status == 0
+    assert "Fig. 6" in text
+    folder = tmp_path / "tailored"
+    assert (folder / "tailored.png").stat().st_size > 5000
+    for arm in STUDIES["tailored"].arms:
+        assert arm in text
+        assert arm in (folder / "study.md").read_text()
+        assert list((folder / folder_of(arm)).glob("half_cheetah_200/mb_mpo/seed0/results.csv"))
+    capfd.readouterr()
+    assert study("tailored", words, str(tmp_path))[1] == text
+    assert capfd.readouterr().out.count("is finished, skipped") == 2
+
+
+def test_plasticity_is_measured_at_every_checkpoint(tmp_path):
+    status, text = study("plasticity", SHORT, str(tmp_path))
+    assert status == 0
+    assert "after iteration 1" in text
+    assert "after iteration 2" in text
+    assert (tmp_path / "plasticity" / "plasticity.png").stat().st_size > 5000
+
+
+def test_a_policy_that_does_not_adapt_has_no_plasticity_and_equal_models_agree(make_loop):
+    loop = make_loop("mb_mpo", env={"name": "point2d", "options": {}}, dynamics={"members": 3}, meta={"updates": 0})
+    algorithm, states = loop.algorithm, grid(5)
+    for name, value in algorithm.adapted.adaptable().items():
+        value.data.copy_(algorithm.policy.adaptable()[name].expand_as(value))
+    for parameter in algorithm.dynamics.decoder.parameters():
+        parameter.data.copy_(parameter.data[:1].expand_as(parameter))
+    kl, deviation = plasticity(algorithm, states)
+    torch.testing.assert_close(kl, torch.zeros(25))
+    torch.testing.assert_close(deviation, torch.zeros(25))
+    algorithm.adapted.log_std.data[1] += 0.5  # one of three: KL of two Gaussians that differ in deviation, 2 entries
+    once = 2 * (0.5 + 0.5 * (torch.tensor(-1.0).exp() - 1))
+    torch.testing.assert_close(plasticity(algorithm, states)[0], torch.full((25,), float(once) / 3))
+    algorithm.dynamics.decoder.get_parameter(list(dict(algorithm.dynamics.decoder.named_parameters()))[-1]).data[2] += 1
+    assert (plasticity(algorithm, states)[1] > 0).all()
+
+
+def test_rank_correlation():
+    first = torch.tensor([0.1, 5.0, 2.0, 100.0])
+    assert rank_correlation(first, first.log()) == pytest.approx(1.0)
+    assert rank_correlation(first, -first) == pytest.approx(-1.0)
+    assert rank_correlation(torch.tensor([1.0, 2, 3, 4]), torch.tensor([2.0, 1, 4, 3])) == pytest.approx(0.6)
+
+
+def test_both_maps_are_drawn(tmp_path):
+    states = grid(6)
+    found = Plasticity("seed0", 1, states, states.norm(dim=1), states.norm(dim=1) + 0.1)
+    assert draw([found, found], tmp_path / "maps.png").stat().st_size > 5000
