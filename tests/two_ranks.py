@@ -127,7 +127,7 @@ TRAINED: dict[str, dict] = {
     "mb_mpo": {
         "algorithm": "mb_mpo",
         "dynamics": {"members": 3, "targets": 8, "persistence": 0.5},
-        "meta": {"updates": 3, "rollouts": 4},
+        "meta": {"updates": 3, "rollouts": 4, "subsample": 1, "damping": 0.1},
     },
     "grbal": {
         "algorithm": "grbal",
@@ -135,7 +135,7 @@ TRAINED: dict[str, dict] = {
         "l2a": {"past": 4, "future": 4, "segments": 8},
         "planner": {"candidates": 12, "horizon": 4, "elites": 4},
     },
-    "trpo": {"algorithm": "trpo", "search": BASE["search"] | {"horizon": 12}, "meta": {"subsample": 1}},
+    "trpo": {"algorithm": "trpo", "search": BASE["search"] | {"horizon": 12}, "meta": {"subsample": 1, "damping": 0.1}},
 }
 SCENARIOS: dict[str, Callable[[int, Path, int], None]] = {
     **{name: trains(name == "gssm_aps-ppo", **changes) for name, changes in TRAINED.items()},

@@ -68,7 +68,7 @@ class GraphDynamics(Dynamics):
         loc, scale = self.encoder.target(x, belief)
         noise = batch.get("noise", None)
         if noise is None:
-            noise = torch.randn(len(x), self.cfg.particles, *loc.shape[1:], device=x.device)
+            noise = torch.randn(len(x), self.cfg.particles, *loc.shape[1:]).to(x.device)  # the same on every device
         codes = [loc + scale * eps for eps in noise.unbind(1)]
         likelihood = torch.stack([self.nll(self.decode(x, z), y).mean() for z in codes]).mean()
         kl = kl_divergence(loc, scale, belief["loc"].unsqueeze(1), belief["scale"].unsqueeze(1)).mean()
