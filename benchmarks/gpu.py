@@ -58,6 +58,7 @@ RUNS: dict[str, dict[str, object]] = {
         "loop.episode_steps": 10,
         "sac.warmup_steps": 300,
         "branch.per_step": 100,
+        "branch.buffer": 20_000,
     },
 }
 DEVICES: dict[str, dict[str, object]] = {
