@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hidden_families import SECTIONS, begin_section
 
+from mbrl_lightning import study
 from mbrl_lightning.config import available
 from mbrl_lightning.report import make_tables
 from mbrl_lightning.reporting import figures
@@ -21,6 +22,7 @@ from mbrl_lightning.results import Row, read_results
 DOCS = Path(__file__).parent
 RESULTS, RUNS, PAGE = DOCS.parent / "results", DOCS.parent / "runs", DOCS / "results.md"
 README = DOCS.parent / "README.md"
+ARMS = {"with": "told", "without": "not told", "wrong": "told wrong"}
 CLAIM = ("gssm_aps", "return/policy")
 COLUMNS = {
     "return/policy": "deterministic",
@@ -43,13 +45,25 @@ def take_over() -> None:
         conf, algorithm, seed = source.parts[-4:-1]
         target = RESULTS / conf / algorithm / f"{seed}.csv"
         if conf != "debug" and "finished_iterations" in (source.parent / "manifest.json").read_text():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            _copy(source, target)
+    for source in sorted(RUNS.glob("*/headroom/seed*/headroom.csv")):
+        _copy(source, RESULTS / source.parts[-4] / "headroom" / f"{source.parts[-2]}.csv")
+    for source in sorted(RUNS.glob("studies/*/*/*/*/seed*/results.csv")):
+        study, arm, _, _, seed = source.parts[-6:-1]
+        if "finished_iterations" in (source.parent / "manifest.json").read_text():
+            _copy(source, RESULTS / "studies" / study / arm / f"{seed}.csv")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def rows_of(name: str) -> list[Row]:
     """All rows of a family; those of a variant (results/<conf>/m3po_k3) under the name of its folder."""
-    labels = sorted(folder.name for folder in (RESULTS / name).iterdir() if folder.is_dir())
+    labels = sorted(
+        folder.name for folder in (RESULTS / name).iterdir() if folder.is_dir() and folder.name != "headroom"
+    )
     return [row._replace(algorithm=label) for label in labels for row in read_results(RESULTS / name / label)]
 
 
@@ -71,10 +85,40 @@ def by_seed(rows: Sequence[Row], env: str) -> Table | None:
     return table if table.rows else None
 
 
+def headroom_table(name: str) -> Table | None:
+    """What knowing the task is worth to PPO on real steps and to a one-step model, for every seed."""
+    files = sorted((RESULTS / name / "headroom").glob("seed*.csv"))
+    header = ["seed", "PPO's real steps", *(f"PPO, {arm}" for arm in ARMS.values())]
+    table = Table(f"{name}, test tasks: headroom", [*header, *(f"nMSE, {arm}" for arm in ARMS.values())])
+    for file in files:
+        rows = read_results(file)
+        cells = [str(rows[0].seed), f"{max(row.real_steps for row in rows):,}"]
+        for kind in ("return/", "model/nmse_"):
+            for arm in ARMS:
+                values = [row.value for row in rows if row.metric == f"{kind}{arm}" and row.task >= 0]
+                cells.append(number(sum(values) / len(values)) if values else "-")
+        table.rows.append(cells)
+    table.notes.append(
+        "PPO in the true simulator, and a one-step model of random transitions, told the true parameters,"
+    )
+    table.notes.append("told nothing, told another task's: `python -m mbrl_lightning.headroom`")
+    return table if files else None
+
+
+def study_section(name: str) -> str:
+    """Tables and figure of one of MB-MPO's studies."""
+    rows = study.rows_of(name, RESULTS / "studies" / name)
+    parts = [table.markdown() for table in study.tables_of(name, rows)]
+    if name != "plasticity":  # which is drawn from checkpoints
+        study.draw(name, rows, DOCS / "images" / f"study_{name}.png")
+    return "\n\n".join([*parts, f"![{study.STUDIES[name].question}](images/study_{name}.png)"])
+
+
 def section(name: str) -> str:
     """Tables and learning curves of one family."""
     rows = rows_of(name)
     tables = [by_seed(rows, name), reward_table(rows, name, "test", each_seed=True), *make_tables(rows, name)]
+    tables.append(headroom_table(name))
     parts = [table.markdown() for table in tables if table is not None]
     variants = sorted({row.algorithm for row in rows} - set(available("algorithm")))
     drawn = {"curve": [row for row in rows if row.algorithm not in variants]}
@@ -148,22 +192,25 @@ def with_hidden_families(page: str) -> str:
     return page
 
 
+def filled(page: str, kind: str, name: str, text: str) -> str:
+    """The page with `text` between the marks `<!-- kind: name -->` and `<!-- end: name -->` (or `end kind`)."""
+    mark = f"<!-- {kind}: {name} -->" if name else f"<!-- {kind} -->"
+    end = {"table": f"<!-- end: {name} -->", "study": f"<!-- end study: {name} -->"}.get(kind, f"<!-- end {kind} -->")
+    return re.sub(rf"{mark}(.*?{end})?", lambda _: f"{mark}\n\n{text}\n\n{end}", page, flags=re.DOTALL)
+
+
 def main() -> None:
     """Take over finished runs, then rewrite what stands between the marks of the page."""
     take_over()
     page = with_hidden_families(PAGE.read_text())
-    for name in re.findall(r"<!-- table: (\w+) -->", page):
-        if not (RESULTS / name).is_dir():
-            continue
-        mark, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-        page = re.sub(rf"{mark}(.*?{end})?", lambda _: f"{mark}\n\n{section(name)}\n\n{end}", page, flags=re.DOTALL)  # noqa: B023
-    PAGE.write_text(page)
     names = [name for name in re.findall(r"<!-- table: (\w+) -->", page) if (RESULTS / name).is_dir()]
-    mark, end = "<!-- results -->", "<!-- end results -->"
-    text = README.read_text()
-    README.write_text(
-        re.sub(rf"{mark}(.*?{end})?", lambda _: f"{mark}\n\n{summary(names)}\n\n{end}", text, flags=re.DOTALL)
-    )
+    for name in names:
+        page = filled(page, "table", name, section(name))
+    for name in re.findall(r"<!-- study: (\w+) -->", page):
+        if (RESULTS / "studies" / name).is_dir():
+            page = filled(page, "study", name, study_section(name))
+    PAGE.write_text(page)
+    README.write_text(filled(README.read_text(), "results", "", summary(names)))
 
 
 if __name__ == "__main__":

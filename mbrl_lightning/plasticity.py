@@ -74,7 +74,7 @@ def grid(side: int = SIDE, limit: float = LIMIT) -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-def draw(last: Sequence[Plasticity], path: Path) -> Path:
+def draw_maps(last: Sequence[Plasticity], path: Path) -> Path:
     """Maps of both for the first run, and both against each other for all, in one PNG."""
     figure, panels = canvas.blank(1, 3, 4.6, 4.0)
     first, side = last[0], round(len(last[0].states) ** 0.5)

@@ -19,6 +19,7 @@ from mbrl_lightning.console import guard
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from mbrl_lightning.reporting.tables import Table
     from mbrl_lightning.results import Row
 
 
@@ -176,28 +177,39 @@ def study(name: str, words: Sequence[str] = (), out: str = OUT) -> tuple[int, st
 
 def tabulate(name: str, folder: Path) -> str:
     """Tables and figure of a study out of the runs below `folder`; both are written there."""
-    from mbrl_lightning.reporting.tables import return_table, training_table
-
-    rows = rows_of(name, folder)
-    env = rows[0].env
-    tables = [table for table in (return_table(rows, env, "test"), training_table(rows, env)) if table is not None]
-    text = [f"{STUDIES[name].figure} of MB-MPO. {STUDIES[name].question}", *(table.text() for table in tables)]
-    (folder / "study.md").write_text("\n\n".join([text[0], *(table.markdown() for table in tables)]) + "\n")
+    tables = tables_of(name, rows_of(name, folder))
+    head = f"{STUDIES[name].figure} of MB-MPO. {STUDIES[name].question}"
+    (folder / "study.md").write_text("\n\n".join([head, *(table.markdown() for table in tables)]) + "\n")
     draws = importlib.util.find_spec("matplotlib") is not None
+    text, picture = [head, *(table.text() for table in tables)], folder / f"{name}.png"
     if name == "plasticity":
         text.append(plasticity_along_runs(folder, draws))
     elif draws:
-        from mbrl_lightning.reporting.figures import learning_curve
-
-        learning_curve(rows, "return/policy", folder / f"{name}.png", shot=0)
+        draw(name, rows_of(name, folder), picture)
     missing = "no figure: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
-    return "\n\n".join([*text, f"figure: {folder / f'{name}.png'}" if draws else missing])
+    return "\n\n".join([*text, f"figure: {picture}" if draws else missing])
+
+
+def tables_of(name: str, rows: Sequence[Row]) -> list[Table]:
+    """Returns of all arms, and how their training went."""
+    from mbrl_lightning.reporting.tables import return_table, training_table
+
+    env = f"{rows[0].env}, study '{name}'"
+    tables = return_table(rows, env, "test"), training_table(rows, env)
+    return [table for table in tables if table is not None]
+
+
+def draw(name: str, rows: Sequence[Row], path: Path) -> Path:
+    """Learning curves of all arms, of the policy before it adapts."""
+    from mbrl_lightning.reporting.figures import learning_curve
+
+    return learning_curve(rows, "return/policy", path, shot=0)
 
 
 def plasticity_along_runs(folder: Path, draws: bool) -> str:
     """The rank correlation at every checkpoint of every run below `folder`, in words; draws the newest."""
     from mbrl_lightning.evaluate import load_run
-    from mbrl_lightning.plasticity import Plasticity, draw, grid, plasticity
+    from mbrl_lightning.plasticity import Plasticity, draw_maps, grid, plasticity
     from mbrl_lightning.runs import checkpoint
 
     states, found = grid(), list[list[Plasticity]]()
@@ -209,7 +221,7 @@ def plasticity_along_runs(folder: Path, draws: bool) -> str:
             each.append(Plasticity(run.name, number, states, *plasticity(loop.algorithm, states)))
         found.append(each)
     if draws:
-        draw([each[-1] for each in found], folder / "plasticity.png")
+        draw_maps([each[-1] for each in found], folder / "plasticity.png")
     lines = [
         f"  {each[-1].run}: " + ", ".join(f"{now.correlation:+.2f} after iteration {now.iteration}" for now in each)
         for each in found

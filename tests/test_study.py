@@ -7,7 +7,7 @@ import torch
 
 from mbrl_lightning.config import load_config
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.plasticity import Plasticity, draw, grid, plasticity, rank_correlation
+from mbrl_lightning.plasticity import Plasticity, draw_maps, grid, plasticity, rank_correlation
 from mbrl_lightning.study import STUDIES, arm_words, folder_of, main, study
 
 SHORT = [
@@ -103,4 +103,4 @@ def test_rank_correlation():
 def test_both_maps_are_drawn(tmp_path):
     states = grid(6)
     found = Plasticity("seed0", 1, states, states.norm(dim=1), states.norm(dim=1) + 0.1)
-    assert draw([found, found], tmp_path / "maps.png").stat().st_size > 5000
+    assert draw_maps([found, found], tmp_path / "maps.png").stat().st_size > 5000

@@ -8,6 +8,8 @@ theta itself or the state of one who has seen nothing, and so is the belief afte
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -105,7 +107,18 @@ class GradientDynamics(AdaptiveDynamics):
         steps = l2a.inner_steps if l2a.adaptation == "gradient" else 0
         layers = len(self.decoder.sizes) - 1
         self.inner = FactoredAdaptation(layers, l2a.inner_lr, steps, l2a.learned and steps > 0, l2a.first_order)
-        self.idle = self.inner.idle
+        self.idle, self.size_lr = self.inner.idle, l2a.size_lr
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam; step sizes, whose scale is another, learn at a rate of their own."""
+        if not isinstance(self.inner.sizes, torch.nn.Parameter):
+            return super().configure_optimizers()
+        rest = [p for p in self.parameters() if p.requires_grad and p is not self.inner.sizes]
+        groups: list[dict[str, Any]] = [
+            {"params": rest},
+            {"params": [self.inner.sizes], "lr": self.size_lr, "weight_decay": 0.0},
+        ]
+        return torch.optim.Adam(groups, lr=self.cfg.lr, weight_decay=self.cfg.weight_decay, fused=True)
 
     def inner_sizes(self) -> dict[str, float]:
         """Step sizes of weights and biases."""

@@ -26,6 +26,7 @@ from mbrl_lightning.envs.switching_family import (
     switching_spec,
     travelled,
 )
+from mbrl_lightning.errors import ConfigError
 
 DT, FRAME_SKIP, UPRIGHT, RESET_SCALE = 0.05, 5, (0.2, 1.0), 0.1
 ALIVE_BONUS, CONTROL_COST, CRIPPLED_BONUS = 1.0, 0.5, 0.05
@@ -125,9 +126,22 @@ def ant_fwd_bwd(
     return switching_family(spec, body, directions(flip), reward, switch_every_steps, jitter)
 
 
-def legs(flip: bool) -> HiddenTask:
-    """Which leg, 0 to 3, all equally likely; with ``flip`` a switch always takes another one."""
+def legs(flip: bool, unseen: int | None = None) -> HiddenTask:
+    """Which leg, 0 to 3, all equally likely; with ``flip`` a switch always takes another one.
+
+    Args:
+        flip: see above.
+        unseen: a leg that training tasks never have and test tasks always.
+    """
     test = torch.arange(TEST_TASKS, dtype=torch.float64).unsqueeze(1) % 4
+    if unseen is not None:
+        seen, test = [leg for leg in range(4) if leg != unseen], torch.full_like(test, unseen)
+
+        def draw_seen(n: int, generator: torch.Generator) -> Tensor:
+            pick = torch.randint(3, (n, 1), generator=generator, device=generator.device).cpu()
+            return torch.tensor(seen, dtype=torch.float64)[pick]
+
+        return HiddenTask(("leg",), draw_seen, lambda t: (t - 1.5) / 1.5, test)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(4, (n, 1), generator=generator, device=generator.device).cpu().double()
@@ -145,6 +159,7 @@ def ant_crippled_leg(
     horizon: int = 1000,
     flip: bool = False,
     previous_reward: PreviousReward = "observation",
+    unseen_leg: int | None = None,
 ) -> TaskFamily:
     """Run forwards with one leg crippled, which is hidden and drawn anew every 270 to 330 steps; sums of rewards.
 
@@ -157,11 +172,21 @@ def ant_crippled_leg(
         horizon: steps per episode.
         flip: a switch always takes another leg; otherwise the leg is drawn anew and may stay.
         previous_reward: where networks see it, "observation" or "history" only.
+        unseen_leg: this one is crippled in every test task and in no training task (L2A); episodes must not switch then.
+
+    Raises:
+        ConfigError: there is no such leg, or episodes would switch to one that is not unseen.
     """
+    if unseen_leg is not None and (switch_every_steps is not None or unseen_leg not in range(4)):
+        raise ConfigError(
+            f"unseen_leg={unseen_leg} with switch_every_steps={switch_every_steps}: legs are 0 to 3, and a test episode "
+            "keeps its leg",
+            "set env.options.switch_every_steps=null and one of four legs",
+        )
 
     def reward(before: Tensor, action: Tensor, after: Tensor, tasks: Tensor) -> Tensor:
         return after[..., 0] + CRIPPLED_BONUS
 
     body, metrics = _body(cripple, whole=True), travelled(DT, 0.0, CRIPPLED_BONUS)
     spec = switching_spec("ant_crippled_leg", body, horizon, previous_reward, metrics=metrics)
-    return switching_family(spec, body, legs(flip), reward, switch_every_steps, jitter)
+    return switching_family(spec, body, legs(flip, unseen_leg), reward, switch_every_steps, jitter)

@@ -155,3 +155,17 @@ def test_errors_are_measured_on_whole_segments_alone():
     assert torch.isnan(found["nmse_after"][0])
     assert torch.isfinite(found["nmse_after"][1:]).all()
     assert torch.isfinite(reference["nmse_after"]).all()
+
+
+def test_step_sizes_learn_at_a_rate_of_their_own():
+    dynamics = model(inner_lr=0.5, size_lr=0.02)
+    optimizer = dynamics.configure_optimizers()
+    start = {name: value.detach().clone() for name, value in dynamics.named_parameters()}
+    for parameter in dynamics.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    moved = {name: float((start[name] - value.detach()).abs().max()) for name, value in dynamics.named_parameters()}
+    assert moved.pop("inner.sizes") == pytest.approx(0.02, rel=1e-4)  # Adam's first step is as long as its rate
+    assert max(moved.values()) == pytest.approx(dynamics.cfg.lr, rel=1e-2)
+    assert len(optimizer.param_groups) == 2
+    assert len(model(learned=False).configure_optimizers().param_groups) == 1

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 
 from mbrl_lightning.envs import ant, make_family, mujoco
 from mbrl_lightning.envs.half_cheetah_hidden import BLOCKS
+from mbrl_lightning.errors import ConfigError
 
 ANT = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0}
 PARTS = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
@@ -292,3 +293,20 @@ def test_distance_is_what_the_body_travelled():
     valid[1, 12:] = False
     lasted = make_family("ant_fwd_bwd").spec.metrics(episodes)["upright/first_fall"]
     assert lasted.tolist() == [30, 12]
+
+
+def test_a_leg_can_be_kept_for_the_test():
+    family = make_family("ant_crippled_leg", unseen_leg=2, switch_every_steps=None)
+    drawn = family.sample(300, torch.Generator().manual_seed(0))
+    assert sorted(set(drawn.flatten().tolist())) == [0.0, 1.0, 3.0]
+    assert set(family.test.flatten().tolist()) == {2.0}
+    family.check_disjoint()
+    simulator = family.simulate(family.test[:2])
+    simulator.reset(torch.Generator().manual_seed(0))
+    for _ in range(5):
+        simulator.step(torch.zeros(2, 8))
+    assert set(simulator.hidden.flatten().tolist()) == {2.0}
+    simulator.close()
+    for options in ({"unseen_leg": 2}, {"unseen_leg": 4, "switch_every_steps": None}):
+        with pytest.raises(ConfigError, match="keeps its leg"):
+            make_family("ant_crippled_leg", **options)
