@@ -305,7 +305,7 @@ def test_a_leg_can_be_kept_for_the_test():
     simulator.reset(torch.Generator().manual_seed(0))
     for _ in range(5):
         simulator.step(torch.zeros(2, 8))
-    assert set(simulator.hidden.flatten().tolist()) == {2.0}
+    assert set(simulator.tasks.flatten().tolist()) == {2.0}
     simulator.close()
     for options in ({"unseen_leg": 2}, {"unseen_leg": 4, "switch_every_steps": None}):
         with pytest.raises(ConfigError, match="keeps its leg"):
