@@ -12,7 +12,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import actor_critic, branching, collecting, encoder, fitting, imagining, meta_step, planning, whole
+from benchmarks import (
+    actor_critic,
+    branching,
+    collecting,
+    control_step,
+    encoder,
+    fitting,
+    imagining,
+    meta_step,
+    planning,
+    whole,
+)
 from benchmarks.document import markdown, text
 from benchmarks.measure import Memory, Ratio, Share
 from mbrl_lightning.console import quiet_libraries
@@ -24,10 +35,11 @@ A whole run takes about five minutes on an idle core and replaces docs/benchmark
 benchmarks/results.json.
 
   quick=true   few repeats; nothing is written
-  only=NAMES   some of encoder, fitting, imagining, actor_critic, branching, collecting, planning, meta_step,
-               whole; nothing is written
+  only=NAMES   some of encoder, fitting, imagining, actor_critic, branching, collecting, planning, control_step,
+               meta_step, whole; nothing is written
 """
-NAMES = ("encoder", "fitting", "imagining", "actor_critic", "branching", "collecting", "planning", "meta_step", "whole")
+NAMES = ("encoder", "fitting", "imagining", "actor_critic", "branching", "collecting", "planning", "control_step")
+NAMES += ("meta_step", "whole")
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchrl", "tensordict", "lightning", "gymnasium", "mujoco", "numpy")
 
@@ -63,6 +75,7 @@ def measure(names: list[str], repeats: int) -> tuple[list[Ratio], list[Memory], 
         "actor_critic": actor_critic,
         "branching": branching,
         "planning": planning,
+        "control_step": control_step,
         "meta_step": meta_step,
     }
     parts["collecting"] = collecting

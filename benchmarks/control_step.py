@@ -1,0 +1,52 @@
+"""One control step of GrBAL, which adapts its model and plans in it, against the same planner in the model as it is."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.measure import Ratio, compare, ratio
+from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.config import compose
+from mbrl_lightning.data.collect import Act, collect, random_actions
+from mbrl_lightning.envs import make_family
+
+ADAPTING, PLANNING = "adapt and plan", "plan alone"
+CASES = (1, 5)  # half-cheetahs at once
+
+
+class Control:
+    """An actor in the middle of an episode: its past is full, its plan is warm.
+
+    Args:
+        rows: half-cheetahs at once.
+        frozen: it never adapts.
+    """
+
+    def __init__(self, rows: int, frozen: bool) -> None:
+        cfg = compose({"conf": "half_cheetah_disabled", "algorithm": "grbal"})
+        family, generator = make_family(cfg.env.name, **cfg.env.options), torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+        algorithm = make_algorithm(cfg, family)
+        tasks = family.sample(rows, generator)
+        data = collect(family.simulate(tasks), family.spec, random_actions(family.spec, generator), 50, generator)
+        algorithm.dynamics.observe(data.flatten(0, 1))
+        algorithm.dynamics.idle = frozen
+        self.act: Act = algorithm.actor(algorithm.prior(rows), generator)
+        self.observations, self.now = data["observation"].unbind(1), 0
+        for _ in range(cfg.l2a.past + 2):
+            self()
+
+    def __call__(self) -> None:
+        """One step of all rows."""
+        self.act(self.observations[self.now % len(self.observations)])
+        self.now += 1
+
+
+def run(repeats: int) -> list[Ratio]:
+    """500 candidates of 10 steps in a network of 2 x 256, adapted to 16 transitions."""
+    found = []
+    for rows in CASES:
+        sides = {ADAPTING: Control(rows, frozen=False), PLANNING: Control(rows, frozen=True)}
+        case = f"GrBAL, {rows} half-cheetah{'s' * (rows > 1)}: 500 candidates x 10 steps, M = 16"
+        found.append(ratio("control step", case, compare(sides, repeats, 5), ADAPTING, PLANNING))
+    return found
