@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LETTERS = 15  # of a note, to an inch of the figure's width
 # Okabe and Ito's palette: told apart by readers with colour-blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -71,7 +73,8 @@ def frame(axes: Axes, inside: Array, outside: Array, slack: float) -> None:
 def save(figure: Figure, path: PathLike, note: str = "") -> Path:
     """Writes the PNG, making its folder, with a small note below the axes; returns its path."""
     if note:
-        figure.supxlabel(note, fontsize=8, color="0.35")
+        lines = textwrap.fill(note, int(LETTERS * figure.get_figwidth()))
+        figure.supxlabel(lines, fontsize=8, color="0.35")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
