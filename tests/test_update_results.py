@@ -106,5 +106,42 @@ def test_curves_of_runs_that_looked_at_training_tasks_on_the_way_are_of_those(up
 def test_the_committed_results_have_a_section_each(updater, monkeypatch):
     monkeypatch.setattr(updater, "RESULTS", DOCS.parent / "results")
     page = (DOCS / "results.md").read_text()
-    names = {path.name for path in (DOCS.parent / "results").iterdir() if path.is_dir()}
+    names = {path.name for path in (DOCS.parent / "results").iterdir() if path.is_dir()} - {"studies"}
+    studies = {path.name for path in (DOCS.parent / "results" / "studies").iterdir()}
+    assert {name for name in studies if f"<!-- study: {name} -->" not in page} == set()
     assert {name for name in names if f"<!-- table: {name} -->" not in updater.with_hidden_families(page)} == set()
+
+
+def test_headroom_is_a_table_of_its_own_and_no_algorithm(updater, tmp_path, monkeypatch):
+    monkeypatch.setattr(updater, "RESULTS", tmp_path)
+    results = Results(tmp_path / "cartpole" / "headroom" / "seed0.csv", "headroom", "cartpole", 0)
+    for arm, value in (("with", 3.0), ("without", 2.0), ("wrong", 1.0)):
+        for task in range(2):
+            results.add(f"return/{arm}", value + task, iteration=0, real_steps=500, split="test", task=task)
+        results.add(f"model/nmse_{arm}", value / 10, iteration=0, real_steps=0, split="test", task=0)
+    results.flush()
+    assert updater.rows_of("cartpole") == []
+    (row,) = updater.headroom_table("cartpole").rows
+    assert row == ["0", "500", "3.5", "2.5", "1.5", "0.3", "0.2", "0.1"]
+
+
+def test_a_study_stands_under_the_names_of_its_arms(updater, tmp_path, monkeypatch):
+    monkeypatch.setattr(updater, "RESULTS", tmp_path)
+    monkeypatch.setattr(updater.study, "draw", lambda name, rows, path: path)
+    path = tmp_path / "studies" / "tailored" / "adapted_policies_collect" / "seed0.csv"
+    results = Results(path, "mb_mpo", "half_cheetah_200", 0)
+    for iteration in (1, 2):
+        where = {"iteration": iteration, "real_steps": 100 * iteration, "split": "test", "task": 0, "shot": 0}
+        results.add("return/policy", 5.0 * iteration, **where)
+    results.flush()
+    text = updater.study_section("tailored")
+    assert "adapted policies collect" in text
+    assert "study_tailored.png" in text
+
+
+def test_marks_are_filled_and_filled_again(updater):
+    page = "a <!-- study: x --> b"
+    once = updater.filled(page, "study", "x", "one")
+    assert once == "a <!-- study: x -->\n\none\n\n<!-- end study: x --> b"
+    assert updater.filled(once, "study", "x", "two") == once.replace("one", "two")
+    assert updater.filled(page, "study", "y", "one") == page
