@@ -12,7 +12,7 @@ from mbrl_lightning.config import available
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
-CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl")
+CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg")
 
 
 def test_every_algorithm_has_a_configuration_file_and_the_other_way_round():
