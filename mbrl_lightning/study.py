@@ -172,6 +172,8 @@ def study(name: str, words: Sequence[str] = (), out: str = OUT) -> tuple[int, st
         status = status or ended
         if ended in (75, 130):
             return ended, "stopped; the same command goes on from here"
+    if not rows_of(name, Path(out) / name):
+        return status, "no run of this study has any rows"
     return status, tabulate(name, Path(out) / name)
 
 

@@ -68,6 +68,11 @@ def test_a_study_runs_draws_and_skips_what_is_finished(tmp_path, capfd):
     assert capfd.readouterr().out.count("is finished, skipped") == 2
 
 
+def test_where_every_run_fails_that_is_the_status_and_there_is_no_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("mbrl_lightning.runs.seed_jobs.train_seeds", lambda *_: 4)
+    assert study("tailored", SHORT, str(tmp_path)) == (4, "no run of this study has any rows")
+
+
 def test_plasticity_is_measured_at_every_checkpoint(tmp_path):
     status, text = study("plasticity", SHORT, str(tmp_path))
     assert status == 0
