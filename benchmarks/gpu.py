@@ -144,8 +144,10 @@ def main() -> int:
         f"Measured on: {torch.cuda.get_device_name()}, beside {facts['cpu']} ({facts['threads']} thread); "
         f"torch {torch.__version__}, python {facts['python']}.",
     ]
-    tables = [run_table(), planning_table()]
-    PAGE.write_text("\n\n".join([*head, *(table.markdown() for table in tables)]) + "\n")
+    tables: list[Table] = []
+    for measure in (planning_table, run_table):
+        tables.append(measure())
+        PAGE.write_text("\n\n".join([*head, *(table.markdown() for table in tables)]) + "\n")
     print(*(table.text() for table in tables), sep="\n\n")
     return 0
 
