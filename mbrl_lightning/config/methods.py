@@ -12,6 +12,7 @@ class HistoryConfig:
     length: int = option(10, "pairs of observation and action remembered, L", minimum=1)
     hidden: int = option(5, "width of the recurrent unit that reads them", minimum=1, architecture=True)
     model: bool = option(True, "the dynamics model sees the history; false: M2PO", architecture=True)
+    squares: bool = option(False, "it also sees each action's square, of which effort is a sum", architecture=True)
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 Departures: the likelihood of each output is weighted by its own predicted variance (`variance_weight` = 1; 0 is the paper's).
 Nearly deterministic observations drive their variance to its floor, and their gradient then drowns the reward's in the
-shared layers, so that the plain likelihood never learns what the hidden task does.
+shared layers, so that the plain likelihood never learns what the hidden task does. And the model of a body with many motors sees
+the squares of the actions as well (`squares`): a sum of eight squares, the effort in the ant's reward, is not learned from some
+thousand steps otherwise, and a policy that is not shown what effort costs acts at full strength.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ class HistoryDynamics(PlacedModule):
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, history: HistoryConfig) -> None:
         super().__init__()
-        self.spec, self.cfg, self.members = spec, cfg, cfg.members
+        self.spec, self.cfg, self.members, self.squares = spec, cfg, cfg.members, history.squares
         self.inputs = HistoryInputs(spec)
         self.target_norm = Normalizer(spec.target_dim, floor=1e-3)
         sizes = [cfg.hidden] * cfg.layers
         recurrent = history.hidden if history.model else 0
-        current = spec.feature_dim + spec.action_feature_dim
+        current = spec.feature_dim + (1 + self.squares) * spec.action_feature_dim
         self.net = HistoryNet(
             cfg.members, self.inputs.pair_dim, current, 2 * spec.target_dim, sizes, recurrent=recurrent
         )
@@ -75,7 +77,10 @@ class HistoryDynamics(PlacedModule):
         Returns:
             `[E, N, Y]` each.
         """
-        out = self.net(inputs, self.spec.action_features(action).unsqueeze(0))
+        extra = self.spec.action_features(action)
+        if self.squares:
+            extra = torch.cat([extra, 2 * extra.square() - 1], -1)
+        out = self.net(inputs, extra.unsqueeze(0))
         loc, log_var = out.chunk(2, -1)
         low, high = LOG_VAR
         log_var = high - F.softplus(high - log_var)

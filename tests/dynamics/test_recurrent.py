@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from mbrl_lightning.adaptation.recurrent import no_history
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, random_actions
@@ -158,6 +159,34 @@ def test_without_history_the_model_does_not_see_it(real):
         data["inputs"]["pairs"] = data["inputs"]["pairs"] + 1.0
         other, _ = dynamics(data["inputs"], data["action"])
         assert torch.equal(loc, other) is not seen
+
+
+def test_effort_of_many_motors_is_learned_from_squares_alone():
+    """Sum of eight squares from 600 random actions: what decides whether an imagined ant stands still."""
+    family, generator = make_family("ant_fwd_bwd"), torch.Generator().manual_seed(0)
+    observation = torch.randn(800, family.spec.observation_dim, generator=generator)
+    action = 2 * torch.rand(800, 8, generator=generator) - 1
+    following = torch.cat([observation[:, :-1], 1 - 0.5 * action.square().sum(-1, keepdim=True)], -1)
+    errors = {}
+    for squares in (True, False):
+        torch.manual_seed(0)
+        cfg = compose({"conf": "ant_fwd_bwd", "algorithm": "m3po", "history": {"squares": squares}})
+        dynamics = HistoryDynamics(family.spec, cfg.dynamics, cfg.history)
+        optimizer = dynamics.configure_optimizers()
+        after = TensorDict({"observation": following}, batch_size=[800])
+        dynamics.observe(TensorDict({"observation": observation, "action": action, "next": after}, [800]), 0.1, True)
+        target = dynamics.targets(observation, following)
+        seen = no_history(800, LENGTH, dynamics.inputs.pair_dim).set("current", dynamics.inputs.current(observation))
+        data = TensorDict({"inputs": seen, "action": action, "target": target}, [800])
+        data["weight"] = torch.ones(800, dynamics.members)
+        for _ in range(150):
+            optimizer.zero_grad()
+            dynamics.training_step(data[:600])["loss"].backward()
+            optimizer.step()
+        _, error = dynamics.nll(data[600:])
+        errors[squares] = float(error[..., -1].mean())
+    assert errors[True] < 0.1
+    assert errors[False] > 0.4
 
 
 def test_a_head_that_is_not_finite_stops_the_run(real, make_loop):
