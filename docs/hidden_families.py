@@ -70,7 +70,13 @@ SECTIONS = {
         "tasks: each direction ten times.",
     ),
 }
-VARIANTS = {r"m3po_k(\d+)": r"m3po branch.length=\1", "m3po_full": "m3po branch.full=true"}
+VARIANTS = {
+    r"m3po_k(\d+)": r"m3po branch.length=\1",
+    "m3po_full": "m3po branch.full=true",
+    "m3po_squares": "m3po history.squares=true",
+    "m3po_nosquares": "m3po history.squares=false",
+    "visible": "recurrent_sac env.options.told=true",
+}
 
 
 def begin_section(name: str, found: Mapping[str, Sequence[int]], first: bool) -> str:

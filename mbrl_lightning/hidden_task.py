@@ -11,7 +11,7 @@ from torch import Tensor
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.dynamics.recurrent import HistoryDynamics
-from mbrl_lightning.measures import model_nll
+from mbrl_lightning.measures import model_nll, share_of_variance
 
 SINCE = ((0, 10), (10, 25), (25, 100_000))
 """Steps since a switch, by which rewards are grouped."""
@@ -76,7 +76,7 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
         generator: draws the rows looked at (at most 4,000) and whose history they get.
 
     Returns:
-        Numbers: `nmse` and `null_nmse` (each output's squared error over the variance of its change, then the mean),
+        Numbers: `nmse` and `null_nmse` (see `share_of_variance`),
         `wrong_nmse` with another row's history, `reward_nmse` (the last output, the reward where it is learned), `nll` (of
         standardised targets; see `model_nll`) and, for a hidden direction, `slope` (see `reward_slope`).
     """
@@ -88,11 +88,10 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
     batch = histories.before(rows).set("action", histories.action[rows])
     observation, following = histories.observation[rows], histories.next_observation[rows]
     change = spec.change(observation, following)
-    variance = change.var(0).clamp_min(1e-8)
 
     def error(inputs: TensorDict) -> Tensor:
         predicted = dynamics.predict(observation, inputs, batch["action"]).mean(0)
-        return (spec.change(observation, predicted) - change).square() / variance
+        return (spec.change(observation, predicted) - change).square()
 
     right, wrong = batch["inputs"], batch["inputs"].clone(False)
     for name in ("pairs", "mask"):
@@ -101,10 +100,10 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
     nll, _ = dynamics.nll(batch.set("target", dynamics.targets(observation, following)))
     log_prob = -(nll + 0.5 * math.log(2 * math.pi)).sum(-1)
     out = {
-        "nmse": float(errors.mean()),
-        "wrong_nmse": float(error(wrong).mean()),
-        "null_nmse": float((change.square() / variance).mean()),
-        "reward_nmse": float(errors[:, -1].mean()),
+        "nmse": float(share_of_variance(errors, change).mean()),
+        "wrong_nmse": float(share_of_variance(error(wrong), change).mean()),
+        "null_nmse": float(share_of_variance(change.square(), change).mean()),
+        "reward_nmse": float(share_of_variance(errors[:, -1:], change[:, -1:]).mean()),
         "nll": model_nll(log_prob),
     }
     if "hidden" in episodes.keys():  # noqa: SIM118 - a TensorDict has no `in`

@@ -13,6 +13,8 @@ from mbrl_lightning.gaussians import kl_divergence
 
 MULTI_STEPS = 10
 MOST_CUTS, CUTS_AT_ONCE = 40, 64
+CONSTANT = 1e-8
+"""Variance up to which an output is taken not to change at all."""
 
 
 def until_fall(episodes: TensorDict, spec: EnvSpec) -> TensorDict:
@@ -34,6 +36,18 @@ def first_valid(data: TensorDict, most: int) -> TensorDict:
     return data[rows, order.gather(1, picks)]
 
 
+def share_of_variance(squared: Tensor, change: Tensor) -> Tensor:
+    """Squared errors over the variance of what was to be predicted, mean over the outputs that vary, `[...]`.
+
+    Args:
+        squared: squared errors `[..., S]`.
+        change: true changes `[N, S]`; outputs that never change (a planar body's height off its plane) are left out.
+    """
+    variance = change.var(0, correction=0)
+    varies = variance > CONSTANT
+    return (squared[..., varies] / variance[varies]).mean(-1)
+
+
 @torch.no_grad()
 def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) -> dict[str, Tensor]:
     """Error of the predicted change of the observation, per task.
@@ -45,21 +59,22 @@ def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) 
 
     Returns:
         `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (each output's error over the variance of its change
-        in all targets, then the mean), and `null_mse`, `null_nmse` of a model that predicts no change. `outputs` `[S]`:
-        normalised error by output, mean over tasks.
+        in all targets, then the mean; see `share_of_variance`), and `null_mse`, `null_nmse` of a model that predicts no
+        change. `outputs` `[S]`: normalised error by output, mean over tasks; NaN of an output that never changes.
     """
     observation, following = targets["observation"], targets["next", "observation"]
     predicted = dynamics.predict(observation, targets["action"], belief)
     spec = dynamics.spec
     change = spec.change(observation, following)
     error = (spec.change(observation, predicted) - change).square()
-    variance = change.flatten(0, 1).var(0).clamp_min(1e-8)
+    rows = change.flatten(0, 1)
+    variance = rows.var(0, correction=0)
     return {
         "mse": error.mean((1, 2)),
-        "nmse": (error / variance).mean((1, 2)),
+        "nmse": share_of_variance(error, rows).mean(1),
         "null_mse": change.square().mean((1, 2)),
-        "null_nmse": (change.square() / variance).mean((1, 2)),
-        "outputs": (error / variance).mean((0, 1)),
+        "null_nmse": share_of_variance(change.square(), rows).mean(1),
+        "outputs": torch.where(variance > CONSTANT, error.mean((0, 1)) / variance, torch.nan),
     }
 
 
@@ -82,8 +97,7 @@ def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDic
     change = dynamics.spec.change(start, truth)
     valid = episodes["valid"][:, first + steps - 1]  # rows after the end of an episode stand still
     error = torch.where(valid.unsqueeze(-1), (dynamics.spec.change(start, observation) - change).square(), 0.0)
-    variance = change[valid].var(0, correction=0).clamp_min(1e-8)
-    return (error / variance).mean(-1).sum(1) / valid.sum(1)
+    return share_of_variance(error, change[valid]).sum(1) / valid.sum(1)
 
 
 @torch.no_grad()
@@ -98,11 +112,11 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
 
     Returns:
         `nmse_before` and `nmse_after`, `[T]` each: squared errors of the predicted change over the variance of that change in
-        all episodes, mean over outputs and transitions; NaN where a task has no episode long enough.
+        all episodes, mean over outputs that vary and over transitions; NaN where a task has no episode long enough.
     """
     tasks, spec = len(episodes), dynamics.spec
     change = spec.change(episodes["observation"], episodes["next", "observation"])
-    variance = change[episodes["valid"]].var(0, correction=0).clamp_min(1e-8)
+    seen = change[episodes["valid"]]
     first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
     first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
     total = change.new_zeros(3, tasks)
@@ -118,8 +132,8 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
         found = [whole]
         for known in (empty, belief):
             predicted = dynamics.predict(after["observation"], after["action"], known)
-            error = (spec.change(after["observation"], predicted) - truth).square() / variance
-            found.append(error.mean((1, 2)) * whole)
+            error = (spec.change(after["observation"], predicted) - truth).square()
+            found.append(share_of_variance(error, seen).mean(1) * whole)
         total.index_add_(1, owner.repeat_interleave(len(cuts)), torch.stack(found))
     return {"nmse_before": total[1] / total[0], "nmse_after": total[2] / total[0]}
 

@@ -198,7 +198,8 @@ class MetaTest:
                 value = right[name]
                 summary[f"model/{name}{suffix}"] = self._rows(f"model/{name}{suffix}", value, split, shot)
             for output, value in zip(dynamics.spec.observation_names, right["outputs"].tolist(), strict=True):
-                self.add(f"model/nmse{suffix}/{output}", value, split=split, shot=shot)
+                if not math.isnan(value):  # an output that never changes
+                    self.add(f"model/nmse{suffix}/{output}", value, split=split, shot=shot)
             others = {"wrong": wrong} | {
                 name: one_step_error(ruler, targets.to(device), ruler.tell(family.scale(tasks).to(device)))
                 for name, ruler in self.rulers.items()

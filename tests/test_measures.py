@@ -14,6 +14,7 @@ from mbrl_lightning.measures import (
     multi_step_error,
     one_step_error,
     policy_divergence,
+    share_of_variance,
     until_fall,
 )
 
@@ -61,6 +62,19 @@ NOTHING = TensorDict({"latent": torch.zeros(3, 0)}, batch_size=[3])
 # -- one-step error
 
 
+def test_an_output_that_never_changes_is_in_no_mean():
+    """A planar body's centre of mass never leaves its plane: a millimetre of error there is infinitely many variances."""
+    change = torch.cat([torch.randn(500, 2), torch.zeros(500, 1)], 1)
+    squared = torch.tensor([[0.5, 0.1, 1e-6]]).expand(500, 3)
+    expected = (squared[:, :2] / change[:, :2].var(0, correction=0)).mean(1)
+    torch.testing.assert_close(share_of_variance(squared, change), expected)
+
+
+def test_what_is_not_finite_is_not_left_out():
+    change = torch.randn(50, 2)
+    assert share_of_variance(torch.tensor([[torch.nan, 0.1]]), change).isnan().all()
+
+
 def test_a_perfect_model_has_no_error_and_the_null_model_that_of_no_change():
     data = episodes()
     perfect, null = one_step_error(Model(truth), data, NOTHING), one_step_error(Model(still), data, NOTHING)
@@ -77,7 +91,7 @@ def test_raw_and_normalised_error_by_hand():
     error = one_step_error(Model(lambda o, a: truth(o, a) + torch.tensor([0.5, 2.0])), data, NOTHING)
     torch.testing.assert_close(error["mse"], torch.full((3,), (0.25 + 4.0) / 2))
     change = (data["next", "observation"] - data["observation"]).reshape(-1, 2)
-    expected = torch.tensor([0.25, 4.0]) / change.var(0)
+    expected = torch.tensor([0.25, 4.0]) / change.var(0, correction=0)
     torch.testing.assert_close(error["nmse"], expected.mean().expand(3))
     torch.testing.assert_close(error["outputs"], expected)
 
