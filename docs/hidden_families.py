@@ -27,7 +27,8 @@ parameter, before the first switch, and 0-9, 10-24 and more steps after a switch
 histories. `m2po`: the model does not see the history. `m3po_h`: imagined data give way to real ones. `recurrent_sac`:
 the same policy and updates on real data alone. `pearl`: model-free, a latent inferred anew every `pearl.hold` steps;
 its training data are sorted by the true task. Variants carry a suffix (`m3po_k3`: branches of 3 steps; `m3po_full`:
-whole imagined episodes). `visible`: the hidden parameter is shown, the ceiling of what a history can be worth.
+whole imagined episodes; `m3po_beta0.5`: half of what the policy learns from is real). `visible`: the hidden parameter
+is shown, the ceiling of what a history can be worth.
 """
 
 SECTIONS = {
@@ -72,6 +73,7 @@ SECTIONS = {
 }
 VARIANTS = {
     r"m3po_k(\d+)": r"m3po branch.length=\1",
+    r"m3po_beta([\d.]+)": r"m3po branch.beta=\1",
     "m3po_full": "m3po branch.full=true",
     "m3po_squares": "m3po history.squares=true",
     "m3po_nosquares": "m3po history.squares=false",

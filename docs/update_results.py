@@ -24,6 +24,11 @@ RESULTS, RUNS, PAGE = DOCS.parent / "results", DOCS.parent / "runs", DOCS / "res
 README = DOCS.parent / "README.md"
 ARMS = {"with": "told", "without": "not told", "wrong": "told wrong"}
 CLAIM = ("gssm_aps", "return/policy")
+SIDE_BY_SIDE = {
+    "hidden tasks": ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl"),
+    "known reward": ("mb_mpo", "me_trpo", "trpo", "ppo", "ddpg"),
+    "adapting models": ("grbal", "rebal", "mb_mpc"),
+}
 COLUMNS = {
     "return/policy": "deterministic",
     "return/sampled": "sampled",
@@ -176,6 +181,23 @@ def summary(names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def side_by_side(names: Sequence[str], methods: Sequence[str]) -> str:
+    """One line a family: mean over unseen tasks and seeds of each method, and how many seeds that are."""
+    lines = [f"| family | real steps | {' | '.join(f'`{name}`' for name in methods)} | random |"]
+    lines.append("|---" * (len(methods) + 3) + "|")
+    for name in names:
+        rows = [row for row in rows_of(name) if row.algorithm in methods]
+        found = {method: means for method in methods if (means := at_context(rows, method))}
+        if not found:
+            continue
+        seeds = [f"{_mean(found[method])} ({len(found[method])})" if method in found else "-" for method in methods]
+        random = at_context(rows, next(iter(found)), "return/random")
+        steps = max(row.real_steps for row in rows if row.algorithm == next(iter(found)))
+        cells = [f"`{name}`", f"{steps:,}", *seeds, _mean(random)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _mean(values: dict[int, float]) -> str:
     return number(sum(values.values()) / len(values)) if values else "-"
 
@@ -210,7 +232,10 @@ def main() -> None:
         if (RESULTS / "studies" / name).is_dir():
             page = filled(page, "study", name, study_section(name))
     PAGE.write_text(page)
-    README.write_text(filled(README.read_text(), "results", "", summary(names)))
+    readme = filled(README.read_text(), "results", "", summary(names))
+    for title, methods in SIDE_BY_SIDE.items():
+        readme = filled(readme, title, "", side_by_side(names, methods))
+    README.write_text(readme)
 
 
 if __name__ == "__main__":
