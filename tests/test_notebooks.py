@@ -54,4 +54,4 @@ def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     assert "160 real steps" in printed  # the tiny run that it made for itself
     assert "error" not in {output.output_type for output in shown}
     assert "not drawn" not in printed
-    assert (tmp_path / "runs" / "debug").is_dir()
+    assert list((tmp_path / "runs").rglob("results.csv"))

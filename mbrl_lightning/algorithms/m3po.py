@@ -159,8 +159,12 @@ class M3PO(Algorithm):
         self.epoch += 1
         out = {f"train/{name}": value for name, value in metrics.items()} | {"train/beta": self.beta}
         if len(imagined):
-            scale = 1 if self.spec.unit == "step" else self.spec.horizon
-            out["imagined/return"] = float(imagined["reward"].mean()) * scale
+            ends = {
+                "reward": imagined["reward"],
+                "done": imagined["terminated"],
+            }  # as often as branches end, so do episodes
+            whole = TensorDict({"next": ends}, batch_size=imagined.batch_size)
+            out["imagined/return"] = float(mean_return(whole, self.spec))
         return out | {"real/return": float(mean_return(torch.cat(parts, 1), self.spec))}
 
     def _imagine(self, histories: Histories, real: TaskBuffer, step: GradientStep, count: int) -> TensorDict:

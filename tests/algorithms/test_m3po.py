@@ -212,6 +212,22 @@ def test_an_episode_shorter_than_the_history_is_enough(small):
     assert loop.real.num_steps == 140
 
 
+def test_an_imagined_return_is_of_episodes_as_long_as_imagination_lets_them_be(small, monkeypatch):
+    """A walker that falls every tenth step earns ten steps an episode, and not a horizon of them."""
+    loop = ready(small())
+    drawn = loop.algorithm._imagine
+
+    def falling(*args):
+        imagined = drawn(*args)
+        imagined["reward"], imagined["terminated"] = torch.ones(len(imagined), 1), torch.zeros(len(imagined), 1)
+        imagined["terminated"][::10] = 1.0
+        return imagined
+
+    monkeypatch.setattr(loop.algorithm, "_imagine", falling)
+    metrics = loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    assert metrics["imagined/return"] == pytest.approx(10.0, rel=0.1)
+
+
 def test_discrete_actions_are_refused(small):
     with pytest.raises(ConfigError, match="discrete"):
         M3PO(make_family("acrobot"), compose({"conf": "acrobot", "algorithm": "m3po"}))
