@@ -92,8 +92,12 @@ class MetaConfig:
         "who collects real data: the adapted policies, or the one before it adapts",
         choices=("adapted", "prior"),
     )
-    bias: float = option(0.0, "b_max: models are off by U(0, b_max), drawn for each and every iteration", minimum=0)
-    noise: float = option(0.0, "deviation of noise added to every imagined observation", minimum=0)
+    bias: float = option(
+        0.0,
+        "b_max: models are off by U(0, b_max) deviations of a step's change, drawn for each, anew every iteration",
+        minimum=0,
+    )
+    noise: float = option(0.0, "noise added to every imagined step, in deviations of a step's change", minimum=0)
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Worlds:
         dynamics: the models.
         cfg: `meta`, and `horizon`, `initial_starts` of `search`.
         rows: imagined trajectories in all, a multiple of K.
-        bias: of each model `[K]`, added to every predicted entry.
+        bias: of each model `[K]`, added to every predicted change, in deviations of that change.
         initial: initial states `[n, S]` to draw from.
         real: further states to start from.
         generator: draws everything.
@@ -84,6 +84,8 @@ class Worlds:
             observation, action = observation[:, order], action[:, order]
         following = self.dynamics(observation, action, belief)
         if self.disturbed:
-            noise = torch.randn(following.shape, generator=self.generator).to(self.device)
-            following = following + self.bias + self.cfg.meta.noise * noise
+            noise = torch.randn((*following.shape[:2], self.spec.target_dim), generator=self.generator)
+            change = self.dynamics.target_norm(self.spec.target(observation, following))
+            change = change + self.bias + self.cfg.meta.noise * noise.to(self.device)
+            following = self.spec.untarget(observation, self.dynamics.target_norm.inverse(change))
         return following if order is None else torch.empty_like(following).index_copy_(1, order, following)
