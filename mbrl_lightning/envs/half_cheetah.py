@@ -113,7 +113,7 @@ def _body(edit: Callable[[mujoco.MjModel, mujoco.MjModel, np.ndarray], None], no
     return MujocoBody("half_cheetah.xml", FRAME_SKIP, 1.0, edit, noise, observe)
 
 
-def half_cheetah(reset_scale: float = 0.001, scale_inertia: bool = False) -> TaskFamily:
+def half_cheetah(reset_scale: float = 0.001, scale_inertia: bool = False, horizon: int = HORIZON) -> TaskFamily:
     """GSSM's family: mass scale and damping scale on a grid.
 
     Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Extreme tasks: {.5, .7,
@@ -122,8 +122,9 @@ def half_cheetah(reset_scale: float = 0.001, scale_inertia: bool = False) -> Tas
     Args:
         reset_scale: standard deviation of the start (CaDM: 0.001; gymnasium uses 0.1).
         scale_inertia: scale rotational inertias with the masses (CaDM and GSSM: no).
+        horizon: steps per episode.
     """
-    spec, train = _spec("half_cheetah"), grid_of(*[(0.8, 0.9, 1.0, 1.1, 1.2)] * 2)
+    spec, train = _spec("half_cheetah", horizon), grid_of(*[(0.8, 0.9, 1.0, 1.1, 1.2)] * 2)
     body = _body(functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia), reset_scale)
     return TaskFamily(
         spec=spec,
@@ -138,13 +139,13 @@ def half_cheetah(reset_scale: float = 0.001, scale_inertia: bool = False) -> Tas
     )
 
 
-def half_cheetah_wide(reset_scale: float = 0.001, scale_inertia: bool = True) -> TaskFamily:
+def half_cheetah_wide(reset_scale: float = 0.001, scale_inertia: bool = True, horizon: int = HORIZON) -> TaskFamily:
     """Mass and damping scale log-uniform in [1/3, 3]: knowing them is worth 20 to 40 % of the return.
 
     20 fixed test draws; 20 extreme draws log-uniform in [1/5, 5] with at least one of the two outside [1/3,
     3]. Arguments as for :func:`half_cheetah`.
     """
-    spec, train = _spec("half_cheetah_wide"), Box((1 / 3, 1 / 3), (3.0, 3.0), log=True)
+    spec, train = _spec("half_cheetah_wide", horizon), Box((1 / 3, 1 / 3), (3.0, 3.0), log=True)
     beyond = Box((0.2, 0.2), (5.0, 5.0), log=True)
     body = _body(functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia), reset_scale)
     return TaskFamily(
