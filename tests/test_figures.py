@@ -121,6 +121,18 @@ def test_learning_curve_shows_mean_seeds_reference_and_units(tmp_path: Path, dra
     assert len(axes.collections) == 1  # the band
 
 
+def test_methods_measured_once_stand_side_by_side(tmp_path: Path, drawn: list[Any]) -> None:
+    once = [row._replace(real_steps=1500) for row in rows_of() if row.iteration == 3]
+    other = [row._replace(algorithm="m3po") for row in once]
+    figures.learning_curve(once + other, "return/policy", tmp_path / "curve.png")
+    (axes,) = drawn[0].axes
+    names = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert sorted(names) == ["gssm_aps", "m3po"]
+    for place, name in enumerate(names):
+        assert labelled(axes, name).get_xdata().tolist() == [place]
+    assert axes.get_xlabel() == "after 1,500 real environment steps"
+
+
 def test_one_seed_has_no_band(tmp_path: Path, drawn: list[Any]) -> None:
     figures.learning_curve(rows_of(seeds=1), "return/policy", tmp_path / "curve.png")
     assert not drawn[0].axes[0].collections

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,19 +62,26 @@ def learning_curve(
     chosen = choose(rows, metric, split, shot)
     figure, (axes,) = canvas.blank(1, 1, 7.5, 5.0)
     groups = by_algorithm(chosen)
-    for index, (algorithm, mine) in enumerate(groups.items()):
-        _draw(axes, curve(mine, "real_steps"), index, algorithm)
+    lines = {algorithm: curve(mine, "real_steps") for algorithm, mine in groups.items()}
+    first, places = chosen[0], sorted({f"{row.real_steps:,}" for row in chosen})
+    once = all(len(row_places) == 1 for line in lines.values() for row_places, _ in line.seeds)
+    abreast = once and len(lines) > 1  # on top of each other none would be seen
+    for index, (algorithm, line) in enumerate(lines.items()):
+        _draw(axes, _moved(line, index) if abreast else line, index, algorithm)
     _references(axes, reference)
-    first = chosen[0]
     where = f"{first.split} tasks" if first.split else "training"
     shots = " or ".join(str(shot) for shot in sorted({row.shot for row in chosen}) if shot >= 0)
     context = f", context of {shots} transitions" if shots else ""
     axes.set_title(f"{first.env}: {where}{context}")
-    axes.set_xlabel("real environment steps")
+    axes.set_xlabel(f"after {' or '.join(places)} real environment steps" if abreast else "real environment steps")
     axes.set_ylabel(_label(metric, first.unit, first.env))
     if metric.startswith("model/") and min(row.value for row in chosen) > 0:
         axes.set_yscale("log")
-    axes.legend(fontsize=9)
+    if abreast:
+        axes.set_xticks(range(len(lines)), list(lines), rotation=20)
+        axes.set_xlim(-0.5, len(lines) - 0.5)
+    else:
+        axes.legend(fontsize=9)
     return canvas.save(figure, path, _note(groups))
 
 
@@ -246,6 +254,11 @@ def _draw(axes: Axes, line: Curve, index: int, label: str) -> None:
             axes.errorbar(line.grid, middle, [middle - low, high - middle], color=shade, capsize=5)
         axes.fill_between(line.grid, low, high, color=shade, alpha=0.18, linewidth=0)
     axes.plot(*line.mean(), marker=few, color=shade, linewidth=2.2, markersize=5, label=label)
+
+
+def _moved(line: Curve, place: int) -> Curve:
+    """A curve of one place, at another one."""
+    return replace(line, seeds=[(np.array([place]), values) for _, values in line.seeds], grid=np.array([place]))
 
 
 def _note(groups: Mapping[str, Sequence[Row]]) -> str:
