@@ -182,7 +182,7 @@ def summary(names: Sequence[str]) -> str:
 
 
 def side_by_side(names: Sequence[str], methods: Sequence[str]) -> str:
-    """One line a family: mean over unseen tasks and seeds of each method, and how many seeds that are."""
+    """One line a family that has any of them: mean over unseen tasks and seeds of each method, and how many seeds that are."""
     lines = [f"| family | real steps | {' | '.join(f'`{name}`' for name in methods)} | random |"]
     lines.append("|---" * (len(methods) + 3) + "|")
     for name in names:

@@ -88,6 +88,7 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
     batch = histories.before(rows).set("action", histories.action[rows])
     observation, following = histories.observation[rows], histories.next_observation[rows]
     change = spec.change(observation, following)
+    variance = change.var(0, correction=0)
 
     def error(inputs: TensorDict) -> Tensor:
         predicted = dynamics.predict(observation, inputs, batch["action"]).mean(0)
@@ -100,10 +101,10 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
     nll, _ = dynamics.nll(batch.set("target", dynamics.targets(observation, following)))
     log_prob = -(nll + 0.5 * math.log(2 * math.pi)).sum(-1)
     out = {
-        "nmse": float(share_of_variance(errors, change).mean()),
-        "wrong_nmse": float(share_of_variance(error(wrong), change).mean()),
-        "null_nmse": float(share_of_variance(change.square(), change).mean()),
-        "reward_nmse": float(share_of_variance(errors[:, -1:], change[:, -1:]).mean()),
+        "nmse": float(share_of_variance(errors, variance).mean()),
+        "wrong_nmse": float(share_of_variance(error(wrong), variance).mean()),
+        "null_nmse": float(share_of_variance(change.square(), variance).mean()),
+        "reward_nmse": float(share_of_variance(errors[:, -1:], variance[-1:]).mean()),
         "nll": model_nll(log_prob),
     }
     if "hidden" in episodes.keys():  # noqa: SIM118 - a TensorDict has no `in`

@@ -36,14 +36,14 @@ def first_valid(data: TensorDict, most: int) -> TensorDict:
     return data[rows, order.gather(1, picks)]
 
 
-def share_of_variance(squared: Tensor, change: Tensor) -> Tensor:
+def share_of_variance(squared: Tensor, variance: Tensor) -> Tensor:
     """Squared errors over the variance of what was to be predicted, mean over the outputs that vary, `[...]`.
 
     Args:
-        squared: squared errors `[..., S]`.
-        change: true changes `[N, S]`; outputs that never change (a planar body's height off its plane) are left out.
+        squared: squared errors `[..., S]`, in the outputs' units squared.
+        variance: of the true changes `[S]`; outputs of at most CONSTANT (a planar body's place off its plane) are left
+            out. NaN where none varies.
     """
-    variance = change.var(0, correction=0)
     varies = variance > CONSTANT
     return (squared[..., varies] / variance[varies]).mean(-1)
 
@@ -67,13 +67,12 @@ def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) 
     spec = dynamics.spec
     change = spec.change(observation, following)
     error = (spec.change(observation, predicted) - change).square()
-    rows = change.flatten(0, 1)
-    variance = rows.var(0, correction=0)
+    variance = change.flatten(0, 1).var(0, correction=0)
     return {
         "mse": error.mean((1, 2)),
-        "nmse": share_of_variance(error, rows).mean(1),
+        "nmse": share_of_variance(error, variance).mean(1),
         "null_mse": change.square().mean((1, 2)),
-        "null_nmse": share_of_variance(change.square(), rows).mean(1),
+        "null_nmse": share_of_variance(change.square(), variance).mean(1),
         "outputs": torch.where(variance > CONSTANT, error.mean((0, 1)) / variance, torch.nan),
     }
 
@@ -97,7 +96,7 @@ def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDic
     change = dynamics.spec.change(start, truth)
     valid = episodes["valid"][:, first + steps - 1]  # rows after the end of an episode stand still
     error = torch.where(valid.unsqueeze(-1), (dynamics.spec.change(start, observation) - change).square(), 0.0)
-    return share_of_variance(error, change[valid]).sum(1) / valid.sum(1)
+    return share_of_variance(error, change[valid].var(0, correction=0)).sum(1) / valid.sum(1)
 
 
 @torch.no_grad()
@@ -116,7 +115,7 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
     """
     tasks, spec = len(episodes), dynamics.spec
     change = spec.change(episodes["observation"], episodes["next", "observation"])
-    seen = change[episodes["valid"]]
+    variance = change[episodes["valid"]].var(0, correction=0)
     first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
     first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
     total = change.new_zeros(3, tasks)
@@ -133,7 +132,7 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
         for known in (empty, belief):
             predicted = dynamics.predict(after["observation"], after["action"], known)
             error = (spec.change(after["observation"], predicted) - truth).square()
-            found.append(share_of_variance(error, seen).mean(1) * whole)
+            found.append(share_of_variance(error, variance).mean(1) * whole)
         total.index_add_(1, owner.repeat_interleave(len(cuts)), torch.stack(found))
     return {"nmse_before": total[1] / total[0], "nmse_after": total[2] / total[0]}
 

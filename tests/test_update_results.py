@@ -145,3 +145,14 @@ def test_marks_are_filled_and_filled_again(updater):
     assert once == "a <!-- study: x -->\n\none\n\n<!-- end study: x --> b"
     assert updater.filled(once, "study", "x", "two") == once.replace("one", "two")
     assert updater.filled(page, "study", "y", "one") == page
+
+
+def test_methods_stand_side_by_side_with_their_number_of_seeds(updater, tmp_path):
+    (tmp_path / "README.md").write_text("<!-- hidden tasks -->\n")
+    store(tmp_path / "results" / "point_switch", "m3po", "m3po")
+    store(tmp_path / "results" / "point_switch", "pearl", "pearl", seeds=1)
+    updater.main()
+    (line,) = [
+        line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| `point_switch`")
+    ]
+    assert line == "| `point_switch` | 400 | 70 (2) | - | - | - | 20 (1) | - |"  # iteration 2: 20 and 120, and 20

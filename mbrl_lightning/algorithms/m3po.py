@@ -159,10 +159,8 @@ class M3PO(Algorithm):
         self.epoch += 1
         out = {f"train/{name}": value for name, value in metrics.items()} | {"train/beta": self.beta}
         if len(imagined):
-            ends = {
-                "reward": imagined["reward"],
-                "done": imagined["terminated"],
-            }  # as often as branches end, so do episodes
+            # as often as branches end, so do episodes
+            ends = {"reward": imagined["reward"], "done": imagined["terminated"]}
             whole = TensorDict({"next": ends}, batch_size=imagined.batch_size)
             out["imagined/return"] = float(mean_return(whole, self.spec))
         return out | {"real/return": float(mean_return(torch.cat(parts, 1), self.spec))}

@@ -63,7 +63,7 @@ def learning_curve(
     figure, (axes,) = canvas.blank(1, 1, 7.5, 5.0)
     groups = by_algorithm(chosen)
     lines = {algorithm: curve(mine, "real_steps") for algorithm, mine in groups.items()}
-    first, places = chosen[0], sorted({f"{row.real_steps:,}" for row in chosen})
+    first, places = chosen[0], sorted({row.real_steps for row in chosen})
     once = all(len(row_places) == 1 for line in lines.values() for row_places, _ in line.seeds)
     abreast = once and len(lines) > 1  # on top of each other none would be seen
     for index, (algorithm, line) in enumerate(lines.items()):
@@ -73,7 +73,8 @@ def learning_curve(
     shots = " or ".join(str(shot) for shot in sorted({row.shot for row in chosen}) if shot >= 0)
     context = f", context of {shots} transitions" if shots else ""
     axes.set_title(f"{first.env}: {where}{context}")
-    axes.set_xlabel(f"after {' or '.join(places)} real environment steps" if abreast else "real environment steps")
+    after = f"after {' or '.join(f'{place:,}' for place in places)} " if abreast else ""
+    axes.set_xlabel(f"{after}real environment steps")
     axes.set_ylabel(_label(metric, first.unit, first.env))
     if metric.startswith("model/") and min(row.value for row in chosen) > 0:
         axes.set_yscale("log")
