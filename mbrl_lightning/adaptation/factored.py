@@ -1,12 +1,18 @@
-"""Inner gradient steps on all weights of a stack of networks, without ever writing the adapted weights down.
+"""Inner gradient steps on all weights of a stack of networks, and on gains of its inputs, without writing adapted weights down.
 
 The gradient of a layer's weights [I, O] is a sum over the M rows of a batch, X^T D with inputs X [M, I] and slopes D [M, O] of
 the loss at the layer's outputs. So an adapted layer gives x W' = x W - alpha (x X^T) D: for M far below I and O that costs
 next to nothing beside x W, which stays one product for all tasks. `GradientAdaptation` gives the same numbers for any loss and
 any network; with one weight matrix a task it is several times slower here, because all it does is move memory.
+
+A gain is a factor on one input, 1 before the first step. A network with gains is the one without, before it adapts; but an input
+that has stopped to matter is one number to change, the same one whichever input it is, where the weights alone would have to
+learn for each input how it goes out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -24,20 +30,33 @@ class FactoredAdaptation(nn.Module):
         steps: number of steps on the same rows; 0 adapts nothing.
         learned: the sizes are parameters.
         first_order: leave out the derivative of the step (its gradient is taken as constant).
+        gains: adapt a gain of each input too.
     """
 
     sizes: Tensor
+    gain_size: Tensor | None
 
     def __init__(
-        self, layers: int, size: float, steps: int = 1, learned: bool = False, first_order: bool = False
+        self,
+        layers: int,
+        size: float,
+        steps: int = 1,
+        learned: bool = False,
+        first_order: bool = False,
+        gains: bool = False,
     ) -> None:
         super().__init__()
         self.layers, self.steps, self.first_order = layers, steps, first_order
-        sizes = torch.full((layers, 2), float(size))  # of weight and bias
-        if learned:
-            self.sizes = nn.Parameter(sizes)
+        sizes = {"sizes": torch.full((layers, 2), float(size))}  # of weight and bias
+        if gains:
+            sizes["gain_size"] = torch.tensor(float(size))
         else:
-            self.register_buffer("sizes", sizes)
+            self.register_parameter("gain_size", None)
+        for name, value in sizes.items():
+            if learned:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
         self.idle = steps == 0 or (size == 0 and not learned)
 
     def forward(self, net: StackedMLP, inputs: Tensor, target: Tensor, weight: Tensor) -> TensorDict:
@@ -50,32 +69,42 @@ class FactoredAdaptation(nn.Module):
             weight: factor on each row's squared error (the mean over outputs), `[B, M]`.
 
         Returns:
-            Batch `[B]`; by layer `inputs` `[B, E, R, I]`, `slopes` `[B, E, R, O]` (R = steps x M) and `bias` `[B, E, 1, O]`.
+            Batch `[B]`; by layer `inputs` `[B, E, R, I]`, `slopes` `[B, E, R, O]` (R = steps x M) and `bias` `[B, E, 1, O]`;
+            with gains also `gain` `[B, E, 1, X]`.
         """
         outer, batch = torch.is_grad_enabled(), inputs.shape[:1]
         change: TensorDict | None = None
+        blocks = inputs.unsqueeze(1).expand(-1, net.copies, -1, -1)
+        gains = [] if self.gain_size is None else [torch.ones_like(blocks[:, :, :1])]  # one tensor or none
         for _ in range(0 if self.idle else self.steps):
             with torch.enable_grad():
-                blocks = inputs.unsqueeze(1).expand(-1, net.copies, -1, -1)
-                seen, outputs = _layers(net, blocks, change)
+                gains = [gain if gain.requires_grad else gain.requires_grad_() for gain in gains]
+                seen, outputs = _layers(net, blocks * gains[0] if gains else blocks, change)
                 error = (outputs[-1].transpose(0, 1) - target.unsqueeze(1)).square().mean(-1)
                 loss = (error * weight.unsqueeze(1)).sum()
-                slopes = torch.autograd.grad(loss, outputs, create_graph=outer and not self.first_order)
-            constant = self.first_order or not outer
-            step = {}
-            for layer, (x, slope) in enumerate(zip(seen, slopes, strict=True)):
-                own = (x.detach() if constant else x).transpose(0, 1)
-                for_weight, for_bias = self.sizes[layer].unbind()
-                bias = -for_bias * slope.sum(2, keepdim=True).transpose(0, 1)
-                parts = {"inputs": own, "slopes": -for_weight * slope.transpose(0, 1), "bias": bias}
-                step[str(layer)] = TensorDict(parts, batch_size=batch)
-            news = TensorDict(step, batch_size=batch)
+                slopes = torch.autograd.grad(loss, [*outputs, *gains], create_graph=outer and not self.first_order)
+            news = self._step(seen, slopes[: len(outputs)], constant=self.first_order or not outer)
             change = news if change is None else _joined(change, news)
-        return TensorDict({}, batch_size=batch) if change is None else change
+            if self.gain_size is not None:
+                gains = [gains[0] - self.gain_size * slopes[-1]]
+        change = TensorDict({}, batch_size=batch) if change is None else change
+        return change.set("gain", gains[0]) if gains and not self.idle else change
+
+    def _step(self, seen: list[Tensor], slopes: Sequence[Tensor], constant: bool) -> TensorDict:
+        step = {}
+        for layer, (x, slope) in enumerate(zip(seen, slopes, strict=True)):
+            own = (x.detach() if constant else x).transpose(0, 1)
+            for_weight, for_bias = self.sizes[layer].unbind()
+            bias = -for_bias * slope.sum(2, keepdim=True).transpose(0, 1)
+            parts = {"inputs": own, "slopes": -for_weight * slope.transpose(0, 1), "bias": bias}
+            step[str(layer)] = TensorDict(parts, batch_size=own.shape[:1])
+        return TensorDict(step, batch_size=own.shape[:1])
 
 
 def evaluate_changed(net: StackedMLP, blocks: Tensor, change: TensorDictBase, members: slice = slice(None)) -> Tensor:
     """The networks after their inner steps: `[B, E, N, X] -> [B, E, N, Y]`; `members` says which of them the blocks are for."""
+    gain = change.get("gain", None)
+    blocks = blocks if gain is None else blocks * gain[:, members]
     return _layers(net, blocks, change, members)[1][-1].transpose(0, 1)
 
 

@@ -118,6 +118,7 @@ class L2AConfig:
     inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0)
     learned: bool = option(True, "learn the step size of each layer, from that one on", architecture=True)
     first_order: bool = option(False, "take the inner step's gradient as constant")
+    gains: bool = option(True, "the inner steps adapt a factor on each input of the model too", architecture=True)
     hidden: int = option(64, "width of the recurrent state", minimum=1, architecture=True)
 
 

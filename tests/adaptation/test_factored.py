@@ -18,33 +18,35 @@ def problem(activation: str = "tanh"):
     return net, inputs, target, mask / PAST, torch.randn(TASKS, MEMBERS, ROWS, 3).double()
 
 
-def by_weights(net, inputs, target, weight, asked, size, steps, first_order):
+def by_weights(net, inputs, target, weight, asked, size, steps, first_order, gains):
     """The same with a weight matrix for each task."""
-    adaptation = GradientAdaptation(
-        [n for n, _ in net.named_parameters()], size, steps, first_order=first_order
-    ).double()
+    start = [*net.named_parameters()] + gains * [("gain", torch.ones(MEMBERS, 1, 3).double())]
+    adaptation = GradientAdaptation([name for name, _ in start], size, steps, first_order=first_order).double()
 
     def run(parameters, blocks):
         own = {name: value.flatten(0, 1) for name, value in parameters.items()}
+        blocks = blocks * parameters["gain"] if gains else blocks
+        own.pop("gain", None)
         return torch.func.functional_call(net, own, (blocks.flatten(0, 1),)).unflatten(0, blocks.shape[:2])
 
     def losses(parameters):
         out = run(parameters, inputs.unsqueeze(1).expand(-1, MEMBERS, -1, -1))
         return ((out - target.unsqueeze(1)).square().mean(-1) * weight.unsqueeze(1)).sum((1, 2))
 
-    return run(adaptation(losses, repeat(net.named_parameters(), TASKS)), asked)
+    return run(adaptation(losses, repeat(start, TASKS)), asked)
 
 
+@pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("copies", [1, 4])  # with 12 rows the weights of some layers are written down
-def test_equals_steps_on_the_weights(activation, first_order, steps, copies):
+def test_equals_steps_on_the_weights(activation, first_order, steps, copies, gains):
     net, inputs, target, weight, asked = problem(activation)
     asked = asked.repeat(1, 1, copies, 1)
-    inner = FactoredAdaptation(3, 0.3, steps, first_order=first_order).double()
+    inner = FactoredAdaptation(3, 0.3, steps, first_order=first_order, gains=gains).double()
     mine = evaluate_changed(net, asked, inner(net, inputs, target, weight))
-    other = by_weights(net, inputs, target, weight, asked, 0.3, steps, first_order)
+    other = by_weights(net, inputs, target, weight, asked, 0.3, steps, first_order, gains)
     torch.testing.assert_close(mine, other)
     assert (
         mine - evaluate_changed(net, asked, FactoredAdaptation(3, 0.0)(net, inputs, target, weight))
@@ -57,26 +59,27 @@ def test_equals_steps_on_the_weights(activation, first_order, steps, copies):
 
 def test_gradient_in_the_sizes_is_that_of_finite_differences():
     net, inputs, target, weight, asked = problem()
-    inner = FactoredAdaptation(3, 0.2, 2, learned=True).double()
+    inner = FactoredAdaptation(3, 0.2, 2, learned=True, gains=True).double()
 
     def value():
         return evaluate_changed(net, asked, inner(net, inputs, target, weight)).square().sum()
 
-    (gradient,) = torch.autograd.grad(value(), inner.sizes)
-    for layer in range(3):
-        for kind in range(2):
-            ends = []
-            for sign in (1, -1):
-                with torch.no_grad():
-                    inner.sizes[layer, kind] += sign * 1e-6
-                    ends.append(float(value()))
-                    inner.sizes[layer, kind] -= sign * 1e-6
-            assert float(gradient[layer, kind]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)
+    gradients = torch.autograd.grad(value(), [inner.sizes, inner.gain_size])
+    places = [(inner.sizes, gradients[0], (layer, kind)) for layer in range(3) for kind in range(2)]
+    for sizes, gradient, place in [*places, (inner.gain_size, gradients[1], ())]:
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                sizes[place] += sign * 1e-6
+                ends.append(float(value()))
+                sizes[place] -= sign * 1e-6
+        assert float(gradient[place]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)
 
 
-def test_nothing_to_adapt_to_changes_nothing():
+@pytest.mark.parametrize("gains", [False, True])
+def test_nothing_to_adapt_to_changes_nothing(gains):
     net, inputs, target, weight, asked = problem()
-    change = FactoredAdaptation(3, 0.3)(net, inputs, target, weight)
+    change = FactoredAdaptation(3, 0.3, gains=gains)(net, inputs, target, weight)
     adapted = evaluate_changed(net, asked, change)
     plain = net(asked.transpose(0, 1).flatten(1, 2)).unflatten(1, (TASKS, ROWS)).transpose(0, 1)
     same = torch.isclose(adapted, plain, rtol=1e-12, atol=1e-14).flatten(1).all(1)
@@ -85,7 +88,7 @@ def test_nothing_to_adapt_to_changes_nothing():
 
 def test_members_can_be_asked_for():
     net, inputs, target, weight, asked = problem()
-    change = FactoredAdaptation(3, 0.3)(net, inputs, target, weight)
+    change = FactoredAdaptation(3, 0.3, gains=True)(net, inputs, target, weight)
     both = evaluate_changed(net, asked, change)
     torch.testing.assert_close(evaluate_changed(net, asked[:, 1:], change, slice(1, 2)), both[:, 1:])
 
@@ -93,7 +96,7 @@ def test_members_can_be_asked_for():
 def test_no_graph_is_kept_where_gradients_are_off():
     net, inputs, target, weight, asked = problem()
     with torch.no_grad():
-        change = FactoredAdaptation(3, 0.3, 2)(net, inputs, target, weight)
+        change = FactoredAdaptation(3, 0.3, 2, gains=True)(net, inputs, target, weight)
         assert not any(value.requires_grad for value in change.values(include_nested=True, leaves_only=True))
-    again = FactoredAdaptation(3, 0.3, 2)(net, inputs, target, weight)
+    again = FactoredAdaptation(3, 0.3, 2, gains=True)(net, inputs, target, weight)
     torch.testing.assert_close(evaluate_changed(net, asked, change), evaluate_changed(net, asked, again))

@@ -165,7 +165,46 @@ def test_step_sizes_learn_at_a_rate_of_their_own():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     optimizer.step()
     moved = {name: float((start[name] - value.detach()).abs().max()) for name, value in dynamics.named_parameters()}
-    assert moved.pop("inner.sizes") == pytest.approx(0.02, rel=1e-4)  # Adam's first step is as long as its rate
+    for name in ("inner.sizes", "inner.gain_size"):
+        assert moved.pop(name) == pytest.approx(0.02, rel=1e-4)  # Adam's first step is as long as its rate
     assert max(moved.values()) == pytest.approx(dynamics.cfg.lr, rel=1e-2)
     assert len(optimizer.param_groups) == 2
     assert len(model(learned=False).configure_optimizers().param_groups) == 1
+
+
+def dead_inputs(dead: list[int], seed: int, count: int = 40, steps: int = 30) -> TensorDict:
+    """s' = 0.5 s + A a with one of four actions without effect for the whole episode."""
+    draws, mix = generator(seed), torch.randn(4, 2, generator=generator(9))
+    off = torch.tensor(dead)[torch.randint(len(dead), (count,), generator=draws)]
+    works = 1.0 - torch.nn.functional.one_hot(off, 4)
+    state, rows = torch.zeros(count, 2), []
+    for age in range(steps):
+        action = torch.rand(count, 4, generator=draws) * 2 - 1
+        following = 0.5 * state + torch.tanh((works * action) @ mix)
+        row = {"observation": state, "action": action, "valid": torch.ones(count, dtype=torch.bool)}
+        row |= {"age": torch.full((count,), age), "episode": torch.arange(count), "stride": torch.ones(count).long()}
+        rows.append(TensorDict(row | {"next": {"observation": following}}, batch_size=[count]))
+        state = following
+    return torch.stack(rows, 1)
+
+
+def left_after_adapting_to_a_dead_input(gains: bool, unseen: int) -> float:
+    torch.manual_seed(0)
+    cfg = DynamicsConfig(hidden=32, layers=1, lr=3e-3)
+    dynamics = make_adaptive(plain_spec(2, 4), cfg, L2AConfig(past=8, future=8, gains=gains, size_lr=0.05))
+    seen = dead_inputs([i for i in range(4) if i != unseen], 1).reshape(-1)
+    dynamics.observe(seen)
+    segments = Segments(seen, dynamics.inputs(seen["observation"], seen["action"]), dynamics.targets(seen), 8, 8)
+    draws, optimizer = generator(), dynamics.configure_optimizers()
+    for _ in range(600):
+        optimizer.zero_grad()
+        dynamics.training_step(segments.draw(32, draws))["loss"].backward()
+        optimizer.step()
+    found = adaptation_errors(dynamics, dead_inputs([unseen], 2).unsqueeze(1), 8, 8)
+    return float(found["nmse_after"].mean() / found["nmse_before"].mean())
+
+
+def test_gains_carry_over_to_an_input_that_never_failed_before():
+    with_gains, by_weights = (left_after_adapting_to_a_dead_input(gains, 0) for gains in (True, False))
+    assert with_gains < 0.35
+    assert with_gains < 0.6 * by_weights
