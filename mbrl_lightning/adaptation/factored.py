@@ -30,10 +30,10 @@ class FactoredAdaptation(nn.Module):
         steps: number of steps on the same rows; 0 adapts nothing.
         learned: the sizes are parameters.
         first_order: leave out the derivative of the step (its gradient is taken as constant).
-        gains: adapt a gain of each input too.
+        adapts: `weights` (and biases), `gains` of the inputs, or `all` of them.
     """
 
-    sizes: Tensor
+    sizes: Tensor | None
     gain_size: Tensor | None
 
     def __init__(
@@ -43,24 +43,21 @@ class FactoredAdaptation(nn.Module):
         steps: int = 1,
         learned: bool = False,
         first_order: bool = False,
-        gains: bool = False,
+        adapts: str = "weights",
     ) -> None:
         super().__init__()
         self.layers, self.steps, self.first_order = layers, steps, first_order
-        sizes = {"sizes": torch.full((layers, 2), float(size))}  # of weight and bias
-        if gains:
-            sizes["gain_size"] = torch.tensor(float(size))
-        else:
-            self.register_parameter("gain_size", None)
-        for name, value in sizes.items():
-            if learned:
-                self.register_parameter(name, nn.Parameter(value))
+        of_weights_and_biases = torch.full((layers, 2), float(size)) if adapts != "gains" else None
+        of_gains = torch.tensor(float(size)) if adapts != "weights" else None
+        for name, value in (("sizes", of_weights_and_biases), ("gain_size", of_gains)):
+            if learned or value is None:
+                self.register_parameter(name, None if value is None else nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
         self.idle = steps == 0 or (size == 0 and not learned)
 
     def forward(self, net: StackedMLP, inputs: Tensor, target: Tensor, weight: Tensor) -> TensorDict:
-        """What the steps add to each layer, differentiable in everything where gradients are enabled.
+        """What the steps change, differentiable in everything where gradients are enabled.
 
         Args:
             net: E networks.
@@ -70,31 +67,35 @@ class FactoredAdaptation(nn.Module):
 
         Returns:
             Batch `[B]`; by layer `inputs` `[B, E, R, I]`, `slopes` `[B, E, R, O]` (R = steps x M) and `bias` `[B, E, 1, O]`;
-            with gains also `gain` `[B, E, 1, X]`.
+            and `gain` `[B, E, 1, X]`.
         """
-        outer, batch = torch.is_grad_enabled(), inputs.shape[:1]
-        change: TensorDict | None = None
+        outer, change = torch.is_grad_enabled(), TensorDict({}, batch_size=inputs.shape[:1])
         blocks = inputs.unsqueeze(1).expand(-1, net.copies, -1, -1)
-        gains = [] if self.gain_size is None else [torch.ones_like(blocks[:, :, :1])]  # one tensor or none
-        for _ in range(0 if self.idle else self.steps):
+        for step in range(0 if self.idle else self.steps):
             with torch.enable_grad():
-                gains = [gain if gain.requires_grad else gain.requires_grad_() for gain in gains]
-                seen, outputs = _layers(net, blocks * gains[0] if gains else blocks, change)
+                asked: list[Tensor] = []
+                if self.gain_size is not None:
+                    gain = torch.ones_like(blocks[:, :, :1]) if step == 0 else change["gain"]
+                    asked = [gain if gain.requires_grad else gain.requires_grad_()]
+                    change["gain"] = gain
+                seen, outputs = _layers(net, blocks, change)
                 error = (outputs[-1].transpose(0, 1) - target.unsqueeze(1)).square().mean(-1)
                 loss = (error * weight.unsqueeze(1)).sum()
-                slopes = torch.autograd.grad(loss, [*outputs, *gains], create_graph=outer and not self.first_order)
-            news = self._step(seen, slopes[: len(outputs)], constant=self.first_order or not outer)
-            change = news if change is None else _joined(change, news)
+                asked = (outputs if self.sizes is not None else []) + asked
+                slopes = torch.autograd.grad(loss, asked, create_graph=outer and not self.first_order)
             if self.gain_size is not None:
-                gains = [gains[0] - self.gain_size * slopes[-1]]
-        change = TensorDict({}, batch_size=batch) if change is None else change
-        return change.set("gain", gains[0]) if gains and not self.idle else change
+                change["gain"] = change["gain"] - self.gain_size * slopes[-1]
+            if self.sizes is not None:
+                news = self._step(self.sizes, seen, slopes[: len(outputs)], constant=self.first_order or not outer)
+                change.update(news if step == 0 else _joined(change, news))
+        return change
 
-    def _step(self, seen: list[Tensor], slopes: Sequence[Tensor], constant: bool) -> TensorDict:
+    @staticmethod
+    def _step(sizes: Tensor, seen: list[Tensor], slopes: Sequence[Tensor], constant: bool) -> TensorDict:
         step = {}
         for layer, (x, slope) in enumerate(zip(seen, slopes, strict=True)):
             own = (x.detach() if constant else x).transpose(0, 1)
-            for_weight, for_bias = self.sizes[layer].unbind()
+            for_weight, for_bias = sizes[layer].unbind()
             bias = -for_bias * slope.sum(2, keepdim=True).transpose(0, 1)
             parts = {"inputs": own, "slopes": -for_weight * slope.transpose(0, 1), "bias": bias}
             step[str(layer)] = TensorDict(parts, batch_size=own.shape[:1])
@@ -103,8 +104,6 @@ class FactoredAdaptation(nn.Module):
 
 def evaluate_changed(net: StackedMLP, blocks: Tensor, change: TensorDictBase, members: slice = slice(None)) -> Tensor:
     """The networks after their inner steps: `[B, E, N, X] -> [B, E, N, Y]`; `members` says which of them the blocks are for."""
-    gain = change.get("gain", None)
-    blocks = blocks if gain is None else blocks * gain[:, members]
     return _layers(net, blocks, change, members)[1][-1].transpose(0, 1)
 
 
@@ -121,7 +120,8 @@ def _layers(
     net: StackedMLP, blocks: Tensor, change: TensorDictBase | None, members: slice = slice(None)
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What goes into every affine layer and comes out of it, `[E, B, N, I]` and `[E, B, N, O]`."""
-    x = blocks.transpose(0, 1)
+    gain = None if change is None else change.get("gain", None)
+    x = (blocks if gain is None else blocks * gain[:, members]).transpose(0, 1)
     seen: list[Tensor] = []
     outputs: list[Tensor] = []
     for module in net:

@@ -118,7 +118,12 @@ class L2AConfig:
     inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0)
     learned: bool = option(True, "learn the step size of each layer, from that one on", architecture=True)
     first_order: bool = option(False, "take the inner step's gradient as constant")
-    gains: bool = option(True, "the inner steps adapt a factor on each input of the model too", architecture=True)
+    adapts: str = option(
+        "all",
+        "what inner steps change: weights and biases of the model, a factor on each of its inputs, or all of them",
+        choices=("all", "weights", "gains"),
+        architecture=True,
+    )
     hidden: int = option(64, "width of the recurrent state", minimum=1, architecture=True)
 
 

@@ -91,7 +91,7 @@ class AdaptiveDynamics(Dynamics):
 
 
 class GradientDynamics(AdaptiveDynamics):
-    """GrBAL: the belief is what inner steps on the past add to the weights of the decoder, all of them, and gains of its inputs.
+    """GrBAL: the belief is what inner steps on the past add to all weights of the decoder, or make of gains of its inputs.
 
     The inner loss is a sum over the transitions there are, divided by M: with fewer of them the step is shorter, with none
     there is no step.
@@ -107,25 +107,29 @@ class GradientDynamics(AdaptiveDynamics):
         steps = l2a.inner_steps if l2a.adaptation == "gradient" else 0
         layers = len(self.decoder.sizes) - 1
         learned = l2a.learned and steps > 0
-        self.inner = FactoredAdaptation(layers, l2a.inner_lr, steps, learned, l2a.first_order, l2a.gains and steps > 0)
+        self.inner = FactoredAdaptation(layers, l2a.inner_lr, steps, learned, l2a.first_order, l2a.adapts)
         self.idle, self.size_lr = self.inner.idle, l2a.size_lr
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam; step sizes, whose scale is another, learn at a rate of their own."""
-        if not isinstance(self.inner.sizes, torch.nn.Parameter):
-            return super().configure_optimizers()
         sizes = list(self.inner.parameters())
+        if not sizes:
+            return super().configure_optimizers()
         rest = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("inner.")]
         groups: list[dict[str, Any]] = [{"params": rest}, {"params": sizes, "lr": self.size_lr, "weight_decay": 0.0}]
         return torch.optim.Adam(groups, lr=self.cfg.lr, weight_decay=self.cfg.weight_decay, fused=True)
 
     def inner_sizes(self) -> dict[str, float]:
         """Step sizes of weights, biases and gains."""
+        inner, found = self.inner, dict[str, float]()
         if self.idle:
-            return {}
-        names = [f"inner_{kind}_{layer}" for layer in range(self.inner.layers) for kind in ("weight", "bias")]
-        gain = {} if self.inner.gain_size is None else {"inner_gain": self.inner.gain_size.item()}
-        return gain | dict(zip(names, self.inner.sizes.detach().flatten().tolist(), strict=True))
+            return found
+        if inner.gain_size is not None:
+            found["inner_gain"] = inner.gain_size.item()
+        if inner.sizes is not None:
+            names = [f"inner_{kind}_{layer}" for layer in range(inner.layers) for kind in ("weight", "bias")]
+            found |= dict(zip(names, inner.sizes.detach().flatten().tolist(), strict=True))
+        return found
 
     def believe(self, inputs: Tensor, target: Tensor, mask: Tensor) -> TensorDict:
         """See AdaptiveDynamics.believe: `change`, see FactoredAdaptation; empty if nothing adapts."""

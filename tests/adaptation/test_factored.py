@@ -18,15 +18,15 @@ def problem(activation: str = "tanh"):
     return net, inputs, target, mask / PAST, torch.randn(TASKS, MEMBERS, ROWS, 3).double()
 
 
-def by_weights(net, inputs, target, weight, asked, size, steps, first_order, gains):
+def by_weights(net, inputs, target, weight, asked, size, steps, first_order, adapts):
     """The same with a weight matrix for each task."""
-    start = [*net.named_parameters()] + gains * [("gain", torch.ones(MEMBERS, 1, 3).double())]
-    adaptation = GradientAdaptation([name for name, _ in start], size, steps, first_order=first_order).double()
+    start = [*net.named_parameters(), ("gain", torch.ones(MEMBERS, 1, 3).double())]
+    chosen = {"all": slice(None), "weights": slice(0, -1), "gains": slice(-1, None)}[adapts]
+    adaptation = GradientAdaptation([name for name, _ in start[chosen]], size, steps, first_order=first_order).double()
 
     def run(parameters, blocks):
-        own = {name: value.flatten(0, 1) for name, value in parameters.items()}
-        blocks = blocks * parameters["gain"] if gains else blocks
-        own.pop("gain", None)
+        own = {name: value.flatten(0, 1) for name, value in parameters.items() if name != "gain"}
+        blocks = blocks * parameters["gain"]
         return torch.func.functional_call(net, own, (blocks.flatten(0, 1),)).unflatten(0, blocks.shape[:2])
 
     def losses(parameters):
@@ -36,17 +36,17 @@ def by_weights(net, inputs, target, weight, asked, size, steps, first_order, gai
     return run(adaptation(losses, repeat(start, TASKS)), asked)
 
 
-@pytest.mark.parametrize("gains", [False, True])
+@pytest.mark.parametrize("adapts", ["all", "weights", "gains"])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("copies", [1, 4])  # with 12 rows the weights of some layers are written down
-def test_equals_steps_on_the_weights(activation, first_order, steps, copies, gains):
+def test_equals_steps_on_the_weights(activation, first_order, steps, copies, adapts):
     net, inputs, target, weight, asked = problem(activation)
     asked = asked.repeat(1, 1, copies, 1)
-    inner = FactoredAdaptation(3, 0.3, steps, first_order=first_order, gains=gains).double()
+    inner = FactoredAdaptation(3, 0.3, steps, first_order=first_order, adapts=adapts).double()
     mine = evaluate_changed(net, asked, inner(net, inputs, target, weight))
-    other = by_weights(net, inputs, target, weight, asked, 0.3, steps, first_order, gains)
+    other = by_weights(net, inputs, target, weight, asked, 0.3, steps, first_order, adapts)
     torch.testing.assert_close(mine, other)
     assert (
         mine - evaluate_changed(net, asked, FactoredAdaptation(3, 0.0)(net, inputs, target, weight))
@@ -59,7 +59,7 @@ def test_equals_steps_on_the_weights(activation, first_order, steps, copies, gai
 
 def test_gradient_in_the_sizes_is_that_of_finite_differences():
     net, inputs, target, weight, asked = problem()
-    inner = FactoredAdaptation(3, 0.2, 2, learned=True, gains=True).double()
+    inner = FactoredAdaptation(3, 0.2, 2, learned=True, adapts="all").double()
 
     def value():
         return evaluate_changed(net, asked, inner(net, inputs, target, weight)).square().sum()
@@ -76,10 +76,10 @@ def test_gradient_in_the_sizes_is_that_of_finite_differences():
         assert float(gradient[place]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)
 
 
-@pytest.mark.parametrize("gains", [False, True])
-def test_nothing_to_adapt_to_changes_nothing(gains):
+@pytest.mark.parametrize("adapts", ["all", "weights", "gains"])
+def test_nothing_to_adapt_to_changes_nothing(adapts):
     net, inputs, target, weight, asked = problem()
-    change = FactoredAdaptation(3, 0.3, gains=gains)(net, inputs, target, weight)
+    change = FactoredAdaptation(3, 0.3, adapts=adapts)(net, inputs, target, weight)
     adapted = evaluate_changed(net, asked, change)
     plain = net(asked.transpose(0, 1).flatten(1, 2)).unflatten(1, (TASKS, ROWS)).transpose(0, 1)
     same = torch.isclose(adapted, plain, rtol=1e-12, atol=1e-14).flatten(1).all(1)
@@ -88,7 +88,7 @@ def test_nothing_to_adapt_to_changes_nothing(gains):
 
 def test_members_can_be_asked_for():
     net, inputs, target, weight, asked = problem()
-    change = FactoredAdaptation(3, 0.3, gains=True)(net, inputs, target, weight)
+    change = FactoredAdaptation(3, 0.3, adapts="all")(net, inputs, target, weight)
     both = evaluate_changed(net, asked, change)
     torch.testing.assert_close(evaluate_changed(net, asked[:, 1:], change, slice(1, 2)), both[:, 1:])
 
@@ -96,7 +96,7 @@ def test_members_can_be_asked_for():
 def test_no_graph_is_kept_where_gradients_are_off():
     net, inputs, target, weight, asked = problem()
     with torch.no_grad():
-        change = FactoredAdaptation(3, 0.3, 2, gains=True)(net, inputs, target, weight)
+        change = FactoredAdaptation(3, 0.3, 2, adapts="all")(net, inputs, target, weight)
         assert not any(value.requires_grad for value in change.values(include_nested=True, leaves_only=True))
-    again = FactoredAdaptation(3, 0.3, 2, gains=True)(net, inputs, target, weight)
+    again = FactoredAdaptation(3, 0.3, 2, adapts="all")(net, inputs, target, weight)
     torch.testing.assert_close(evaluate_changed(net, asked, change), evaluate_changed(net, asked, again))
