@@ -150,11 +150,11 @@ def _configured(run: str, key: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if "--help" in argv or "-h" in argv:
-        print(HELP)
-        return 0
 
     def command() -> int:
+        if "--help" in argv or "-h" in argv:
+            print(HELP)
+            return 0
         print(bounds(parse(argv)))
         return 0
 

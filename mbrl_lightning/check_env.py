@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mbrl_lightning.console import guard
 from mbrl_lightning.errors import ConfigError, MBRLError
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help must not
@@ -38,18 +39,18 @@ class Check(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
+    return guard(lambda: _command(argv))
+
+
+def _command(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0 if argv else ConfigError.exit_code
-    try:
-        family = _load(argv)
-        checks = []
-        for check in check_family(family):
-            checks.append(check)
-            print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<12} {check.detail}", flush=True)
-    except MBRLError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    family = _load(argv)
+    checks = []
+    for check in check_family(family):
+        checks.append(check)
+        print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<12} {check.detail}", flush=True)
     failed = [check.name for check in checks if not check.passed]
     print(f"{family.spec.name}: {len(checks) - len(failed)} of {len(checks)} checks passed.")
     return 3 if failed else 0

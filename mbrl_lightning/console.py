@@ -22,7 +22,9 @@ def guard(command: Callable[[], int | None]) -> int:
         command: returns an exit status, or None for 0.
     """
     try:
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()  # here, where somebody listens to what it raises, and not when Python ends
+        return status
     except MBRLError as error:
         if isinstance(error, EnvError) and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)

@@ -202,11 +202,11 @@ def put_into_results(run: str | Path, rows: Sequence[Row]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if "--help" in argv or "-h" in argv or not argv:
-        print(HELP)
-        return 0 if argv else 2
 
     def command() -> int:
+        if "--help" in argv or "-h" in argv or not argv:
+            print(HELP)
+            return 0 if argv else 2
         options = parse(argv)
         evaluate(**vars(options))
         from mbrl_lightning.report import report

@@ -126,11 +126,11 @@ def _table(conf: str, seed: int, out: dict[str, dict[str, float]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in argv or "-h" in argv or not argv:
-        print(HELP)
-        return 0 if argv else 2
 
     def command() -> int:
+        if "--help" in argv or "-h" in argv or not argv:
+            print(HELP)
+            return 0 if argv else 2
         cfg = load_config([*argv, "algorithm=dr_ppo"])
         from mbrl_lightning.config.validation import parse_seeds
         from mbrl_lightning.console import quiet_libraries

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbrl_lightning.errors import ConfigError, MBRLError, StorageError
+from mbrl_lightning.console import guard
+from mbrl_lightning.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from mbrl_lightning.reporting.tables import Table
@@ -123,20 +123,11 @@ def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(words):
-        print(USAGE)
-        return 0
-    try:
-        paths, out = _parse(words)
-        text = report(paths, out)
-    except MBRLError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # piped into something that stopped reading, such as head: no fault of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+
+    def command() -> None:
+        print(USAGE if {"-h", "--help"} & set(words) else report(*_parse(words)))
+
+    return guard(command)
 
 
 def _parse(words: Sequence[str]) -> tuple[list[str], str]:

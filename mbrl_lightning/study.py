@@ -242,11 +242,11 @@ def rows_of(name: str, folder: Path) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in argv or "-h" in argv or not argv:
-        print(HELP)
-        return 0 if argv else 2
 
     def command() -> int:
+        if "--help" in argv or "-h" in argv or not argv:
+            print(HELP)
+            return 0 if argv else 2
         words = [word for word in argv[1:] if not word.startswith("out=")]
         out = [word.partition("=")[2] for word in argv[1:] if word.startswith("out=")]
         status, text = study(argv[0], words, (out or [OUT])[-1])

@@ -103,12 +103,14 @@ def test_unexpected_errors_keep_their_traceback_and_environments_too(capsys):
     assert text.index("ZeroDivisionError") < text.index("task 3 failed")
 
 
-def test_closed_pipe_ends_quietly():
-    process = subprocess.Popen([*FIT, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("module", ["fit", "check_env", "report", "study"])
+def test_closed_pipe_ends_quietly(module):
+    command = [sys.executable, "-m", f"mbrl_lightning.{module}", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
-    process.wait()
+    assert process.wait() == 141
 
 
 # -- whole runs of the debug configuration
