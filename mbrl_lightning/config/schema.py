@@ -94,6 +94,12 @@ class DynamicsConfig:
     encoder_layers: int = option(2, "hidden layers of the context encoder", minimum=0, architecture=True)
     hidden: int = option(200, "width of the dynamics network", minimum=1, architecture=True)
     layers: int = option(2, "hidden layers of the dynamics network", minimum=0, architecture=True)
+    activation: str = option(
+        "relu",
+        "nonlinearity of the dynamics network (history models: silu)",
+        choices=("relu", "tanh", "silu"),
+        architecture=True,
+    )
     members: int = option(1, "ensemble members, E", minimum=1, architecture=True)
     message: str = option(
         "sum", "how messages of context points are pooled", choices=("sum", "mean"), architecture=True

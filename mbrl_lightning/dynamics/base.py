@@ -45,7 +45,7 @@ class Dynamics(PlacedModule):
         inputs = spec.feature_dim + spec.action_feature_dim
         self.input_norm, self.target_norm = Normalizer(inputs), Normalizer(spec.target_dim)
         sizes = [inputs + code_dim, *[cfg.hidden] * (cfg.layers + 1), spec.target_dim]
-        self.decoder = StackedMLP(cfg.members, sizes)
+        self.decoder = StackedMLP(cfg.members, sizes, cfg.activation)
         scale = torch.full((spec.target_dim,), float(cfg.scale)).log()
         self.log_scale = torch.nn.Parameter(scale, requires_grad=cfg.learn_scale)
         self.register_buffer("low", torch.full((spec.observation_dim,), -torch.inf))
