@@ -11,6 +11,7 @@ from mbrl_lightning.data.collect import Act, collect, random_actions
 from mbrl_lightning.envs import make_family
 
 ADAPTING, PLANNING = "adapt and plan", "plan alone"
+SHIPPED = {"conf": "half_cheetah_disabled", "algorithm": "grbal"}
 CASES = (1, 5)  # half-cheetahs at once
 
 
@@ -23,7 +24,7 @@ class Control:
     """
 
     def __init__(self, rows: int, frozen: bool) -> None:
-        cfg = compose({"conf": "half_cheetah_disabled", "algorithm": "grbal"})
+        cfg = compose(SHIPPED)
         family, generator = make_family(cfg.env.name, **cfg.env.options), torch.Generator().manual_seed(0)
         torch.manual_seed(0)
         algorithm = make_algorithm(cfg, family)
@@ -43,10 +44,11 @@ class Control:
 
 
 def run(repeats: int) -> list[Ratio]:
-    """500 candidates of 10 steps in a network of 2 x 256, adapted to 16 transitions."""
-    found = []
+    """The shipped configuration, adapted to the last M transitions."""
+    found, cfg = [], compose(SHIPPED)
+    plan = f"{cfg.planner.candidates} candidates x {cfg.planner.horizon} steps in {cfg.dynamics.members} models"
     for rows in CASES:
         sides = {ADAPTING: Control(rows, frozen=False), PLANNING: Control(rows, frozen=True)}
-        case = f"GrBAL, {rows} half-cheetah{'s' * (rows > 1)}: 500 candidates x 10 steps, M = 16"
+        case = f"GrBAL, {rows} half-cheetah{'s' * (rows > 1)}: {plan}, M = {cfg.l2a.past}"
         found.append(ratio("control step", case, compare(sides, repeats, 5), ADAPTING, PLANNING))
     return found

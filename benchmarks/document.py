@@ -73,7 +73,7 @@ with 50 candidates and one model, calls are what costs.
 """,
     "control step": """## One control step of GrBAL
 
-Adapting all weights to the last 16 transitions and planning in the adapted model (MPPI), against planning in the model as it is.
+Adapting to the last 16 transitions and planning in the adapted model (MPPI), against planning in the model as it is.
 A control step of one half-cheetah was wanted under 50 ms.
 """,
     "closed-loop collection": """## Closed-loop collection
