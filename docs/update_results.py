@@ -131,7 +131,8 @@ def section(name: str) -> str:
     variants = sorted({row.algorithm for row in rows} - set(available("algorithm")))
     drawn = {"curve": [row for row in rows if row.algorithm not in variants]}
     if variants:  # more lines than colours in one picture
-        drawn["variants"] = [row for row in rows if row.algorithm in (*variants, "m3po")]
+        bases = {name for name in available("algorithm") if any(each.startswith(f"{name}_") for each in variants)}
+        drawn["variants"] = [row for row in rows if row.algorithm in bases | {*variants, "m3po"}]
     for kind, mine in drawn.items():
         if any(row.metric == "return/policy" for row in mine):
             image = f"{name}_{kind}.png"
