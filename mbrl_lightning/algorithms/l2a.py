@@ -6,7 +6,8 @@
     line 6                   the first action of a plan in the model of theta'_t                        policy_search.planners
 Variants are values of `l2a.adaptation`: `gradient` is GrBAL, `recurrent` ReBAL, `none` MB-MPC (so is `l2a.inner_lr=0` without
 learned sizes). The loop is the library's own: random actions first, then episodes of the adapting planner; nothing is
-left to `improve`. Departures: step sizes are learned, one for each layer; the inner loss is a sum over the transitions there
+left to `improve`. Departures: gains of the inputs adapt too (`l2a.adapts`);
+step sizes are learned, one for each layer and one for all gains; the inner loss is a sum over the transitions there
 are, divided by M, so that an episode adapts from its second step on and what is learned knows of short pasts; no early
 stopping; ReBAL's state reads observed changes too, and only the last M of them, and does not roll on inside a plan.
 """
