@@ -40,8 +40,8 @@ COLUMNS = {
     "model/nmse_after": "after adapting",
     "model/mse": "MSE, policy's episodes",
     "model/nmse": "nMSE",
-    "model/mse_random": "MSE, random policy",
-    "model/nmse_random": "nMSE, random policy",
+    "model/mse_random": "MSE, exploration",
+    "model/nmse_random": "nMSE, exploration",
     "upright/share": "upright",
     "distance": "metres",
 }

@@ -44,7 +44,7 @@ LAYERS = [
     {"diagnostics"},
     {"report", "check_env"},
     {"runs.seed_jobs"},
-    {"fit", "evaluate", "headroom", "bounds"},
+    {"fit", "evaluate", "headroom", "perfect_model", "bounds"},
     {"study"},
 ]
 SPLIT = ("config", "runs", "reporting")  # folders whose files have layers of their own

@@ -103,7 +103,9 @@ def test_unexpected_errors_keep_their_traceback_and_environments_too(capsys):
     assert text.index("ZeroDivisionError") < text.index("task 3 failed")
 
 
-@pytest.mark.parametrize("module", ["fit", "check_env", "report", "study", "evaluate", "bounds", "headroom"])
+@pytest.mark.parametrize(
+    "module", ["fit", "check_env", "report", "study", "evaluate", "bounds", "headroom", "perfect_model"]
+)
 def test_closed_pipe_ends_quietly(module):
     command = [sys.executable, "-m", f"mbrl_lightning.{module}", "--help"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

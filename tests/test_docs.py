@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mbrl_lightning import bounds, check_env, evaluate, report, study
+from mbrl_lightning import bounds, check_env, evaluate, perfect_model, report, study
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.config import load_config, to_yaml
 from mbrl_lightning.runs.run import run_folder
@@ -60,6 +60,8 @@ def parse(module: str, words: list[str]) -> None:
         load_config([word for word in words if word != "--print-config"])
     elif module == "headroom":
         load_config([*words, "algorithm=dr_ppo"])
+    elif module == "perfect_model":
+        perfect_model.parse(words)
     elif module == "evaluate":
         assert Path(evaluate.parse(words).run, "config.yaml").is_file()
     elif module == "bounds":
@@ -93,7 +95,7 @@ def test_command_lines_parse(page, line, workplace):
 
 def test_the_documents_show_commands():
     modules = {found[1] for _, line in commands() if (found := MODULE.search(line))}
-    assert modules == {"fit", "evaluate", "report", "check_env", "headroom", "bounds", "study"}
+    assert modules == {"fit", "evaluate", "report", "check_env", "headroom", "bounds", "study", "perfect_model"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -19,6 +19,7 @@ from torch import Tensor
 from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
 from mbrl_lightning.envs.mujoco import MujocoBody, MujocoSimulator, paint, scale_mass_and_damping
 from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.errors import ConfigError
 
 DT, FRAME_SKIP, HORIZON, CONTEXT_STEPS, CONTROL_COST = 0.05, 5, 1000, 500, 0.1
 TEST_TASKS, TEST_SEED = 20, 20260
@@ -199,7 +200,9 @@ def half_cheetah_flip(reset_scale: float = 0.001) -> TaskFamily:
     )
 
 
-def half_cheetah_disabled(horizon: int = HORIZON, reset_scale: float = L2A_RESET_SCALE) -> TaskFamily:
+def half_cheetah_disabled(
+    horizon: int = HORIZON, reset_scale: float = L2A_RESET_SCALE, held_out: int | None = None
+) -> TaskFamily:
     """One of six motors gives no torque (L2A): joints 0 to 4 in training, the front foot, joint 5, in the test.
 
     Reward: forward speed - 0.05 |a|^2, summed over 1000 steps of 0.05 s; nothing ends an episode early. The 20 test tasks
@@ -208,16 +211,24 @@ def half_cheetah_disabled(horizon: int = HORIZON, reset_scale: float = L2A_RESET
     Args:
         horizon: steps per episode.
         reset_scale: standard deviation of the start.
+        held_out: of the joints 0 to 4, the one that fails in the test and never in training: for choices, which must not be
+            made on joint 5.
+
+    Raises:
+        ConfigError: no such joint.
     """
     spec = _spec("half_cheetah_disabled", horizon, L2A_CONTROL_COST)
-    body, train = _body(disable_joint, reset_scale), torch.arange(5, dtype=torch.float64).unsqueeze(1)
+    if held_out is not None and held_out not in range(5):
+        raise ConfigError(f"held_out={held_out}", "choose one of the training joints, 0 to 4")
+    tested, trained = 5 if held_out is None else held_out, [joint for joint in range(5) if joint != held_out]
+    body, train = _body(disable_joint, reset_scale), torch.tensor(trained, dtype=torch.float64).unsqueeze(1)
     return TaskFamily(
         spec=spec,
         parameters=("disabled_joint",),
         draw=draw_from(train),
         build=lambda tasks: MujocoSimulator(spec, body, tasks),
         rescale=Box((0.0,), (5.0,)).scale,
-        test=torch.full((TEST_TASKS, 1), 5.0, dtype=torch.float64),
+        test=torch.full((TEST_TASKS, 1), float(tested), dtype=torch.float64),
         extreme=torch.empty(0, 1, dtype=torch.float64),
         context_steps=CONTEXT_STEPS,
         grid=train,

@@ -32,7 +32,7 @@ ERRORS = {
     "told_mse": "MSE, MLP told the task",
     "multi_step_nmse": "multi-step nMSE",
 }
-TARGETS = {"": "policy's episodes", "_random": "random policy"}
+TARGETS = {"": "policy's episodes", "_random": "exploration"}
 BODY = {
     "upright/share": "upright [share of steps]",
     "upright/first_fall": "first fall [step]",
@@ -206,6 +206,7 @@ def model_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     if not table.rows:
         return None
     table.notes.append("p: exact two-sided sign test over tasks, error with wrong minus with right context (nMSE)")
+    table.notes.append("exploration: what gathers a context, random actions, or the sampled policy (MB-MPO, PEARL)")
     if split == "test":
         _add_paper(table, env, "model/mse", "MSE")
     return table

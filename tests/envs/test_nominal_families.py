@@ -12,6 +12,7 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, episode_returns, random_actions
 from mbrl_lightning.envs import arm_reach, make_family, mujoco, point2d
+from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.loop import MetaLoop
 
 ANT = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0, "ctrl_cost_weight": 0.005}
@@ -199,6 +200,16 @@ def test_unseen_joint_stays_unseen_and_the_effort_is_charged():
     observation = torch.randn(4, 18, generator=generator())
     paid = family.spec.reward(observation, torch.ones(4, 6), observation)
     torch.testing.assert_close(paid, observation[:, 0] - 0.05 * 6)
+
+
+def test_a_training_joint_can_be_held_out_for_choices_and_the_test_joint_cannot():
+    family = make_family("half_cheetah_disabled", held_out=3)
+    assert sorted(family.sample(500, generator()).unique().tolist()) == [0, 1, 2, 4]
+    assert family.test.unique().tolist() == [3]
+    family.check_disjoint()
+    for joint in (5, -1):
+        with pytest.raises(ConfigError, match="0 to 4"):
+            make_family("half_cheetah_disabled", held_out=joint)
 
 
 # -- what the library makes of them

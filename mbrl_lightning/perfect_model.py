@@ -1,0 +1,181 @@
+"""What a planner makes of a perfect model: `python -m mbrl_lightning.perfect_model conf=half_cheetah_disabled algorithm=grbal`.
+
+It plans as it would in a learned model, but tries every candidate in the simulator, from the true state. What a learned
+model's planner makes less is the model's doing, and no better planner mends it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mbrl_lightning.config import load_config
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.console import guard
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.envs.spec import Simulator
+from mbrl_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mbrl_lightning.data.collect import Act
+
+HELP = """usage: python -m mbrl_lightning.perfect_model conf=NAME algorithm=NAME [tasks=4] [seeds=0..2] [key=value ...]
+
+Plays one episode of each of some training tasks with the algorithm's planner (planner.kind, .horizon, .candidates, ...), which
+tries its candidates in the true simulator, and prints their returns beside those of random actions. No model is trained.
+
+  tasks=4   training tasks, drawn anew with each seed
+Any key of `python -m mbrl_lightning.fit --help` may follow. Rows go to perfect_model.csv in out/NAME/perfect_model/seed<k>.
+"""
+
+
+class SimulatorModel:
+    """An `Advance` (see `ModelEnv`) that is the simulator itself: each search starts where the acting one stands.
+
+    Args:
+        family: of the tasks.
+        tasks: of the environments that act, `[B, P]`.
+        acting: their simulator.
+        horizon: H; after as many steps the next candidates begin.
+    """
+
+    def __init__(self, family: TaskFamily, tasks: Tensor, acting: Simulator, horizon: int) -> None:
+        self.family, self.tasks, self.acting, self.horizon = family, tasks, acting, horizon
+        self.copies: dict[int, Simulator] = {}
+        self.now = 0
+
+    def __call__(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Next observations `[B, R, S]` of R candidates in each environment; see `Advance`."""
+        rows = action.shape[1]
+        if rows not in self.copies:
+            self.copies[rows] = self.family.simulate(self.tasks.repeat_interleave(rows, 0))
+        if self.now == 0:
+            self.copies[rows].set_state(self.acting.state().repeat_interleave(rows, 0))
+        self.now = (self.now + 1) % self.horizon
+        return self.copies[rows].step(action.flatten(0, 1)).unflatten(0, (-1, rows))
+
+    def close(self) -> None:
+        """Release the copies."""
+        for simulator in self.copies.values():
+            simulator.close()
+
+
+def perfect_model(cfg: Config, tasks: int, progress: bool = False) -> dict[str, Tensor]:
+    """One episode of each task with the planner in the simulator, and with random actions.
+
+    Args:
+        cfg: of one seed; `planner` says how.
+        tasks: B, training tasks to draw.
+        progress: print how far it is.
+
+    Returns:
+        Returns `[B]` of `planner` and `random`, in the family's unit.
+
+    Raises:
+        EnvError: the simulator fails, or cannot be put into a state.
+    """
+    from mbrl_lightning.data.collect import collect, episode_returns, random_actions
+    from mbrl_lightning.envs import family_of
+    from mbrl_lightning.policy_search.model_env import ModelEnv
+    from mbrl_lightning.policy_search.planner_actor import PlannerActor
+    from mbrl_lightning.policy_search.planners import make_planner
+    from mbrl_lightning.seeds import Streams
+
+    family, streams = family_of(cfg.env), Streams(cfg.seed)
+    spec, drawn = family.spec, family.sample(tasks, streams["tasks"])
+    returns = {}
+    for name in ("random", "planner"):
+        simulator = family.simulate(drawn)
+        model = SimulatorModel(family, drawn, simulator, cfg.planner.horizon)
+        planner = PlannerActor(make_planner(ModelEnv(spec, model), cfg.planner), streams["evaluation"])
+        act = random_actions(spec, streams["evaluation"]) if name == "random" else planner
+        start = torch.Generator().manual_seed(cfg.seed)  # both begin alike
+        try:
+            act = _telling(act, spec.horizon) if progress and name == "planner" else act
+            returns[name] = episode_returns(collect(simulator, spec, act, spec.horizon, start, training=False), spec)
+        finally:
+            simulator.close()
+            model.close()
+    return returns
+
+
+def _telling(act: Act, steps: int) -> Act:
+    began, done = time.monotonic(), 0
+
+    def telling(observation: Tensor) -> Tensor:
+        nonlocal done
+        action, done = act(observation), done + 1
+        if done % max(steps // 10, 1) == 0:
+            gone = time.monotonic() - began
+            passed, left = (timedelta(seconds=round(t)) for t in (gone, gone / done * (steps - done)))
+            print(f"step {done} of {steps} | {passed} gone, {left} to go", flush=True)
+        return action
+
+    return telling
+
+
+def write(cfg: Config, returns: dict[str, Tensor], path: Path) -> None:
+    """Rows of one seed, in place of what `path` held."""
+    from mbrl_lightning.envs import family_of
+    from mbrl_lightning.results import Results, return_unit
+
+    spec = family_of(cfg.env).spec
+    path.unlink(missing_ok=True)
+    results = Results(path, "perfect_model", cfg.conf, cfg.seed)
+    for name, values in returns.items():
+        for task, value in enumerate(values.tolist()):
+            unit = return_unit(spec.unit, spec.horizon)
+            results.add(f"return/{name}", value, iteration=0, real_steps=0, split="train", task=task, unit=unit)
+    results.flush()
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, int]:
+    """Configuration and number of tasks.
+
+    Raises:
+        ConfigError: either is wrong.
+    """
+    tasks = ([word.partition("=")[2] for word in argv if word.startswith("tasks=")] or ["4"])[-1]
+    if not tasks.isdecimal() or int(tasks) < 1:
+        raise ConfigError(f"tasks={tasks}", "give a number of tasks, 1 or more")
+    return load_config([word for word in argv if not word.startswith("tasks=")]), int(tasks)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        if "--help" in argv or "-h" in argv or not argv:
+            print(HELP)
+            return 0 if argv else 2
+        cfg, tasks = parse(argv)
+        from mbrl_lightning.config.validation import parse_seeds
+        from mbrl_lightning.console import quiet_libraries
+
+        quiet_libraries()
+        kind = f"{cfg.planner.kind}, {cfg.planner.candidates} candidates, {cfg.planner.horizon} steps ahead"
+        print(f"{cfg.conf}, {tasks} training tasks, planner in the true simulator ({kind})", flush=True)
+        for seed in parse_seeds(cfg.seeds) if cfg.seeds else [cfg.seed]:
+            cfg.seed = seed
+            returns = perfect_model(cfg, tasks, progress=True)
+            write(cfg, returns, Path(cfg.out) / cfg.conf / "perfect_model" / f"seed{seed}" / "perfect_model.csv")
+            print(f"seed {seed}", *(_line(name, values) for name, values in returns.items()), sep="\n", flush=True)
+        return 0
+
+    return guard(command)
+
+
+def _line(name: str, values: Tensor) -> str:
+    return f"  {name:<8} {values.mean():8.4g}   each task {' '.join(f'{value:.4g}' for value in values)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
