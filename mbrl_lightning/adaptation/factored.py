@@ -107,6 +107,27 @@ def evaluate_changed(net: StackedMLP, blocks: Tensor, change: TensorDictBase, me
     return _layers(net, blocks, change, members)[1][-1].transpose(0, 1)
 
 
+def written(net: StackedMLP, change: TensorDict) -> TensorDict:
+    """The same change with adapted weights and biases written down: cheaper for whoever asks the same networks many times.
+
+    Args:
+        net: E networks.
+        change: batch `[B]`, see FactoredAdaptation.
+
+    Returns:
+        Batch `[B]`; by layer `weight` `[B, E, I, O]` and `bias` `[B, E, 1, O]`; `gain` as it was.
+    """
+    affine = [module for module in net if isinstance(module, StackedLinear)]
+    layers = {}
+    for number, layer in enumerate(affine if "0" in change.keys() else []):  # noqa: SIM118 - a TensorDict has no `in`
+        past, slopes, bias = (change[str(number), key].transpose(0, 1) for key in ("inputs", "slopes", "bias"))
+        parts = {"weight": layer.weight.unsqueeze(1) + past.mT @ slopes, "bias": layer.bias.unsqueeze(1) + bias}
+        parts = {key: value.transpose(0, 1) for key, value in parts.items()}  # in memory members come first
+        layers[str(number)] = TensorDict(parts, batch_size=change.batch_size)
+    kept = {key: value for key, value in change.items() if isinstance(value, Tensor)}
+    return TensorDict(kept | layers, batch_size=change.batch_size)
+
+
 def _joined(change: TensorDict, news: TensorDict) -> TensorDict:
     rows = {}
     for layer, new in news.items():
@@ -139,14 +160,10 @@ def _layer(layer: StackedLinear, x: Tensor, change: TensorDictBase | None, membe
     copies, tasks, rows, width = x.shape
     if change is None:
         return layer(x.reshape(copies, tasks * rows, width), members).view(copies, tasks, rows, -1)
-    past, slopes, bias = (change[key][:, members].transpose(0, 1) for key in ("inputs", "slopes", "bias"))
-    outputs, each = slopes.shape[-1], (copies * tasks, rows, width)
-    if rows * (width + outputs) > width * outputs:  # so many rows that the weights are worth writing down
-        weight = layer.weight[members].unsqueeze(1) + past.mT @ slopes
-        bias = layer.bias[members].unsqueeze(1) + bias
-        out = torch.baddbmm(bias.flatten(0, 1), x.reshape(each), weight.flatten(0, 1))
-    else:
-        out = layer(x.reshape(copies, tasks * rows, width), members).view(copies * tasks, rows, outputs)
-        likeness = torch.bmm(x.reshape(each), past.flatten(0, 1).mT)
-        out = torch.baddbmm(out + bias.flatten(0, 1), likeness, slopes.flatten(0, 1))
-    return out.view(copies, tasks, rows, outputs)
+    if "weight" in change.keys():  # noqa: SIM118 - a TensorDict has no `in`
+        weight, bias = (change[key][:, members].transpose(0, 1).flatten(0, 1) for key in ("weight", "bias"))
+        return torch.baddbmm(bias, x.reshape(copies * tasks, rows, width), weight).view(copies, tasks, rows, -1)
+    past, slopes, bias = (change[key][:, members].transpose(0, 1).flatten(0, 1) for key in ("inputs", "slopes", "bias"))
+    out = layer(x.reshape(copies, tasks * rows, width), members).view(copies * tasks, rows, -1)
+    likeness = torch.bmm(x.reshape(copies * tasks, rows, width), past.mT)
+    return torch.baddbmm(out + bias, likeness, slopes).view(copies, tasks, rows, -1)

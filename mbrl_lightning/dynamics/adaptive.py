@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.adaptation.factored import FactoredAdaptation, evaluate_changed
+from mbrl_lightning.adaptation.factored import FactoredAdaptation, evaluate_changed, written
 from mbrl_lightning.config.methods import L2AConfig
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.dynamics.base import Dynamics
@@ -53,6 +53,10 @@ class AdaptiveDynamics(Dynamics):
         inputs = self.inputs(context["observation"], context["action"])
         present = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device) if mask is None else mask
         return self.believe(inputs, self.targets(context), present)
+
+    def settle(self, belief: TensorDict) -> TensorDict:
+        """The same belief in the form that is cheapest to ask many times, as a planner does."""
+        return belief
 
     def inner_sizes(self) -> dict[str, float]:
         """Inner step sizes by layer, if there are any; for the log."""
@@ -138,6 +142,11 @@ class GradientDynamics(AdaptiveDynamics):
             return TensorDict({}, batch_size=batch)
         change = self.inner(self.decoder, inputs, target, mask / inputs.shape[1])
         return TensorDict({"change": change}, batch_size=batch)
+
+    def settle(self, belief: TensorDict) -> TensorDict:
+        """See AdaptiveDynamics.settle: adapted weights are written down."""
+        change = {name: written(self.decoder, change) for name, change in belief.items()}
+        return TensorDict(change, batch_size=belief.batch_size)
 
     def evaluate(self, blocks: Tensor, members: slice, belief: TensorDictBase | None) -> Tensor:
         """See Dynamics.evaluate; with a belief each task has weights of its own."""

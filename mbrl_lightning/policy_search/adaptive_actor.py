@@ -59,7 +59,8 @@ class AdaptiveActor(PlannerActor):
             if self.last is not None:
                 self._remember(*self.last, observation)
             self.mask = self.mask & ~self.fresh.unsqueeze(1)
-            self.belief = self.dynamics.believe(self.inputs, self.target, self.mask & self.adapting.unsqueeze(1))
+            belief = self.dynamics.believe(self.inputs, self.target, self.mask & self.adapting.unsqueeze(1))
+            self.belief = self.dynamics.settle(belief)
         self.fresh = torch.zeros_like(self.fresh)
         action = super().__call__(observation)
         # the model is fitted to actions as the environment took them
