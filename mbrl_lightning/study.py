@@ -87,7 +87,7 @@ STUDIES = {
         "Fig. 7b",
         "How many models?",
         CHEETAH,
-        {f"{count} models": (f"dynamics.members={count}",) for count in (1, 3, 5, 10)},
+        {f"{count} model{'s' * (count > 1)}": (f"dynamics.members={count}",) for count in (1, 3, 5, 10)},
     ),
     "outer_steps": Study(
         "Fig. 7c",
@@ -205,7 +205,7 @@ def draw(name: str, rows: Sequence[Row], path: Path) -> Path:
     """Learning curves of all arms, of the policy before it adapts."""
     from mbrl_lightning.reporting.figures import learning_curve
 
-    return learning_curve(rows, "return/policy", path, shot=0)
+    return learning_curve(rows, "return/policy", path, shot=0, title=STUDIES[name].question)
 
 
 def plasticity_along_runs(folder: Path, draws: bool) -> str:

@@ -42,6 +42,7 @@ def learning_curve(
     reference: Mapping[str, float] | None = None,
     split: str | None = None,
     shot: int | None = None,
+    title: str = "",
 ) -> Path:
     """A metric against real environment steps, one colour for each algorithm.
 
@@ -55,6 +56,7 @@ def learning_curve(
         reference: label to value, each drawn as a horizontal line.
         split: task split; None takes "test" where there is one.
         shot: context transitions; None takes, for each algorithm, the shot measured most often, the longest among equals.
+        title: a line above the usual one.
 
     Raises:
         ValueError: no such rows, or rows of several envs.
@@ -72,7 +74,7 @@ def learning_curve(
     where = f"{first.split} tasks" if first.split else "training"
     shots = " or ".join(str(shot) for shot in sorted({row.shot for row in chosen}) if shot >= 0)
     context = f", context of {shots} transitions" if shots else ""
-    axes.set_title(f"{first.env}: {where}{context}")
+    axes.set_title("\n".join(filter(None, [title, f"{first.env}: {where}{context}"])))
     after = f"after {' or '.join(f'{place:,}' for place in places)} " if abreast else ""
     axes.set_xlabel(f"{after}real environment steps")
     axes.set_ylabel(_label(metric, first.unit, first.env))
