@@ -7,6 +7,7 @@ here reads or changes a random stream of the training. How rows become lines is 
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def learning_curve(
     where = f"{first.split} tasks" if first.split else "training"
     shots = " or ".join(str(shot) for shot in sorted({row.shot for row in chosen}) if shot >= 0)
     context = f", context of {shots} transitions" if shots else ""
-    axes.set_title("\n".join(filter(None, [title, f"{first.env}: {where}{context}"])))
+    axes.set_title("\n".join([*textwrap.wrap(title, 60), f"{first.env}: {where}{context}"]))
     after = f"after {' or '.join(f'{place:,}' for place in places)} " if abreast else ""
     axes.set_xlabel(f"{after}real environment steps")
     axes.set_ylabel(_label(metric, first.unit, first.env))
