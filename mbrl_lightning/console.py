@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
 
@@ -36,6 +36,23 @@ def guard(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("error[E-INT]: interrupted\n  remedy: run the command again", file=sys.stderr)
         return 130
+
+
+def answer(argv: Sequence[str] | None, help_text: str, command: Callable[[list[str]], int | None]) -> int:
+    """Run a command on its words; asked for help, or given no words at all, it prints its help instead.
+
+    Args:
+        argv: words; None: those of this process.
+        help_text: of the command.
+        command: words -> exit status, or None for 0; see `guard`.
+
+    Returns:
+        Exit status; 2 if there are no words.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not {"--help", "-h"} & set(words):
+        return guard(lambda: command(words))
+    return guard(lambda: print(help_text)) or (0 if words else 2)
 
 
 def rank() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mbrl_lightning.config import load_config
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.console import guard
+from mbrl_lightning.console import answer
 
 HELP = """usage: python -m mbrl_lightning.headroom conf=NAME [seeds=0..2] [key=value ...]
 
@@ -125,12 +125,8 @@ def _table(conf: str, seed: int, out: dict[str, dict[str, float]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    argv = list(sys.argv[1:] if argv is None else argv)
 
-    def command() -> int:
-        if "--help" in argv or "-h" in argv or not argv:
-            print(HELP)
-            return 0 if argv else 2
+    def command(argv: list[str]) -> int:
         cfg = load_config([*argv, "algorithm=dr_ppo"])
         from mbrl_lightning.config.validation import parse_seeds
         from mbrl_lightning.console import quiet_libraries
@@ -142,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_table(cfg.conf, seed, out), flush=True)
         return 0
 
-    return guard(command)
+    return answer(argv, HELP, command)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mbrl_lightning.config import load_config
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.console import guard
+from mbrl_lightning.console import answer
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import Simulator
 from mbrl_lightning.errors import ConfigError
@@ -150,12 +150,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    argv = list(sys.argv[1:] if argv is None else argv)
 
-    def command() -> int:
-        if "--help" in argv or "-h" in argv or not argv:
-            print(HELP)
-            return 0 if argv else 2
+    def command(argv: list[str]) -> int:
         cfg, tasks = parse(argv)
         from mbrl_lightning.config.validation import parse_seeds
         from mbrl_lightning.console import quiet_libraries
@@ -170,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"seed {seed}", *(_line(name, values) for name, values in returns.items()), sep="\n", flush=True)
         return 0
 
-    return guard(command)
+    return answer(argv, HELP, command)
 
 
 def _line(name: str, values: Tensor) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbrl_lightning.config import load_config
-from mbrl_lightning.console import guard
+from mbrl_lightning.console import answer
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -241,19 +241,15 @@ def rows_of(name: str, folder: Path) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    argv = list(sys.argv[1:] if argv is None else argv)
 
-    def command() -> int:
-        if "--help" in argv or "-h" in argv or not argv:
-            print(HELP)
-            return 0 if argv else 2
+    def command(argv: list[str]) -> int:
         words = [word for word in argv[1:] if not word.startswith("out=")]
         out = [word.partition("=")[2] for word in argv[1:] if word.startswith("out=")]
         status, text = study(argv[0], words, (out or [OUT])[-1])
         print(text)
         return status
 
-    return guard(command)
+    return answer(argv, HELP, command)
 
 
 if __name__ == "__main__":
