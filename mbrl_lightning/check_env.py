@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbrl_lightning.console import guard
+from mbrl_lightning.console import answer
 from mbrl_lightning.errors import ConfigError, MBRLError
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help must not
@@ -37,15 +37,12 @@ class Check(NamedTuple):
     detail: str
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return guard(lambda: _command(argv))
+    return answer(argv, USAGE, _command)
 
 
 def _command(argv: list[str]) -> int:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(USAGE)
-        return 0 if argv else ConfigError.exit_code
     family = _load(argv)
     checks = []
     for check in check_family(family):
@@ -278,4 +275,4 @@ def _parameters(family: TaskFamily) -> Check:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import read_run_config
-from mbrl_lightning.console import guard, quiet_libraries
+from mbrl_lightning.console import answer, quiet_libraries
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -201,12 +201,8 @@ def put_into_results(run: str | Path, rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    argv = sys.argv[1:] if argv is None else argv
 
-    def command() -> int:
-        if "--help" in argv or "-h" in argv or not argv:
-            print(HELP)
-            return 0 if argv else 2
+    def command(argv: list[str]) -> None:
         options = parse(argv)
         evaluate(**vars(options))
         from mbrl_lightning.report import report
@@ -214,9 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(options.run) / "evaluation"
         print(report([folder / f"evaluation_{options.tasks}.csv"], out=folder))
         print(f"tables, rows and figures are in {folder}")
-        return 0
 
-    return guard(command)
+    return answer(argv, HELP, command)
 
 
 if __name__ == "__main__":

@@ -94,11 +94,12 @@ def perfect_model(cfg: Config, tasks: int, progress: bool = False) -> dict[str, 
     for name in ("random", "planner"):
         simulator = family.simulate(drawn)
         model = SimulatorModel(family, drawn, simulator, cfg.planner.horizon)
-        planner = PlannerActor(make_planner(ModelEnv(spec, model), cfg.planner), streams["evaluation"])
-        act = random_actions(spec, streams["evaluation"]) if name == "random" else planner
+        act: Act = random_actions(spec, streams["evaluation"])
+        if name == "planner":
+            act = PlannerActor(make_planner(ModelEnv(spec, model), cfg.planner), streams["evaluation"])
+            act = _telling(act, spec.horizon) if progress else act
         start = torch.Generator().manual_seed(cfg.seed)  # both begin alike
         try:
-            act = _telling(act, spec.horizon) if progress and name == "planner" else act
             returns[name] = episode_returns(collect(simulator, spec, act, spec.horizon, start, training=False), spec)
         finally:
             simulator.close()
