@@ -86,7 +86,7 @@ def learning_curve(
         axes.set_xlim(-0.5, len(lines) - 0.5)
     else:
         axes.legend(fontsize=9)
-    return canvas.save(figure, path, _note(groups))
+    return canvas.save(figure, path, _note(groups, points=once))
 
 
 def adaptation_curve(rows: Sequence[Row], path: PathLike, reference: Mapping[str, float] | None = None) -> Path:
@@ -255,7 +255,9 @@ def _draw(axes: Axes, line: Curve, index: int, label: str) -> None:
         middle, low, high = line.band()
         axes.plot(line.grid, middle, "--", color=shade, linewidth=1.2)
         if len(line.grid) == 1:  # a band of no width would not be seen
-            axes.errorbar(line.grid, middle, [middle - low, high - middle], color=shade, capsize=5)
+            axes.errorbar(
+                line.grid, middle, [middle - low, high - middle], color=shade, capsize=5, fmt="_", markersize=10
+            )
         axes.fill_between(line.grid, low, high, color=shade, alpha=0.18, linewidth=0)
     axes.plot(*line.mean(), marker=few, color=shade, linewidth=2.2, markersize=5, label=label)
 
@@ -265,11 +267,12 @@ def _moved(line: Curve, place: int) -> Curve:
     return replace(line, seeds=[(np.array([place]), values) for _, values in line.seeds], grid=np.array([place]))
 
 
-def _note(groups: Mapping[str, Sequence[Row]]) -> str:
+def _note(groups: Mapping[str, Sequence[Row]], points: bool = False) -> str:
     if all(len({row.seed for row in mine}) == 1 for mine in groups.values()):
         return "mean over tasks; one seed"
-    thin = f"thin: each seed ({seed_count(groups)})"
-    return f"thick: mean over seeds and tasks; dashed, band: IQM, 95 % stratified bootstrap; {thin}"
+    mean, middle, each = ("large dot", "bar", "small") if points else ("thick", "dashed, band", "thin")
+    spread = f"{middle}: IQM, 95 % stratified bootstrap"
+    return f"{mean}: mean over seeds and tasks; {spread}; {each}: each seed ({seed_count(groups)})"
 
 
 def _references(axes: Axes, reference: Mapping[str, float] | None, style: str = "-.") -> None:
