@@ -61,8 +61,7 @@ drawing of a batch of windows in one gather (`data/windows.py`; wanted under 0.3
     "meta step": """## One meta step of MB-MPO
 
 Two phases of 5 models x 20 x 200 imagined steps with their advantages, the inner step, and MAML-TRPO's gradient, ten conjugate
-gradient iterations and line search, against the same equations written out on plain tensors. Under .35 s was
-wanted; on the same kind of machine with quieter neighbours 345 ms were measured, 1.21 (1.18 to 1.23) of the bare stages.
+gradient iterations and line search, against the same equations written out on plain tensors. Under .35 s was wanted.
 """,
     "planning": """## Planning for many environments in one call
 
