@@ -38,6 +38,8 @@ COLUMNS = {
     "return/random": "random actions",
     "model/nmse_before": "nMSE of the next K steps before adapting",
     "model/nmse_after": "after adapting",
+    "model/loss_before": "L of them before adapting",
+    "model/loss_after": "L after adapting",
     "model/mse": "MSE, policy's episodes",
     "model/nmse": "nMSE",
     "model/mse_random": "MSE, exploration",

@@ -110,15 +110,17 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
         future: K.
 
     Returns:
-        `nmse_before` and `nmse_after`, `[T]` each: squared errors of the predicted change over the variance of that change in
-        all episodes, mean over outputs that vary and over transitions; NaN where a task has no episode long enough.
+        Of `[T]` each, mean over outputs and transitions, NaN where a task has no episode long enough: `nmse_before` and
+        `nmse_after`, squared errors of the predicted change over its variance in these episodes, of outputs that vary;
+        `loss_before` and `loss_after`, those of the standardised target, over its variance in the data of training: L itself,
+        in which an output that moved in training and hardly moves here weighs no more than any other.
     """
     tasks, spec = len(episodes), dynamics.spec
     change = spec.change(episodes["observation"], episodes["next", "observation"])
     variance = change[episodes["valid"]].var(0, correction=0)
     first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
     first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
-    total = change.new_zeros(3, tasks)
+    total = change.new_zeros(5, tasks)
     rows = episodes.select("observation", "action", ("next", "observation"), "valid").flatten(0, 1)
     owner = torch.arange(tasks, device=change.device).repeat_interleave(episodes.shape[1])
     for cuts in first.split(max(CUTS_AT_ONCE // len(rows), 1)):
@@ -127,14 +129,18 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
         before, after = part[:, :past], part[:, past:]
         truth = spec.change(after["observation"], after["next", "observation"])
         belief, empty = dynamics.infer(before), TensorDict({}, batch_size=before.shape[:1])
+        target = dynamics.targets(after)
         whole = after["valid"][:, -1].to(truth)
         found = [whole]
         for known in (empty, belief):
             predicted = dynamics.predict(after["observation"], after["action"], known)
             error = (spec.change(after["observation"], predicted) - truth).square()
             found.append(share_of_variance(error, variance).mean(1) * whole)
+            guess = dynamics.target_norm(spec.target(after["observation"], predicted))
+            found.append((guess - target).square().mean((1, 2)) * whole)
         total.index_add_(1, owner.repeat_interleave(len(cuts)), torch.stack(found))
-    return {"nmse_before": total[1] / total[0], "nmse_after": total[2] / total[0]}
+    names = ("nmse_before", "loss_before", "nmse_after", "loss_after")
+    return dict(zip(names, total[1:] / total[0], strict=True))
 
 
 def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:

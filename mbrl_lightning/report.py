@@ -75,13 +75,14 @@ def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> st
 
 def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
     """All tables of one env that its rows have entries for."""
-    from mbrl_lightning.reporting import hidden_tables, tables
+    from mbrl_lightning.reporting import hidden_tables, model_tables, tables
 
     builders = (
         tables.return_table,
         hidden_tables.reward_table,
         tables.body_table,
-        tables.model_table,
+        model_tables.model_table,
+        model_tables.adaptation_table,
         hidden_tables.history_table,
         tables.probe_table,
     )

@@ -13,7 +13,7 @@ import pytest
 
 from mbrl_lightning import report as reporting
 from mbrl_lightning.report import main, report
-from mbrl_lightning.reporting import tables
+from mbrl_lightning.reporting import model_tables, tables
 from mbrl_lightning.results import Results, Row, read_results, return_unit
 
 
@@ -103,7 +103,7 @@ def test_return_table_by_hand(rows: list[Row]) -> None:
 
 
 def test_model_table_by_hand(rows: list[Row]) -> None:
-    table = tables.model_table(rows, "half_cheetah", "test")
+    table = model_tables.model_table(rows, "half_cheetah", "test")
     assert table is not None
     cells = cells_of(line_of(table.text(), "gssm_aps", "500"))
     # 7 of 8 worse: p = 2 (1 + 8) / 256 = 0.07.
@@ -115,6 +115,18 @@ def test_model_table_by_hand(rows: list[Row]) -> None:
         "7/8 (0.07), 7/8 (0.07)",
     ]
     assert "0.53" in cells_of(line_of(table.text(), "paper: gssm"))
+
+
+def test_adaptation_table_by_hand(rows: list[Row]) -> None:
+    ends = [row for row in rows if row.metric == "model/nmse" and row.split == "test"]
+    assert model_tables.adaptation_table(rows, "half_cheetah", "test") is None  # nothing adapted
+    before = [row._replace(metric="model/nmse_before", value=1.0) for row in ends]
+    after = [row._replace(metric="model/nmse_after", value=0.75 if row.task else 2.75) for row in ends]
+    table = model_tables.adaptation_table([*rows, *before, *after], "half_cheetah", "test")
+    assert table is not None
+    cells = cells_of(line_of(table.text(), "gssm_aps", "500"))
+    assert cells[4:] == ["1 +- 0", "1 +- 0", "7/8 (0.07), 7/8 (0.07)"]  # the mean alone would hide the seven
+    assert "L, after" not in table.text()  # runs of before L was measured
 
 
 def test_other_tables_by_hand(rows: list[Row]) -> None:
@@ -131,7 +143,7 @@ def test_other_tables_by_hand(rows: list[Row]) -> None:
 
 
 def test_splits_without_rows_have_no_table(rows: list[Row]) -> None:
-    builders = (tables.return_table, tables.model_table, tables.probe_table, tables.body_table)
+    builders = (tables.return_table, model_tables.model_table, tables.probe_table, tables.body_table)
     assert [build(rows, "half_cheetah", "extreme") for build in builders] == [None] * 4
 
 
@@ -152,7 +164,7 @@ def test_an_older_measurement_is_not_shown_beside_a_newer_one(rows: list[Row]) -
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_seed_is_seen(rows: list[Row], value: float) -> None:
     broken = [row._replace(value=value) if row.task == 3 and row.seed == 1 else row for row in rows]
-    for build in (tables.return_table, tables.model_table):
+    for build in (tables.return_table, model_tables.model_table):
         table = build(broken, "half_cheetah", "test")
         assert table is not None
         assert str(value) in line_of(table.text(), "gssm_aps", "500")

@@ -9,7 +9,7 @@ import numpy as np
 
 from mbrl_lightning.reporting.curves import Array, by_algorithm, last
 from mbrl_lightning.reporting.paper import PAPER
-from mbrl_lightning.results import Row, iqm, score_matrix, sign_test, stratified_bootstrap
+from mbrl_lightning.results import Row, iqm, score_matrix, stratified_bootstrap
 
 RETURNS = {
     "return/sampled": "sampled policy",
@@ -19,20 +19,6 @@ RETURNS = {
     "return/random": "random policy",
 }
 FREE = ("return/random", "return/oracle")  # the same whatever the context
-ERRORS = {
-    "mse": "MSE",
-    "wrong_mse": "MSE, wrong context",
-    "null_mse": "MSE of no change",
-    "nmse": "nMSE",
-    "wrong_nmse": "nMSE, wrong context",
-    "null_nmse": "nMSE of no change",
-    "blind_nmse": "nMSE, MLP told nothing",
-    "told_nmse": "nMSE, MLP told the task",
-    "blind_mse": "MSE, MLP told nothing",
-    "told_mse": "MSE, MLP told the task",
-    "multi_step_nmse": "multi-step nMSE",
-}
-TARGETS = {"": "policy's episodes", "_random": "exploration"}
 BODY = {
     "upright/share": "upright [share of steps]",
     "upright/first_fall": "first fall [step]",
@@ -183,7 +169,7 @@ def return_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
     median = "; median: of the seeds' means" if any(row[6] != "-" for row in table.rows) else ""
     table.notes.append(f"tasks; sd: between seeds; 95 %: stratified bootstrap over seeds within tasks{median}")
     if split == "test":
-        _add_paper(table, env, "return/policy", "mean +- sd")
+        add_paper(table, env, "return/policy", "mean +- sd")
     return table
 
 
@@ -193,39 +179,6 @@ def interval(scores: Array) -> str:
         return number(iqm(scores))
     low, high = stratified_bootstrap(scores)
     return f"{number(iqm(scores))} [{number(low)}, {number(high)}]"
-
-
-def model_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
-    """Prediction error of the model with the right and a wrong task's context, beside the paper's."""
-    header = [*OPENING, "targets", *ERRORS.values(), "worse with wrong context, each seed: tasks (p)"]
-    table = Table(f"{env}, {split} tasks: error of the model [MSE: raw units squared; nMSE: share of variance]", header)
-    for suffix, target in TARGETS.items():
-        for group in groups(rows, split, f"model/mse{suffix}"):
-            errors = [group.mean(f"model/{name}{suffix}") for name in ERRORS]
-            table.rows.append([*group.opening(), target, *errors, wrong_context(group, suffix)])
-    if not table.rows:
-        return None
-    table.notes.append("p: exact two-sided sign test over tasks, error with wrong minus with right context (nMSE)")
-    table.notes.append("exploration: what gathers a context, random actions, or the sampled policy (MB-MPO, PEARL)")
-    if split == "test":
-        _add_paper(table, env, "model/mse", "MSE")
-    return table
-
-
-@np.errstate(invalid="ignore")
-def wrong_context(group: Group, suffix: str = "") -> str:
-    """For each seed, on how many tasks the error is larger with a wrong task's context, with its p-value."""
-    right, wrong = (group.scores(f"model/{name}{suffix}") for name in ("nmse", "wrong_nmse"))
-    if right is None or wrong is None or right.shape != wrong.shape:
-        return "-"
-    cells = []
-    for seed in wrong - right:
-        if np.isnan(seed).any():
-            cells.append("nan")
-        else:
-            outcome = sign_test(seed)
-            cells.append(f"{outcome.positive}/{len(seed)} ({outcome.p:.1g})")
-    return ", ".join(cells)
 
 
 def probe_table(rows: Sequence[Row], env: str, split: str) -> Table | None:
@@ -286,7 +239,8 @@ def _least(scores: Array | None) -> str:
     return "" if scores is None or len(scores) == 1 else f" (least {number(scores.mean(1).min())})"
 
 
-def _add_paper(table: Table, env: str, metric: str, column: str) -> None:
+def add_paper(table: Table, env: str, metric: str, column: str) -> None:
+    """A row for each method of which the paper reports `metric` in `env`, under `column`, with a note of its source."""
     for entry in PAPER:
         if (entry.env, entry.metric) == (env, metric):
             cells = ["-"] * len(table.header)

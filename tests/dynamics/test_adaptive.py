@@ -157,6 +157,31 @@ def test_errors_are_measured_on_whole_segments_alone():
     assert torch.isfinite(reference["nmse_after"]).all()
 
 
+@pytest.mark.parametrize("adaptation", ["gradient", "recurrent"])
+def test_the_loss_that_is_measured_is_the_one_that_is_trained(adaptation):
+    dynamics, data = model(adaptation=adaptation), episodes(4, 2)[:, : PAST + FUTURE]
+    found = adaptation_errors(dynamics, data.unsqueeze(1), PAST, FUTURE)
+    rows = data.reshape(-1)
+    inputs, target = dynamics.inputs(rows["observation"], rows["action"]), dynamics.targets(rows)
+    segments = Segments(rows, inputs, target, PAST, FUTURE).at(torch.arange(4) * (PAST + FUTURE) + PAST)
+    past, future = segments["past"], segments["future"]
+    assert past["mask"].all()
+    assert future["mask"].all()
+    for name, mask in (("loss_after", past["mask"]), ("loss_before", torch.zeros_like(past["mask"]))):
+        wanted = dynamics.errors(future, dynamics.believe(past["inputs"], past["target"], mask)).mean((1, 2))
+        torch.testing.assert_close(found[name], wanted.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_an_output_that_stands_still_outweighs_all_others_in_the_share_of_variance_alone():
+    dynamics, data = model(), episodes(4, 2).unsqueeze(1)
+    still = data.clone()
+    step = still["next", "observation"][..., 1] - still["observation"][..., 1]
+    still["next", "observation"][..., 1] = still["observation"][..., 1] + 0.01 * step
+    moving, standing = (adaptation_errors(dynamics, each, PAST, FUTURE) for each in (data, still))
+    assert standing["nmse_before"].mean() > 100 * moving["nmse_before"].mean()
+    assert standing["loss_before"].mean() < 3 * moving["loss_before"].mean()
+
+
 def test_step_sizes_learn_at_a_rate_of_their_own():
     dynamics = model(inner_lr=0.5, size_lr=0.02)
     optimizer = dynamics.configure_optimizers()
