@@ -14,10 +14,12 @@ from mbrl_lightning.dynamics.recurrent import HistoryDynamics
 from mbrl_lightning.hidden_task import after_switches
 from mbrl_lightning.imagination import ImaginedStreams
 from mbrl_lightning.loop import MetaLoop
+from mbrl_lightning.measures import output_errors, until_fall
 from mbrl_lightning.meta_test import MetaTest
 from mbrl_lightning.policy_search.adaptive_actor import AdaptiveActor
 from mbrl_lightning.policy_search.history_actor import HistoryActor
 from mbrl_lightning.reporting import figures, video
+from mbrl_lightning.reporting.outputs import before_and_after
 from mbrl_lightning.reporting.switches import switches
 
 SHOWN_TASKS, SHOWN_STEPS, SHOWN_AFTER, LATENT_TASKS = 3, 60, 100, 60
@@ -42,6 +44,8 @@ def draw(loop: MetaLoop, folder: Path) -> list[Path]:
         jobs.append(lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"))
     if algorithm.model is not None and algorithm.adapts and not algorithm.deploys_prior:
         jobs.append(lambda: _latent_space(loop, folder / "latent_space.png"))
+    if isinstance(algorithm.model, AdaptiveDynamics) and not algorithm.model.idle:
+        jobs.append(lambda: _outputs(loop, folder / "outputs.png"))
     if loop.family.switch_every:
         jobs.append(lambda: _switches(loop, folder / "switches.png"))
     if any(row.metric == "imagined/return" for row in rows):
@@ -139,6 +143,26 @@ def _imagined_against_real(loop: MetaLoop, path: Path) -> Path:
     names = loop.family.spec.observation_names
     return figures.imagined_against_real(
         imagined["observation"][:, :SHOWN_STEPS].numpy(), real["observation"][:, :SHOWN_STEPS].numpy(), names, path
+    )
+
+
+def _outputs(loop: MetaLoop, path: Path) -> Path:
+    """Error of each output before and after adapting, on episodes of unseen tasks."""
+    test, dynamics, spec, l2a = _meta_test(loop), loop.algorithm.model, loop.family.spec, loop.cfg.l2a
+    assert isinstance(dynamics, AdaptiveDynamics)
+    tasks = loop.family.test[:SHOWN_TASKS]
+    episodes = until_fall(test.episodes(tasks, test.deterministic(_belief(test, tasks))), spec)
+    errors = output_errors(dynamics, episodes.to(dynamics.device), l2a.past, l2a.future)[0].cpu().nanmean(1)
+    data = loop.real.transitions()
+    trained = spec.change(data["observation"], data["next", "observation"]).var(0)
+    now = spec.change(episodes["observation"], episodes["next", "observation"])[episodes["valid"]].var(0)
+    panels = {
+        "share of its variance in training": errors / trained,
+        "share of its variance in these episodes": errors / now,
+    }
+    note = f"squared error of the next {l2a.future} changes: hollow, as the model is; filled, adapted to the last {l2a.past}"
+    return before_and_after(
+        {title: share.numpy() for title, share in panels.items()}, spec.observation_names, path, note
     )
 
 

@@ -99,7 +99,6 @@ def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDic
     return share_of_variance(error, change[valid].var(0, correction=0)).sum(1) / valid.sum(1)
 
 
-@torch.no_grad()
 def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> dict[str, Tensor]:
     """Errors on the next K transitions before and after adapting to the last M, along real episodes, per task.
 
@@ -115,32 +114,44 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
         `loss_before` and `loss_after`, those of the standardised target, over its variance in the data of training: L itself,
         in which an output that moved in training and hardly moves here weighs no more than any other.
     """
+    change = dynamics.spec.change(episodes["observation"], episodes["next", "observation"])
+    of_change, of_target = output_errors(dynamics, episodes, past, future)
+    nmse = share_of_variance(of_change, change[episodes["valid"]].var(0, correction=0))
+    loss = of_target.mean(-1)
+    return {"nmse_before": nmse[0], "nmse_after": nmse[1], "loss_before": loss[0], "loss_after": loss[1]}
+
+
+@torch.no_grad()
+def output_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> tuple[Tensor, Tensor]:
+    """Squared errors of each output, first before adapting, then after; arguments as for `adaptation_errors`.
+
+    Returns:
+        Mean over transitions, NaN where a task has no episode long enough: of the change `[2, T, S]`, in the observation's
+        units squared, and of the standardised target `[2, T, Y]`.
+    """
     tasks, spec = len(episodes), dynamics.spec
-    change = spec.change(episodes["observation"], episodes["next", "observation"])
-    variance = change[episodes["valid"]].var(0, correction=0)
     first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
     first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
-    total = change.new_zeros(5, tasks)
     rows = episodes.select("observation", "action", ("next", "observation"), "valid").flatten(0, 1)
-    owner = torch.arange(tasks, device=change.device).repeat_interleave(episodes.shape[1])
+    owner = torch.arange(tasks, device=rows.device).repeat_interleave(episodes.shape[1])
+    count = rows["observation"].new_zeros(tasks)
+    of_change = count.new_zeros(2, tasks, spec.observation_dim)
+    of_target = count.new_zeros(2, tasks, spec.target_dim)
     for cuts in first.split(max(CUTS_AT_ONCE // len(rows), 1)):
         index = cuts.unsqueeze(1) + torch.arange(past + future)
-        part = rows[:, index].flatten(0, 1)  # [rows x cuts, M + K]
+        part, mine = rows[:, index].flatten(0, 1), owner.repeat_interleave(len(cuts))  # [rows x cuts, M + K]
         before, after = part[:, :past], part[:, past:]
-        truth = spec.change(after["observation"], after["next", "observation"])
-        belief, empty = dynamics.infer(before), TensorDict({}, batch_size=before.shape[:1])
-        target = dynamics.targets(after)
-        whole = after["valid"][:, -1].to(truth)
-        found = [whole]
-        for known in (empty, belief):
-            predicted = dynamics.predict(after["observation"], after["action"], known)
-            error = (spec.change(after["observation"], predicted) - truth).square()
-            found.append(share_of_variance(error, variance).mean(1) * whole)
-            guess = dynamics.target_norm(spec.target(after["observation"], predicted))
-            found.append((guess - target).square().mean((1, 2)) * whole)
-        total.index_add_(1, owner.repeat_interleave(len(cuts)), torch.stack(found))
-    names = ("nmse_before", "loss_before", "nmse_after", "loss_after")
-    return dict(zip(names, total[1:] / total[0], strict=True))
+        observation, following, whole = after["observation"], after["next", "observation"], after["valid"][:, -1]
+        truth, target, used = spec.change(observation, following), dynamics.targets(after), whole.unsqueeze(1)
+        count.index_add_(0, mine, whole.to(count))
+        beliefs = TensorDict({}, batch_size=before.shape[:1]), dynamics.infer(before)
+        for when, belief in enumerate(beliefs):
+            predicted = dynamics.predict(observation, after["action"], belief)
+            missed = (spec.change(observation, predicted) - truth).square().mean(1)
+            guess = dynamics.target_norm(spec.target(observation, predicted))
+            of_change[when].index_add_(0, mine, torch.where(used, missed, 0.0))
+            of_target[when].index_add_(0, mine, torch.where(used, (guess - target).square().mean(1), 0.0))
+    return of_change / count.unsqueeze(1), of_target / count.unsqueeze(1)
 
 
 def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:

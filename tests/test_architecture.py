@@ -33,6 +33,8 @@ LAYERS = [
         "policy_search",
         "hidden_task",
         "reporting.hidden_tables",
+        "reporting.model_tables",
+        "reporting.outputs",
         "reporting.switches",
         "reporting.figures",
         "reporting.guarantees",

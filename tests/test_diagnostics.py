@@ -134,7 +134,7 @@ def test_a_planner_that_adapts_imagines_from_the_same_state(trained, tmp_path):
     torch.testing.assert_close(imagined["action"][:, 0], real["action"][:, 0])
     assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
     names = {path.name for path in diagnostics.draw(loop, tmp_path)}
-    assert names == {"learning_curve.png", "imagined_against_real.png"}
+    assert names == {"learning_curve.png", "imagined_against_real.png", "outputs.png"}
 
 
 def test_an_imagined_episode_stays_where_it_ended():

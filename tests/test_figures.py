@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mbrl_lightning.reporting.curves import choose, curve
+from mbrl_lightning.reporting.outputs import before_and_after
 from mbrl_lightning.reporting.video import write_video
 from mbrl_lightning.results import Row
 
@@ -196,6 +197,17 @@ def test_rollouts_are_solid_and_dashed_and_take_tensors(tmp_path: Path, drawn: l
 def latents(count: int) -> tuple[np.ndarray, np.ndarray]:
     colour = np.random.default_rng(0).normal(size=(count, 2))
     return colour @ np.array([[5.0, 0, 0], [0, 0.5, 0]]), colour
+
+
+def test_outputs_are_drawn_from_before_to_after(tmp_path: Path, drawn: list[Any]) -> None:
+    errors = np.array([[1.0, 0.2, np.nan], [0.5, 0.4, 1.0]])  # the last was not measured
+    panels = {"in training": errors, "in these": 10 * errors}
+    assert is_png(before_and_after(panels, ["x", "y", "still"], tmp_path / "outputs.png"))
+    for axes, factor in zip(drawn[-1].axes, (1, 10), strict=True):
+        less, more = ([segment.tolist() for segment in lines.get_segments()] for lines in axes.collections)
+        assert less == [[[1.0 * factor, 0.0], [0.5 * factor, 0.0]]]
+        assert more == [[[0.2 * factor, 1.0], [0.4 * factor, 1.0]]]
+    assert [label.get_text() for label in drawn[-1].axes[0].get_yticklabels()] == ["x", "y", "still"]
 
 
 def test_latents_are_coloured_by_each_parameter(tmp_path: Path, drawn: list[Any]) -> None:
