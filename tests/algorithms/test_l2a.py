@@ -182,7 +182,7 @@ def test_discrete_actions_are_planned_too(small):
 
 def test_an_impossible_planner_is_refused_at_once(small):
     with pytest.raises(ConfigError, match="elites"):
-        small(planner={"candidates": 4, "elites": 8})
+        small(planner={"kind": "cem", "candidates": 4, "elites": 8})
 
 
 def test_segments_are_shared_out_among_ranks():

@@ -331,9 +331,13 @@ def test_a_reward_function_that_raises_or_returns_another_shape_is_named():
         planner.plan(torch.zeros(1, 2), generator())
 
 
-def test_more_elites_than_candidates_are_refused():
-    with pytest.raises(ConfigError, match="elites=65"):
-        make_planner(cart_env(), config(elites=65))
+def test_more_elites_than_candidates_are_refused_where_there_are_elites():
+    for kind in ("cem", "icem"):
+        with pytest.raises(ConfigError, match="elites=65"):
+            make_planner(cart_env(), config(kind=kind, elites=65))
+    for kind in ("random", "mppi"):
+        action, _ = make_planner(cart_env(), config(kind=kind, elites=65)).plan(torch.zeros(1, 2), generator())
+        assert torch.isfinite(action).all()
 
 
 def test_every_kind_has_a_name():
