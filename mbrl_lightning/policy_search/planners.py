@@ -39,11 +39,9 @@ class Planner(MPCPlannerBase):
         ConfigError: more elites than candidates, where there are elites.
     """
 
-    has_elites = True
-
     def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
         super().__init__(env)
-        if self.has_elites and cfg.elites > cfg.candidates:
+        if cfg.kind in ("cem", "icem") and cfg.elites > cfg.candidates:  # the others have none
             raise ConfigError(
                 f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "choose fewer elites"
             )
@@ -219,8 +217,6 @@ class Planner(MPCPlannerBase):
 class RandomShooting(Planner):
     """Uniform candidates, once; the best is executed, and tried again at the next step."""
 
-    has_elites = False
-
     def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
         super().__init__(env, cfg)
         self.iterations = 1
@@ -269,8 +265,6 @@ class ICEM(Planner):
 
 class MPPI(Planner):
     """Model predictive path integral control: the mean of all candidates, weighted by exp(return / temperature)."""
-
-    has_elites = False
 
     def weigh(self, scores: Tensor) -> Tensor:
         """Softmax of returns over candidates, `[B, N]`."""
