@@ -26,7 +26,7 @@ from benchmarks import (
 )
 from benchmarks.document import markdown, text
 from benchmarks.measure import Memory, Ratio, Share
-from mbrl_lightning.console import quiet_libraries
+from mbrl_lightning.config.console import quiet_libraries
 
 HELP = """usage: python -m benchmarks [quick=true] [only=NAME,...]
 

@@ -19,12 +19,12 @@ from torchrl.modules import TanhNormal
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
 from benchmarks.measure import Ratio, compare, ratio
-from mbrl_lightning.adaptation.recurrent import HistoryNet
+from mbrl_lightning.beliefs.history import HistoryNet
 from mbrl_lightning.config.methods import SACConfig
 from mbrl_lightning.config.schema import PolicyConfig
-from mbrl_lightning.gaussians import squashed_sample
-from mbrl_lightning.policy_search.sac import SAC, HistoryPolicy
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.networks.gaussians import squashed_sample
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.sac import SAC, HistoryPolicy
 
 OURS, BARE, STOCK = "SAC.update", "bare PyTorch", "SACLoss as it comes"
 ROWS, LENGTH, OBSERVATION, ACTION = 256, 10, 18, 6

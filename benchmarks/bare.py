@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbrl_lightning.dynamics.graph import GraphDynamics
-from mbrl_lightning.policy_search.policies import Policy
+from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.policies.heads import Policy
 
 Gaussian = tuple[Tensor, Tensor]
 

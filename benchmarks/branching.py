@@ -13,7 +13,7 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.imagination import branched_rollouts
+from mbrl_lightning.models.imagination import branched_rollouts
 
 BRANCHES, ROWS, LENGTH, REAL = 100_000, 256, 10, 20_000
 

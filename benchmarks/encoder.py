@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from benchmarks.graph_rival import ExpandedEncoder
 from benchmarks.measure import Memory, Ratio, compare, memory, ratio
 from benchmarks.setting import prepare
-from mbrl_lightning.dynamics.graph import GraphDynamics
+from mbrl_lightning.models.graph import GraphDynamics
 
 TASKS, SIZES = 4, (100, 200, 500)
 OURS, RIVAL = "matrix products", "explicit messages"

@@ -17,10 +17,10 @@ from benchmarks.__main__ import machine
 from benchmarks.planning import LOOP, ONE, WANTED, Planning
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
-from mbrl_lightning.console import quiet_libraries
+from mbrl_lightning.config.console import quiet_libraries
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.loop import MetaLoop
-from mbrl_lightning.reporting.tables import Table
+from mbrl_lightning.report.tables import Table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks_gpu.md"
 SHORT = {"loop.iterations": 2, "loop.evaluate_every": 0, "loop.last_model_steps": 0}

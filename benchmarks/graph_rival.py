@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from mbrl_lightning.adaptation.encoders import GraphEncoder
+from mbrl_lightning.beliefs.encoders import GraphEncoder
 
 
 class ExpandedEncoder(GraphEncoder):

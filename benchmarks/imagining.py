@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks import bare
 from benchmarks.measure import Ratio, compare, ratio
 from benchmarks.setting import Setting, prepare
-from mbrl_lightning.imagination import ImaginedStreams
-from mbrl_lightning.policy_search.pathwise import PathwiseLoss
+from mbrl_lightning.models.imagination import ImaginedStreams
+from mbrl_lightning.policies.pathwise import PathwiseLoss
 
 OURS, BARE = "ImaginedStreams", "networks alone"
 

@@ -12,10 +12,10 @@ from benchmarks.measure import Ratio, compare, ratio
 from mbrl_lightning.config.methods import PlannerConfig
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.collect import collect, random_actions
-from mbrl_lightning.dynamics.mlp import MLPDynamics
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.policy_search.model_env import ModelEnv
-from mbrl_lightning.policy_search.planners import make_planner
+from mbrl_lightning.models.mlp import MLPDynamics
+from mbrl_lightning.models.model_env import ModelEnv
+from mbrl_lightning.policies.planners import make_planner
 
 ONE, LOOP, TORCHRL = "one call", "the same planner in a loop", "TorchRL's CEMPlanner in a loop"
 ENVIRONMENTS, WANTED = 16, 5.0

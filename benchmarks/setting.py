@@ -15,7 +15,7 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep
 
 
 @dataclass

@@ -11,13 +11,12 @@ from hidden_families import SECTIONS, begin_section
 
 from mbrl_lightning import study
 from mbrl_lightning.config import available
-from mbrl_lightning.report import make_tables
-from mbrl_lightning.reporting import figures
-from mbrl_lightning.reporting.curves import place_in_order
-from mbrl_lightning.reporting.hidden_tables import reward_table
-from mbrl_lightning.reporting.paper import PAPER
-from mbrl_lightning.reporting.tables import Table, number
-from mbrl_lightning.results import Row, read_results
+from mbrl_lightning.report import figures, make_tables
+from mbrl_lightning.report.curves import place_in_order
+from mbrl_lightning.report.hidden_tables import reward_table
+from mbrl_lightning.report.paper import PAPER
+from mbrl_lightning.report.tables import Table, number
+from mbrl_lightning.runs.results import Row, read_results
 
 DOCS = Path(__file__).parent
 RESULTS, RUNS, PAGE = DOCS.parent / "results", DOCS.parent / "runs", DOCS / "results.md"

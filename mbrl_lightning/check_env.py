@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbrl_lightning.console import answer
+from mbrl_lightning.config.console import answer
 from mbrl_lightning.errors import ConfigError, MBRLError
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help must not

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import read_run_config
-from mbrl_lightning.console import answer, quiet_libraries
+from mbrl_lightning.config.console import answer, quiet_libraries
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from mbrl_lightning.results import Row
+    from mbrl_lightning.runs.results import Row
 
 HELP = """usage: python -m mbrl_lightning.evaluate run=RUN [key=value ...]
 
@@ -106,8 +106,8 @@ def load_run(folder: str | Path) -> Any:
     from mbrl_lightning.algorithms import make_algorithm
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.loop import MetaLoop
-    from mbrl_lightning.results import read_results
     from mbrl_lightning.runs import checkpoint
+    from mbrl_lightning.runs.results import read_results
 
     _, state = checkpoint.load(Path(folder) / "checkpoints")
     cfg.devices, cfg.num_nodes, cfg.strategy = 1, 1, "auto"
@@ -149,8 +149,8 @@ def evaluate(
         `Results` with the new rows alone.
     """
     loop = load_run(run)
-    from mbrl_lightning import diagnostics
-    from mbrl_lightning.results import Results
+    from mbrl_lightning.measuring import diagnostics
+    from mbrl_lightning.runs.results import Results
 
     if tasks == "extreme" and not len(loop.family.extreme):
         raise ConfigError(f"{loop.family.spec.name} has no extreme tasks", "use tasks=test")
@@ -185,8 +185,8 @@ def put_into_results(run: str | Path, rows: Sequence[Row]) -> str:
     Raises:
         StorageError: the run is being trained, or the file cannot be written; it is as before.
     """
-    from mbrl_lightning.results import Results
     from mbrl_lightning.runs.lock import Lock
+    from mbrl_lightning.runs.results import Results
 
     lock = Lock(Path(run) / "lock")
     lock.acquire()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import compose, load_config, to_yaml
+from mbrl_lightning.config.console import guard, log, quiet_libraries
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.usage import help_text
-from mbrl_lightning.console import guard, log, quiet_libraries
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
@@ -20,7 +20,7 @@ from mbrl_lightning.runs.signals import StopFlag
 if TYPE_CHECKING:
     from mbrl_lightning.envs.family import TaskFamily
     from mbrl_lightning.loop import MetaLoop
-    from mbrl_lightning.results import Results
+    from mbrl_lightning.runs.results import Results
 
 
 def fit(config: Config | None = None, **overrides: Any) -> "Results":
@@ -80,7 +80,7 @@ def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag) -> "MetaLoop":
 
 def _draw(loop: "MetaLoop", run: Run) -> None:
     """Figures of the present state, and at the end the film that was asked for."""
-    from mbrl_lightning import diagnostics
+    from mbrl_lightning.measuring import diagnostics
 
     if importlib.util.find_spec("matplotlib") is not None:
         diagnostics.draw(loop, run.figures)
@@ -89,11 +89,22 @@ def _draw(loop: "MetaLoop", run: Run) -> None:
 
 
 def _finished(run: Run) -> "Results":
-    from mbrl_lightning.results import Results
+    from mbrl_lightning.runs.results import Results
 
     iterations = run.config.loop.iterations
     print(f"{run.folder} is finished ({iterations} iterations); a larger loop.iterations= would extend it")
     return Results(run.results, run.config.algorithm, run.config.conf, run.config.seed)
+
+
+def _fit_seeds(config: Config, words: Sequence[str]) -> int:
+    from mbrl_lightning.runs.seed_jobs import train_seeds
+
+    status, folders = train_seeds(config, words)
+    if folders:
+        from mbrl_lightning.report import report
+
+        print(report(folders, folders[0].parent / "report"))
+    return status
 
 
 def _command(words: Sequence[str]) -> int:
@@ -105,9 +116,7 @@ def _command(words: Sequence[str]) -> int:
         print(to_yaml(config), end="")
         return 0
     if config.seeds is not None:
-        from mbrl_lightning.runs.seed_jobs import fit_seeds
-
-        return fit_seeds(config, words)
+        return _fit_seeds(config, words)
     fit(config)
     run = Run.open(run_folder(config))
     if run.writer:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_lightning.config import load_config
+from mbrl_lightning.config.console import answer
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.console import answer
 
 HELP = """usage: python -m mbrl_lightning.headroom conf=NAME [seeds=0..2] [key=value ...]
 
@@ -28,9 +28,9 @@ MODEL_TASKS, MODEL_STEPS, MODEL_UPDATES = 100, 300, 1500
 def policy_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     """Mean return on the unseen tasks with, without and with wrong parameters (PPO, one seed)."""
     from mbrl_lightning.algorithms.dr_ppo import DRPPO
+    from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.loop import MetaLoop
-    from mbrl_lightning.meta_test import MetaTest
-    from mbrl_lightning.seeds import Streams
+    from mbrl_lightning.measuring.meta_test import MetaTest
 
     means: dict[str, float] = {}
     for arm, told in (("with", True), ("without", False)):
@@ -56,11 +56,11 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
 
     from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.data.collect import collect, random_actions
-    from mbrl_lightning.measures import one_step_error
-    from mbrl_lightning.meta_test import MetaTest
-    from mbrl_lightning.rulers import fit_ruler
-    from mbrl_lightning.seeds import Streams
-    from mbrl_lightning.step import GradientStep
+    from mbrl_lightning.data.seeds import Streams
+    from mbrl_lightning.measuring.baselines import fit_ruler
+    from mbrl_lightning.measuring.meta_test import MetaTest
+    from mbrl_lightning.models.measures import one_step_error
+    from mbrl_lightning.networks.step import GradientStep
 
     streams, step = Streams(cfg.seed), GradientStep(Fabric(accelerator="cpu", devices=1))
     real = TaskBuffer(len(family.parameters), MODEL_TASKS * MODEL_STEPS)
@@ -95,7 +95,7 @@ def headroom(cfg: Config, folder: Path | None = None) -> dict[str, dict[str, flo
         `policy` and `model`: means for `with`, `without`, `wrong`.
     """
     from mbrl_lightning.envs import family_of
-    from mbrl_lightning.results import Results
+    from mbrl_lightning.runs.results import Results
 
     family = family_of(cfg.env)
     if folder is not None:
@@ -128,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(argv: list[str]) -> int:
         cfg = load_config([*argv, "algorithm=dr_ppo"])
+        from mbrl_lightning.config.console import quiet_libraries
         from mbrl_lightning.config.validation import parse_seeds
-        from mbrl_lightning.console import quiet_libraries
 
         quiet_libraries()
         for seed in parse_seeds(cfg.seeds) if cfg.seeds else [cfg.seed]:

@@ -14,20 +14,20 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.config.console import log
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.console import log
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, collect, collect_parts, random_actions
+from mbrl_lightning.data.seeds import Streams
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
-from mbrl_lightning.imagination import mean_return
-from mbrl_lightning.meta_test import MetaTest
-from mbrl_lightning.progress import Progress
-from mbrl_lightning.results import Results, return_unit
-from mbrl_lightning.rulers import rulers_of
+from mbrl_lightning.measuring.baselines import rulers_of
+from mbrl_lightning.measuring.meta_test import MetaTest
+from mbrl_lightning.models.imagination import mean_return
+from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.runs import checkpoint
-from mbrl_lightning.seeds import Streams
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.runs.progress import Progress
+from mbrl_lightning.runs.results import Results, return_unit
 
 
 class Stop(Protocol):

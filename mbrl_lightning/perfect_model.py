@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.config import load_config
+from mbrl_lightning.config.console import answer
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.console import answer
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import Simulator
 from mbrl_lightning.errors import ConfigError
@@ -82,11 +82,11 @@ def perfect_model(cfg: Config, tasks: int, progress: bool = False) -> dict[str, 
         EnvError: the simulator fails, or cannot be put into a state.
     """
     from mbrl_lightning.data.collect import collect, episode_returns, random_actions
+    from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.envs import family_of
-    from mbrl_lightning.policy_search.model_env import ModelEnv
-    from mbrl_lightning.policy_search.planner_actor import PlannerActor
-    from mbrl_lightning.policy_search.planners import make_planner
-    from mbrl_lightning.seeds import Streams
+    from mbrl_lightning.models.model_env import ModelEnv
+    from mbrl_lightning.policies.planner_actor import PlannerActor
+    from mbrl_lightning.policies.planners import make_planner
 
     family, streams = family_of(cfg.env), Streams(cfg.seed)
     spec, drawn = family.spec, family.sample(tasks, streams["tasks"])
@@ -125,7 +125,7 @@ def _telling(act: Act, steps: int) -> Act:
 def write(cfg: Config, returns: dict[str, Tensor], path: Path) -> None:
     """Rows of one seed, in place of what `path` held."""
     from mbrl_lightning.envs import family_of
-    from mbrl_lightning.results import Results, return_unit
+    from mbrl_lightning.runs.results import Results, return_unit
 
     spec = family_of(cfg.env).spec
     path.unlink(missing_ok=True)
@@ -154,8 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(argv: list[str]) -> int:
         cfg, tasks = parse(argv)
+        from mbrl_lightning.config.console import quiet_libraries
         from mbrl_lightning.config.validation import parse_seeds
-        from mbrl_lightning.console import quiet_libraries
 
         quiet_libraries()
         kind = f"{cfg.planner.kind}, {cfg.planner.candidates} candidates, {cfg.planner.horizon} steps ahead"

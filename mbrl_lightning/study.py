@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbrl_lightning.config import load_config
-from mbrl_lightning.console import answer
+from mbrl_lightning.config.console import answer
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from mbrl_lightning.reporting.tables import Table
-    from mbrl_lightning.results import Row
+    from mbrl_lightning.report.tables import Table
+    from mbrl_lightning.runs.results import Row
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def study(name: str, words: Sequence[str] = (), out: str = OUT) -> tuple[int, st
     status = 0
     for number, (arm, command) in enumerate(commands.items(), 1):
         print(f"{name}, {number} of {len(commands)}: {arm}", flush=True)
-        ended = train_seeds(configs[arm], command)
+        ended, _ = train_seeds(configs[arm], command)
         status = status or ended
         if ended in (75, 130):
             return ended, "stopped; the same command goes on from here"
@@ -194,7 +194,7 @@ def tabulate(name: str, folder: Path) -> str:
 
 def tables_of(name: str, rows: Sequence[Row]) -> list[Table]:
     """Returns of all arms, how far their bodies got, and how their training went."""
-    from mbrl_lightning.reporting.tables import body_table, return_table, training_table
+    from mbrl_lightning.report.tables import body_table, return_table, training_table
 
     env = f"{rows[0].env}, study '{name}'"
     tables = return_table(rows, env, "test"), body_table(rows, env, "test"), training_table(rows, env)
@@ -203,7 +203,7 @@ def tables_of(name: str, rows: Sequence[Row]) -> list[Table]:
 
 def draw(name: str, rows: Sequence[Row], path: Path) -> Path:
     """Learning curves of all arms, of the policy before it adapts."""
-    from mbrl_lightning.reporting.figures import learning_curve
+    from mbrl_lightning.report.figures import learning_curve
 
     return learning_curve(rows, "return/policy", path, shot=0, title=STUDIES[name].question)
 
@@ -211,7 +211,7 @@ def draw(name: str, rows: Sequence[Row], path: Path) -> Path:
 def plasticity_along_runs(folder: Path, draws: bool) -> str:
     """The rank correlation at every checkpoint of every run below `folder`, in words; draws the newest."""
     from mbrl_lightning.evaluate import load_run
-    from mbrl_lightning.plasticity import Plasticity, draw_maps, grid, plasticity
+    from mbrl_lightning.measuring.plasticity import Plasticity, draw_maps, grid, plasticity
     from mbrl_lightning.runs import checkpoint
 
     states, found = grid(), list[list[Plasticity]]()
@@ -233,7 +233,7 @@ def plasticity_along_runs(folder: Path, draws: bool) -> str:
 
 def rows_of(name: str, folder: Path) -> list[Row]:
     """Rows of all arms with runs below `folder`, each under the name of its arm."""
-    from mbrl_lightning.results import read_results
+    from mbrl_lightning.runs.results import read_results
 
     there = {arm: folder / folder_of(arm) for arm in STUDIES[name].arms if (folder / folder_of(arm)).is_dir()}
     return [row._replace(algorithm=arm) for arm, place in there.items() for row in read_results(place)]

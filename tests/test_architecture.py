@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,45 +13,31 @@ from mbrl_lightning.config.schema import ENVIRONMENTS
 PACKAGE = Path(mbrl_lightning.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# From the bottom up; a module may import those of earlier rows only. A folder stands for all of its files.
-LAYERS = [
-    {"errors", "runs", "reporting"},
-    {"console", "config.option", "guarantees"},
-    {"config.methods"},
-    {"config.schema"},
-    {"config.validation", "runs.storage", "runs.signals"},
-    {"config.draft", "runs.lock"},
-    {"config"},
-    {"config.usage", "runs.run", "runs.checkpoint"},
-    {"networks", "gaussians", "envs", "seeds", "step", "reporting.scores"},
-    {"results", "adaptation"},
-    {"data"},
-    {"dynamics", "reporting.curves", "reporting.paper", "reporting.video"},
-    {"imagination", "measures", "reporting.canvas", "reporting.tables"},
-    {
-        "policy_search",
-        "hidden_task",
-        "reporting.hidden_tables",
-        "reporting.model_tables",
-        "reporting.outputs",
-        "reporting.switches",
-        "reporting.figures",
-        "reporting.guarantees",
-    },
-    {"algorithms", "cloning"},
-    {"plasticity"},
-    {"meta_test", "progress", "rulers"},
-    {"loop"},
-    {"diagnostics"},
-    {"report", "check_env"},
-    {"runs.seed_jobs"},
-    {"fit", "evaluate", "headroom", "perfect_model", "bounds"},
-    {"study"},
+# From the bottom up; a file may import rooms of earlier rows, and other files of its own room. The top level is a room too.
+ROOMS = [
+    {"errors"},
+    {"config", "networks", "envs"},
+    {"beliefs", "runs"},
+    {"data", "report"},
+    {"models"},
+    {"policies"},
+    {"algorithms"},
+    {"measuring"},
+    {"top level", "bounds"},
 ]
-SPLIT = ("config", "runs", "reporting")  # folders whose files have layers of their own
-LIGHT = ("__init__", "errors", "console", "config", "config.schema", "config.validation", "config.draft")
-LIGHT += ("config.usage", "runs", "runs.storage", "runs.lock", "runs.run", "runs.signals", "runs.seed_jobs", "fit")
-LIGHT += ("bounds", "study", "config.option", "config.methods")
+TOP_LEVEL = {"__init__", "__main__", "fit", "evaluate", "loop", "check_env", "headroom", "perfect_model", "study"}
+LIGHT = (
+    "errors",
+    "config",
+    "fit",
+    "bounds",
+    "study",
+    "runs.storage",
+    "runs.lock",
+    "runs.run",
+    "runs.signals",
+    "runs.seed_jobs",
+)
 HEAVY = {
     "torch",
     "torchrl",
@@ -67,52 +52,61 @@ HEAVY = {
 }
 
 
-def part(path: Path) -> str:
-    """Name in LAYERS of a file: its own where its folder is split, else its folder or its stem."""
-    return unit(path.relative_to(PACKAGE).with_suffix("").parts)
+def dotted(path: Path) -> str:
+    """Name of a module below the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "__init__"
 
 
-def unit(parts: Sequence[str]) -> str:
-    """Name in LAYERS of a dotted name below the package."""
-    inside = [name for name in parts[:2] if name != "__init__"]
-    return ".".join(inside) if inside and inside[0] in SPLIT else parts[0]
+MODULES = {dotted(path): path for path in FILES}
+
+
+def room(module: str) -> str:
+    name = module.partition(".")[0]
+    return "top level" if name in TOP_LEVEL else name
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    """Dotted names a file imports; in `from mbrl_lightning import x`, x too."""
+    """Dotted names a file imports, those for annotations alone too; in `from mbrl_lightning.room import x`, x if it is a file."""
     tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):  # imports for annotations alone do not run
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
     found = set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            bare = ("mbrl_lightning", "mbrl_lightning.runs", "mbrl_lightning.reporting")  # these export modules
-            found |= names if node.module in bare else {str(node.module)}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            files = {name for name in inside if name.removeprefix("mbrl_lightning.") in MODULES}
+            found |= files | ({str(node.module)} if inside - files else set())
     return found
 
 
-def own_imports(path: Path) -> set[str]:
-    parts = {unit(name.split(".")[1:]) for name in imports(path) if name.startswith("mbrl_lightning.")}
-    return parts - {"__version__"}
+def own_imports(path: Path, top_level_only: bool = False) -> set[str]:
+    found = {name.partition(".")[2] for name in imports(path, top_level_only) if name.startswith("mbrl_lightning.")}
+    return found - {dotted(path)}
 
 
-def test_every_module_has_a_layer():
-    known = set().union(*LAYERS) | {"__init__"}
-    missing = {part(path) for path in FILES} - known
-    assert not missing, f"add {missing} to LAYERS"
+def test_rooms_are_few():
+    assert len(ROOMS) <= 9
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
+    known = set().union(*ROOMS)
+    missing = {room(name) for name in MODULES} - known
+    assert not missing, f"add {missing} to ROOMS"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    own = part(path)
-    upward = {name for name in own_imports(path) - {own} if level.get(name, 0) >= level.get(own, -1) >= 0}
+    level = {name: number for number, row in enumerate(ROOMS) for name in row}
+    own = room(dotted(path))
+    upward = {name for name in own_imports(path) if room(name) != own and level[room(name)] >= level[own]}
     assert not upward, f"{own} imports {upward}, which are not below it"
+
+
+def test_no_file_imports_itself_by_a_detour():
+    graph = {name: own_imports(path) & MODULES.keys() for name, path in MODULES.items()}
+    while leaves := {name for name, below in graph.items() if not below}:
+        graph = {name: below - leaves for name, below in graph.items() if name not in leaves}
+    assert not graph, f"circle among {sorted(graph)}"
 
 
 def test_algorithms_do_not_import_each_other():
@@ -122,14 +116,15 @@ def test_algorithms_do_not_import_each_other():
             assert siblings <= {"mbrl_lightning.algorithms.base"}, path
 
 
-@pytest.mark.parametrize("name", LIGHT)
+def lightweight(name: str) -> bool:
+    return name in ("__init__", *LIGHT) or name.startswith("config.")
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if lightweight(name)])
 def test_what_checks_a_configuration_imports_nothing_heavy(name):
-    path = PACKAGE.joinpath(*name.split("."))
-    for imported in imports(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"), top_level_only=True):
-        top, _, rest = imported.partition(".")
-        assert top not in HEAVY
-        if top == "mbrl_lightning" and rest:
-            assert unit(rest.split(".")) in (*LIGHT, "__version__")
+    path = MODULES[name]
+    assert not {imported.partition(".")[0] for imported in imports(path, top_level_only=True)} & HEAVY
+    assert all(lightweight(below) for below in own_imports(path, top_level_only=True) & MODULES.keys())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -15,7 +15,7 @@ import pytest
 import mbrl_lightning.fit as fit_module
 from mbrl_lightning import errors
 from mbrl_lightning.config import load_config
-from mbrl_lightning.console import guard
+from mbrl_lightning.config.console import guard
 from mbrl_lightning.fit import main
 from mbrl_lightning.runs import seed_jobs
 from mbrl_lightning.runs.run import Run, run_folder

@@ -14,8 +14,8 @@ import pytest
 from mbrl_lightning.errors import ConfigError, StorageError
 from mbrl_lightning.evaluate import Options, evaluate, load_run, main, parse
 from mbrl_lightning.fit import fit
-from mbrl_lightning.meta_test import MetaTest
-from mbrl_lightning.results import read_results
+from mbrl_lightning.measuring.meta_test import MetaTest
+from mbrl_lightning.runs.results import read_results
 
 
 @pytest.fixture(scope="module")

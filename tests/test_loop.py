@@ -16,8 +16,8 @@ from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError, DivergedError, EnvError, Interrupted, Preempted
 from mbrl_lightning.loop import MetaLoop
-from mbrl_lightning.results import read_results
 from mbrl_lightning.runs import checkpoint
+from mbrl_lightning.runs.results import read_results
 
 PPO_SEARCH = {"method": "ppo", "updates": 3, "segments": 2}
 PEARL = {"pearl": {"context": 6, "hold": 4, "hidden": [16]}, "sac": {"updates_per_step": 0.2, "batch": 32}}

@@ -7,7 +7,7 @@ import torch
 from mbrl_lightning import perfect_model
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.perfect_model import SimulatorModel
-from mbrl_lightning.results import read_results
+from mbrl_lightning.runs.results import read_results
 
 
 def test_candidates_see_what_the_simulator_then_does_and_every_search_starts_anew():

@@ -7,7 +7,7 @@ import torch
 
 from mbrl_lightning.config import load_config
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.plasticity import Plasticity, draw_maps, grid, plasticity, rank_correlation
+from mbrl_lightning.measuring.plasticity import Plasticity, draw_maps, grid, plasticity, rank_correlation
 from mbrl_lightning.study import STUDIES, arm_words, folder_of, main, study
 
 SHORT = [
@@ -69,7 +69,7 @@ def test_a_study_runs_draws_and_skips_what_is_finished(tmp_path, capfd):
 
 
 def test_where_every_run_fails_that_is_the_status_and_there_is_no_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("mbrl_lightning.runs.seed_jobs.train_seeds", lambda *_: 4)
+    monkeypatch.setattr("mbrl_lightning.runs.seed_jobs.train_seeds", lambda *_: (4, []))
     assert study("tailored", SHORT, str(tmp_path)) == (4, "no run of this study has any rows")
 
 

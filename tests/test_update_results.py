@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mbrl_lightning.results import Results, Row
+from mbrl_lightning.runs.results import Results, Row
 
 pytest.importorskip("matplotlib")
 DOCS = Path(__file__).resolve().parent.parent / "docs"

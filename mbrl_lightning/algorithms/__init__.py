@@ -14,9 +14,9 @@ from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.algorithms.pearl import PEARL
 from mbrl_lightning.algorithms.trpo import TRPO
 from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.seeds import Streams
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, did_you_mean
-from mbrl_lightning.seeds import Streams
 
 ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "gssm_aps": GSSMAPS,  # Wang & van Hoof, ICML 2022: amortized policy search

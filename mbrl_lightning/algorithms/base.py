@@ -14,12 +14,12 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, random_actions
-from mbrl_lightning.dynamics.base import Dynamics
-from mbrl_lightning.dynamics.recurrent import HistoryDynamics
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.policy_search.policies import Policy
-from mbrl_lightning.policy_search.sac import SAC
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.models.base import Dynamics
+from mbrl_lightning.models.recurrent import HistoryDynamics
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.sac import SAC
 
 
 class Collect(Protocol):

@@ -19,10 +19,10 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.imagination import mean_return
+from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks import StackedMLP
-from mbrl_lightning.policy_search.policies import Policy
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
 
 
 class Critic(nn.Module):

@@ -14,9 +14,9 @@ from mbrl_lightning.algorithms.base import Algorithm, Collect
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.policy_search.policies import Policy
-from mbrl_lightning.policy_search.ppo import PPO
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.ppo import PPO
 
 
 class DRPPO(Algorithm):

@@ -21,14 +21,14 @@ from torch import Tensor
 from mbrl_lightning.algorithms.base import Algorithm, Collect
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.dynamics.graph import GraphDynamics
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.imagination import ImaginedStreams, mean_return
-from mbrl_lightning.policy_search.pathwise import PathwiseLoss
-from mbrl_lightning.policy_search.policies import Policy
-from mbrl_lightning.policy_search.ppo import PPO
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.models.imagination import ImaginedStreams, mean_return
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.pathwise import PathwiseLoss
+from mbrl_lightning.policies.ppo import PPO
 
 
 class GSSMAPS(Algorithm):

@@ -25,11 +25,11 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act
 from mbrl_lightning.data.windows import Segments
-from mbrl_lightning.dynamics.adaptive import AdaptiveDynamics, make_adaptive
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.measures import adaptation_errors, until_fall
-from mbrl_lightning.policy_search.adaptive_actor import AdaptiveActor
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.models.adaptive import AdaptiveDynamics, make_adaptive
+from mbrl_lightning.models.measures import adaptation_errors, until_fall
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.adaptive_actor import AdaptiveActor
 
 
 class L2A(Algorithm):

@@ -18,19 +18,19 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.adaptation.recurrent import no_history
 from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.beliefs.history import no_history
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act
 from mbrl_lightning.data.windows import Histories, transition
-from mbrl_lightning.dynamics.recurrent import EarlyStopping, HistoryDynamics
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.imagination import branched_rollouts, mean_return
-from mbrl_lightning.policy_search.history_actor import HistoryActor
-from mbrl_lightning.policy_search.sac import SAC
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.models.imagination import branched_rollouts, mean_return
+from mbrl_lightning.models.recurrent import EarlyStopping, HistoryDynamics
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.history_actor import HistoryActor
+from mbrl_lightning.policies.sac import SAC
 
 
 class M3PO(Algorithm):

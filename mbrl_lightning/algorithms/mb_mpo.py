@@ -19,19 +19,19 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.adaptation.gradient import GradientAdaptation, Linearised, Parameters, repeat
 from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Parameters, repeat
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act
-from mbrl_lightning.dynamics.ensemble import EnsembleDynamics, MemberData, RollingStop
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.imagination import mean_return
-from mbrl_lightning.policy_search.policies import Policy
-from mbrl_lightning.policy_search.returns import advantages
-from mbrl_lightning.policy_search.trust_region import TrustRegion, TrustRegionLoss, executed_density, sampled_rows
-from mbrl_lightning.policy_search.worlds import Worlds
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.models.ensemble import EnsembleDynamics, MemberData, RollingStop
+from mbrl_lightning.models.imagination import mean_return
+from mbrl_lightning.models.worlds import Worlds
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.returns import advantages
+from mbrl_lightning.policies.trust_region import TrustRegion, TrustRegionLoss, executed_density, sampled_rows
 
 STARTS = 500  # initial states drawn for an iteration's imagined trajectories
 

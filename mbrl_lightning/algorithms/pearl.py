@@ -19,9 +19,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.adaptation.encoders import ProductEncoder
-from mbrl_lightning.adaptation.recurrent import HistoryInputs, no_history
 from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.beliefs.encoders import ProductEncoder
+from mbrl_lightning.beliefs.history import HistoryInputs, no_history
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act
@@ -29,12 +29,12 @@ from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.gaussians import kl_divergence
-from mbrl_lightning.imagination import mean_return
+from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks import Normalizer
-from mbrl_lightning.policy_search.history_actor import HistoryActor
-from mbrl_lightning.policy_search.sac import SAC
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.networks.gaussians import kl_divergence
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.history_actor import HistoryActor
+from mbrl_lightning.policies.sac import SAC
 
 
 class TransitionInputs(HistoryInputs):

@@ -14,11 +14,11 @@ from mbrl_lightning.algorithms.base import Algorithm, Collect
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.imagination import mean_return
-from mbrl_lightning.policy_search.policies import Policy
-from mbrl_lightning.policy_search.returns import advantages
-from mbrl_lightning.policy_search.trust_region import TrustRegion, TrustRegionLoss, sampled_rows
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.models.imagination import mean_return
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.returns import advantages
+from mbrl_lightning.policies.trust_region import TrustRegion, TrustRegionLoss, sampled_rows
 
 
 class TRPO(Algorithm):

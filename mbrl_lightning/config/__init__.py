@@ -15,9 +15,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
 from mbrl_lightning.config.schema import FIELDS, NAME, OPEN, SECTIONS, Config, get
-from mbrl_lightning.console import log
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 COMMAND_LINE = "command line"

@@ -6,9 +6,8 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mbrl_lightning.config.schema import EnvConfig
 from mbrl_lightning.envs import (
     acrobot,
     ant,
@@ -81,7 +80,15 @@ def make_family(name: str, **options: Any) -> TaskFamily:
     return FAMILIES[name](**options)
 
 
-def family_of(env: EnvConfig) -> TaskFamily:
+class Choice(Protocol):
+    """The `env` section of a configuration."""
+
+    name: str
+    options: dict[str, Any]
+    file: str | None
+
+
+def family_of(env: Choice) -> TaskFamily:
     """The family a configuration asks for: the user's own file if there is one, else a shipped family by name."""
     return load_family(env.file, **env.options) if env.file else make_family(env.name, **env.options)
 

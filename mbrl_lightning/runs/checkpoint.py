@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbrl_lightning.console import log
+from mbrl_lightning.config.console import log
 from mbrl_lightning.errors import ConfigError, StorageError
 from mbrl_lightning.runs.storage import FULL, staging_name, storage_errors, sync_folder, write_synced
 

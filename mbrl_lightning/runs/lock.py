@@ -5,7 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-from mbrl_lightning.console import log
+from mbrl_lightning.config.console import log
 from mbrl_lightning.errors import StorageError
 from mbrl_lightning.runs.storage import staging_name, storage_errors, write_synced
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from mbrl_lightning import __version__
 from mbrl_lightning.config import read_run_config, to_yaml
+from mbrl_lightning.config.console import log, rank
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.console import log, rank
 from mbrl_lightning.errors import ConfigError, MBRLError, StorageError
 from mbrl_lightning.runs.lock import Lock
 from mbrl_lightning.runs.storage import probe, replace_text, storage_errors, sweep

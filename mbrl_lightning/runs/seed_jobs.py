@@ -1,4 +1,4 @@
-"""Several seeds in one command: a process each, `jobs` at a time, finished ones skipped, then a report."""
+"""Several seeds in one command: a process each, `jobs` at a time, finished ones skipped."""
 
 import dataclasses
 import os
@@ -66,8 +66,8 @@ def plan(config: Config, words: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def fit_seeds(config: Config, words: Sequence[str]) -> int:
-    """Train all seeds, then report on those that are finished.
+def train_seeds(config: Config, words: Sequence[str]) -> tuple[int, list[Path]]:
+    """Train all seeds.
 
     A signal is passed on once to every running process; they save and end, and no further one is started.
 
@@ -76,37 +76,18 @@ def fit_seeds(config: Config, words: Sequence[str]) -> int:
         words: the command line it came from.
 
     Returns:
-        Exit status of the first seed, in the order given, that failed; 0 if none did.
+        Exit status of the first seed, in the order given, that failed, 0 if none did; and the folders of the finished
+        runs, none of them after a signal.
     """
-    jobs, requested = _train(config, words)
-    folders = [job.folder for job in jobs if job.status == 0]
-    if folders and requested is None:
-        from mbrl_lightning.report import report
-
-        print(report(folders, jobs[0].folder.parent / "report"))
-    return _status(jobs, requested)
-
-
-def train_seeds(config: Config, words: Sequence[str]) -> int:
-    """`fit_seeds` without its report."""
-    return _status(*_train(config, words))
-
-
-def _train(config: Config, words: Sequence[str]) -> tuple[list[Job], int | None]:
-    """The jobs as they ended, and the signal that came."""
     jobs = plan(config, words)
     for job in jobs:
         if job.status == 0:
             print(f"seed {job.seed}: {job.folder} is finished, skipped", flush=True)
     with StopFlag() as stop:
         _work_through([job for job in jobs if job.status is None], config, stop)
-    return jobs, stop.requested
-
-
-def _status(jobs: Sequence[Job], requested: int | None) -> int:
-    if requested is not None:
-        return 130 if requested == signal.SIGINT else 75
-    return next((job.status for job in jobs if job.status), 0)
+    if stop.requested is not None:
+        return 130 if stop.requested == signal.SIGINT else 75, []
+    return next((job.status for job in jobs if job.status), 0), [job.folder for job in jobs if job.status == 0]
 
 
 def _work_through(waiting: list[Job], config: Config, stop: StopFlag) -> None:

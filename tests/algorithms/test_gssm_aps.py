@@ -12,8 +12,8 @@ from fakes import fingerprint, shortened
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.imagination import ImaginedStreams
-from mbrl_lightning.policy_search.pathwise import PathwiseLoss
+from mbrl_lightning.models.imagination import ImaginedStreams
+from mbrl_lightning.policies.pathwise import PathwiseLoss
 
 SMALL = {
     "dynamics": {"members": 2, "context": 16},

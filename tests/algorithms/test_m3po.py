@@ -17,8 +17,8 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.imagination import branched_rollouts
 from mbrl_lightning.loop import MetaLoop
+from mbrl_lightning.models.imagination import branched_rollouts
 
 SMALL = {
     "loop": {"iterations": 2, "episode_steps": 40, "model_steps": 5, "first_model_steps": 5},

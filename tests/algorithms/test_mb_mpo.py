@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes import fingerprint
 
-from mbrl_lightning.adaptation.gradient import repeat
+from mbrl_lightning.beliefs.gradient import repeat
 from mbrl_lightning.data.collect import collect
 
 SMALL = {

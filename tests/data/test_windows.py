@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import CounterSimulator, counter_spec
 
-from mbrl_lightning.adaptation.recurrent import HistoryInputs
+from mbrl_lightning.beliefs.history import HistoryInputs
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, collect_parts
 from mbrl_lightning.data.windows import Histories, Segments, transition

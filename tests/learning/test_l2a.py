@@ -15,9 +15,9 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.measures import adaptation_errors
-from mbrl_lightning.results import sign_test
-from mbrl_lightning.step import GradientStep
+from mbrl_lightning.models.measures import adaptation_errors
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.report.statistics import sign_test
 
 pytestmark = pytest.mark.slow
 PAST = FUTURE = 16

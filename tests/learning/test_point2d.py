@@ -10,7 +10,7 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.point2d import HORIZON, best_action, transition
 from mbrl_lightning.loop import MetaLoop
-from mbrl_lightning.meta_test import MetaTest
+from mbrl_lightning.measuring.meta_test import MetaTest
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.hidden_task import history_errors
 from mbrl_lightning.loop import MetaLoop
+from mbrl_lightning.measuring.hidden_task import history_errors
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,161 @@
+"""M3PO's performance guarantees in numbers: `python -m mbrl_lightning.bounds gamma=0.95 eps_m=0.1 eps_pi=0.02 k=1..10`.
+
+With `run=` the errors are those that a run has measured of its own model and policy. The formulas are in `guarantees.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbrl_lightning.config.console import guard
+from mbrl_lightning.config.validation import parse_seeds
+from mbrl_lightning.errors import ConfigError, StorageError, did_you_mean
+
+HELP = """usage: python -m mbrl_lightning.bounds [key=value ...]
+
+Prints how far the return in the model can be from the true one by M3PO's Theorem 1 (rollouts from the initial state on,
+C_Th1) and Theorem 2 (k steps that branch off real histories, C_Th2, as printed and as the sum in its proof gives it), which
+k is best, and draws the paper's Fig. 4 (fig4.png).
+
+  gamma=0.95   discount, at least 0 and below 1
+  eps_m=0.1    model error: total variation distance, from 0 to 1
+  eps_pi=0.02  divergence of the policy from the one that collected the data: total variation distance, from 0 to 1
+  k=1..50      imagined steps of a branch: 7, 1..50 or [1,5,10]
+  r_max=1      bound of the expected reward, above 0
+  run=RUN      a run of M3PO, or a folder above several: eps_m and eps_pi are estimated from its evaluations (a value given
+               here takes their place), gamma and k are the run's unless given; draws them (bounds.png)
+  out=bounds   folder for the figures
+"""
+DEFAULTS: dict[str, Any] = {"gamma": 0.95, "eps_m": 0.1, "eps_pi": 0.02, "k": list(range(1, 51))}
+MOST_LENGTHS = 6  # columns of a run's table
+
+
+@dataclass
+class Options:
+    """Keys of the command line; what is None has another default where there is a run."""
+
+    gamma: float | None = None
+    eps_m: float | None = None
+    eps_pi: float | None = None
+    k: list[int] | None = None
+    r_max: float = 1.0
+    run: str = ""
+    out: str = "bounds"
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Options from `key=value` words.
+
+    Raises:
+        ConfigError: unknown keys, values that cannot be read or are out of range, all at once.
+    """
+    from mbrl_lightning.bounds.guarantees import range_problems
+
+    options, problems = Options(), []
+    known = Options.__dataclass_fields__
+    for word in argv:
+        key, _, value = word.partition("=")
+        if key not in known:
+            problems.append(f"'{word}': unknown key{did_you_mean(key, known)}")
+            continue
+        try:
+            setattr(options, key, _read(key, value))
+        except ValueError:
+            wanted = {"k": "7, 1..50 or [1,5,10]", "run": "a folder", "out": "a folder"}.get(key, "a number")
+            problems.append(f"'{word}': {wanted} is expected")
+    given = {key: getattr(options, key) for key in (*DEFAULTS, "r_max")}
+    problems += range_problems(**{key: value for key, value in given.items() if value is not None})
+    if options.run and len(options.k or ()) > MOST_LENGTHS:
+        problems.append(f"k: with run= at most {MOST_LENGTHS} lengths; each is a column of the table")
+    if problems:
+        raise ConfigError("; ".join(problems), "see python -m mbrl_lightning.bounds --help")
+    return options
+
+
+def _read(key: str, value: str) -> Any:
+    if not value:
+        raise ValueError(value)
+    if key in ("run", "out"):
+        return value
+    return parse_seeds(value) if key == "k" else float(value)  # lengths are written as lists of seeds are
+
+
+def bounds(options: Options) -> str:
+    """The tables as plain text; the figure goes to `options.out`.
+
+    Args:
+        options: of the command line.
+
+    Raises:
+        StorageError: a run's results are missing or damaged, or the folder cannot be written.
+        ConfigError: the run has no rows of model error and policy divergence, or does not say gamma.
+    """
+    draws = importlib.util.find_spec("matplotlib") is not None
+    try:
+        text, picture = _of_run(options, draws) if options.run else _of_numbers(options, draws)
+    except OSError as error:
+        remedy = "name another folder with out=FOLDER, or see that the disk is not full"
+        raise StorageError(f"cannot write to {options.out}: {error.strerror or error}", remedy) from error
+    drawn = f"figure: {picture}" if draws else "no figure: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
+    return f"{text}\n\n{drawn}"
+
+
+def _of_numbers(options: Options, draws: bool) -> tuple[str, Path]:
+    from mbrl_lightning.bounds import tables
+
+    gamma, eps_m, eps_pi, k = (
+        DEFAULTS[key] if getattr(options, key) is None else getattr(options, key) for key in DEFAULTS
+    )
+    text = tables.bounds_table(gamma, eps_m, eps_pi, k, options.r_max).text()
+    picture = Path(options.out) / "fig4.png"
+    if draws:
+        tables.comparison(picture, sorted({*tables.GAMMAS, gamma}), options.r_max)
+    return text, picture
+
+
+def _of_run(options: Options, draws: bool) -> tuple[str, Path]:
+    from mbrl_lightning.bounds import tables
+    from mbrl_lightning.bounds.guarantees import vacuous_above
+
+    errors = tables.read_errors(options.run)
+    gamma = options.gamma if options.gamma is not None else _configured(options.run, "sac.gamma")
+    if gamma is None:
+        raise ConfigError(f"{options.run}: its configuration does not say one sac.gamma", "give gamma=")
+    k = options.k or [_configured(options.run, "branch.length") or 1]
+    given = (gamma, k, options.r_max, options.eps_m, options.eps_pi)
+    runs = {name: (columns, tables.run_bounds(columns, *given)) for name, columns in errors.items()}
+    limit = float(vacuous_above(gamma, options.r_max))
+    shown = [tables.run_table(name, *found, limit).text() for name, found in runs.items()]
+    picture = Path(options.out) / "bounds.png"
+    if draws:
+        tables.along_runs(runs, limit, picture)
+    return "\n\n".join([f"gamma={gamma:g}, r_max={options.r_max:g}", *shown, tables.LIMITS]), picture
+
+
+def _configured(run: str, key: str) -> Any:
+    """The value on which the configurations of a run, or of all runs below a folder, agree; else None."""
+    from omegaconf import OmegaConf
+
+    folder = Path(run)
+    files = [folder / "config.yaml"] if (folder / "config.yaml").is_file() else folder.rglob("config.yaml")
+    values = {OmegaConf.select(OmegaConf.load(file), key) for file in files}
+    return values.pop() if len(values) == 1 else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    argv = sys.argv[1:] if argv is None else argv
+
+    def command() -> int:
+        if "--help" in argv or "-h" in argv:
+            print(HELP)
+            return 0
+        print(bounds(parse(argv)))
+        return 0
+
+    return guard(command)

@@ -1,0 +1,1 @@
+"""What is measured of a trained method, and what it is held against."""

@@ -1,0 +1,96 @@
+"""How far a policy is from the data it learns from: M3PO's policy divergence (Hiraoka et al. 2020, Fig. 12).
+
+The policies that collected the data are many; they are stood in for by one network like the policy, fitted to all actions.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.windows import Histories
+from mbrl_lightning.models.measures import policy_divergence
+from mbrl_lightning.networks.gaussians import log_prob
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.sac import SAC, HistoryPolicy
+
+MOST, CHECK, BATCH, LR = 200, 25, 256, 3e-3
+"""Updates at most, updates between looks at held-out data, histories in an update, learning rate (it falls to 0)."""
+HELD_OUT, MOST_HELD_OUT = 0.2, 2000
+SATURATED = 1 - 1e-6  # an action nearer to its limits has no finite place before the tanh
+
+
+def divergence_from_data(
+    policy: SAC, histories: Histories, cfg: Config, step: GradientStep, generator: torch.Generator
+) -> float:
+    """KL(pi || pi_D) in nats, mean over recorded histories that pi_D was not fitted to.
+
+    Args:
+        policy: pi; not changed.
+        histories: of the recorded transitions.
+        cfg: widths and activation of the policy.
+        step: whose devices to use; its count of gradient steps stays as it is.
+        generator: draws weights, rows and batches.
+    """
+    order = torch.randperm(len(histories), generator=generator).to(histories.pairs.device)
+    held_out, rows = order[: int(HELD_OUT * len(order))], order[int(HELD_OUT * len(order)) :]
+    held_out = held_out[:MOST_HELD_OUT] if len(held_out) else rows
+    cloned = cloned_policy(policy, histories, rows, held_out, cfg, step, generator)
+    inputs = histories.before(held_out)["inputs"]
+    with torch.no_grad():
+        return policy_divergence(*policy.policy(inputs), *cloned(inputs))
+
+
+def cloned_policy(
+    policy: SAC,
+    histories: Histories,
+    rows: Tensor,
+    held_out: Tensor,
+    cfg: Config,
+    step: GradientStep,
+    generator: torch.Generator,
+) -> HistoryPolicy:
+    """pi_D: a network like the policy, with weights of its own, fitted to recorded actions by maximum likelihood.
+
+    It is the one that did best on the held-out actions; the fit ends when a look at them finds nothing better, as a network
+    that knows few data by heart is far from every policy.
+
+    Args:
+        policy: what it is to be like.
+        histories: of the recorded transitions.
+        rows: numbers of those to fit to `[N]`.
+        held_out: numbers of others.
+        cfg: see `divergence_from_data`.
+        step: see there.
+        generator: see there.
+    """
+    shape = (1, histories.pairs.shape[1], histories.current.shape[1], 2 * policy.action_dim)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        cloned = HistoryPolicy(*shape, cfg.policy.hidden, cfg.policy.activation, cfg.history.hidden)
+    cloned = cloned.to(histories.pairs.device)
+    optimizer = torch.optim.Adam(cloned.parameters(), lr=LR, fused=True)
+    own, best, kept = GradientStep(step.fabric), float("inf"), copy.deepcopy(cloned)
+    for update in range(MOST):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * (1 - update / MOST)
+        pick = rows[torch.randint(len(rows), (BATCH,), generator=generator).to(rows.device)]
+        own(partial(_losses, cloned, histories, pick), optimizer)
+        if (update + 1) % CHECK == 0:
+            with torch.no_grad():
+                now = float(_losses(cloned, histories, held_out)["loss"])
+            if now >= best:
+                break
+            best, kept = now, copy.deepcopy(cloned)
+    return kept
+
+
+def _losses(cloned: HistoryPolicy, histories: Histories, rows: Tensor) -> dict[str, Tensor]:
+    loc, log_scale = cloned.moments(cloned.read(histories.before(rows)["inputs"]))
+    # before the tanh: its own density does not depend on the weights
+    action = torch.atanh(histories.action[rows].clamp(-SATURATED, SATURATED))
+    return {"loss": -log_prob(action, loc, log_scale.exp()).mean()}

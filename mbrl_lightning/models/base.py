@@ -1,0 +1,186 @@
+"""What every dynamics model shares: normalisers, bounds of the seen data, a stack of decoders, prediction."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.config.schema import DynamicsConfig
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.networks import Normalizer, StackedMLP
+from mbrl_lightning.networks.gaussians import log_prob
+
+
+class PlacedModule(L.LightningModule):
+    """A LightningModule that knows where it is when it is moved as a part of something else.
+
+    Lightning notes the device in `to` alone, which a module that is moved with its owner is never asked for.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+
+class Dynamics(PlacedModule):
+    """p(next observation | observation, action, belief) with E decoders in one batched product.
+
+    A subclass says what the decoder sees of the task (`code`) and how it learns (`training_step`).
+
+    Args:
+        spec: the environment's features and targets.
+        cfg: sizes and optimiser.
+        code_dim: width Z of the code that joins the decoder's input.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, code_dim: int) -> None:
+        super().__init__()
+        self.spec, self.cfg, self.code_dim = spec, cfg, code_dim
+        inputs = spec.feature_dim + spec.action_feature_dim
+        self.input_norm, self.target_norm = Normalizer(inputs), Normalizer(spec.target_dim)
+        sizes = [inputs + code_dim, *[cfg.hidden] * (cfg.layers + 1), spec.target_dim]
+        self.decoder = StackedMLP(cfg.members, sizes, cfg.activation)
+        scale = torch.full((spec.target_dim,), float(cfg.scale)).log()
+        self.log_scale = torch.nn.Parameter(scale, requires_grad=cfg.learn_scale)
+        self.register_buffer("low", torch.full((spec.observation_dim,), -torch.inf))
+        self.register_buffer("high", torch.full((spec.observation_dim,), torch.inf))
+
+    def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
+        """What the decoder is told of the task, `[M, N, Z]`.
+
+        Args:
+            x: normalised inputs `[M, N, X]`.
+            belief: batch `[M]`.
+            noise: standard normal `[M, N, Z]`; None gives the mean.
+        """
+        raise NotImplementedError
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Loss on one batch `[M]` of `context` and `target`: `loss` and its detached parts."""
+        raise NotImplementedError
+
+    def infer(self, context: TensorDictBase) -> TensorDict:
+        """Belief `[M]` after the context transitions `[M, K]`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def observe(self, transitions: TensorDictBase, margin: float = 0.1) -> None:
+        """Fit the normalisers and the bounds of imagination to real transitions `[N]`.
+
+        Args:
+            transitions: `observation`, `action`, `("next", "observation")`.
+            margin: share of the seen range (its 0.05 to 99.95 % quantiles) added on both sides.
+        """
+        following = transitions["next", "observation"]
+        self.input_norm.fit(self._raw_inputs(transitions["observation"], transitions["action"]))
+        self.target_norm.fit(self.spec.target(transitions["observation"], following))
+        ranked = following.sort(0).values
+        tail = int(0.0005 * len(ranked))
+        low, high = ranked[tail], ranked[len(ranked) - 1 - tail]
+        self.low.copy_(low - margin * (high - low))
+        self.high.copy_(high + margin * (high - low))
+
+    def _raw_inputs(self, observation: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([self.spec.features(observation), self.spec.action_features(action)], -1)
+
+    def inputs(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Standardised network inputs `[..., X]`."""
+        return self.input_norm(self._raw_inputs(observation, action))
+
+    def targets(self, transitions: TensorDictBase) -> Tensor:
+        """Standardised targets `[..., Y]`."""
+        return self.target_norm(self.spec.target(transitions["observation"], transitions["next", "observation"]))
+
+    def decode(
+        self, x: Tensor, code: Tensor, members: slice = slice(None), belief: TensorDictBase | None = None
+    ) -> Tensor:
+        """Decode `[M, N, X]` and `[M, N, Z]`; the N rows are shared out among the members, in equal blocks.
+
+        Args:
+            x: standardised inputs.
+            code: what the decoder is told of the task.
+            members: which ensemble members share out the rows.
+            belief: batch `[M]`, for a model whose belief is more than a code.
+
+        Returns:
+            `[M, N, Y]`, standardised.
+
+        Raises:
+            ValueError: N is no multiple of the number of members.
+        """
+        tasks, rows = x.shape[0], x.shape[1]
+        count = len(range(*members.indices(self.decoder.copies)))
+        if rows % count:
+            raise ValueError(f"{rows} rows cannot be shared out evenly among {count} ensemble members")
+        joined = torch.cat([x, code], -1) if code.shape[-1] else x
+        blocks = joined.view(tasks, count, rows // count, -1)
+        return self.evaluate(blocks, members, belief).reshape(tasks, rows, -1)
+
+    def evaluate(self, blocks: Tensor, members: slice, belief: TensorDictBase | None) -> Tensor:
+        """One block of rows for each member, `[M, E, R, X + Z] -> [M, E, R, Y]`; arguments as for `decode`."""
+        tasks, count, rows, _ = blocks.shape
+        stacked = blocks.transpose(0, 1).reshape(count, tasks * rows, -1)
+        return self.decoder(stacked, members).view(count, tasks, rows, -1).transpose(0, 1)
+
+    def forward(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        belief: TensorDict,
+        noise: Tensor | None = None,
+        members: slice = slice(None),
+        disturbance: Tensor | None = None,
+    ) -> Tensor:
+        """Next observations `[M, N, S]`, each row by its member, kept to the range of the data on both sides.
+
+        Args:
+            observation: `[M, N, S]`.
+            action: `[M, N, A]`.
+            belief: batch `[M]`.
+            noise: standard normal `[M, N, Z]` of the code; None takes its mean.
+            members: which ensemble members share out the rows.
+            disturbance: standard normal `[M, N, Y]`, scaled by the learned deviation; None predicts the mean.
+        """
+        x = self.inputs(observation, action)
+        y = self.decode(x, self.code(x, belief, noise), members, belief)
+        if disturbance is not None:
+            y = y + disturbance * self.log_scale.exp()
+        following = self.spec.untarget(observation, self.target_norm.inverse(y))
+        return torch.clamp(following, self.low, self.high)
+
+    @torch.no_grad()
+    def predict(self, observation: Tensor, action: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
+        """Mean next observation over members (and particles, GSSM Eq. 8), without bounds.
+
+        Args:
+            observation: `[M, N, S]`.
+            action: `[M, N, A]`.
+            belief: batch `[M]`.
+            noise: `[P, M, N, Z]` for P particles, or None for the mean code.
+
+        Returns:
+            `[M, N, S]`.
+        """
+        x = self.inputs(observation, action)
+        members = self.decoder.copies
+        outputs = [
+            self.decode(x.repeat(1, members, 1), self.code(x, belief, eps).repeat(1, members, 1), belief=belief)
+            for eps in ([None] if noise is None else noise)
+        ]
+        y = torch.stack(outputs).unflatten(2, (members, -1)).mean((0, 2))
+        return self.spec.untarget(observation, self.target_norm.inverse(y))
+
+    def nll(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Negative log-likelihood of standardised targets `[..., Y] -> [...]`; deviations floored at 0.02."""
+        return -log_prob(target, prediction, self.log_scale.exp().clamp_min(0.02))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over all that learns."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.Adam(parameters, lr=self.cfg.lr, weight_decay=self.cfg.weight_decay, fused=True)

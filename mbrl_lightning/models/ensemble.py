@@ -1,0 +1,154 @@
+"""K deterministic models, each with a split of the data of its own (MB-MPO section 4.1, ME-TRPO; Kurutach et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from mbrl_lightning.config.schema import DynamicsConfig
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.models.mlp import MLPDynamics
+from mbrl_lightning.networks import StackedLinear
+
+
+class StackedWeightNorm(nn.Module):
+    """Weights `[C, inputs, outputs]` as a direction and a length for each output (Salimans & Kingma 2016)."""
+
+    def forward(self, length: Tensor, direction: Tensor) -> Tensor:
+        """`[C, 1, outputs]`, `[C, inputs, outputs] -> [C, inputs, outputs]`."""
+        return direction * (length / direction.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` makes `weight` of."""
+        return weight.norm(dim=1, keepdim=True), weight
+
+
+class EnsembleDynamics(MLPDynamics):
+    """K = `cfg.members` context-free networks that predict the standardised target, fitted by mean squared error.
+
+    Args:
+        spec: features and targets.
+        cfg: sizes and optimiser; `weight_norm`.
+    """
+
+    def __init__(self, spec: EnvSpec, cfg: DynamicsConfig) -> None:
+        super().__init__(spec, cfg)
+        self.log_scale.requires_grad_(False)  # the models are deterministic
+        if cfg.weight_norm:
+            for layer in self.decoder:
+                if isinstance(layer, StackedLinear):
+                    parametrize.register_parametrization(layer, "weight", StackedWeightNorm())
+
+    def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
+        """Nothing is told: `[M, N, 0]`."""
+        return x[..., :0]
+
+    def evaluate(self, blocks: Tensor, members: slice, belief: TensorDictBase | None) -> Tensor:
+        """As in `Dynamics`; a single task needs no copies around the product."""
+        if len(blocks) > 1:
+            return super().evaluate(blocks, members, belief)
+        return self.decoder(blocks[0], members).unsqueeze(0)
+
+    def errors(self, batch: TensorDictBase) -> Tensor:
+        """Squared errors of each member on its own rows, `[K, N, Y]`.
+
+        Args:
+            batch: batch `[N]` with standardised `inputs` `[N, K, X]` and `target` `[N, K, Y]`.
+        """
+        return (self.decoder(batch["inputs"].transpose(0, 1)) - batch["target"].transpose(0, 1)).square()
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Mean squared error, summed over members (their parameters are apart): `loss`, and detached `loss_error`, the mean."""
+        errors = self.errors(batch).mean((1, 2))
+        return {"loss": errors.sum(), "loss_error": errors.detach().mean()}
+
+    @torch.no_grad()
+    def frozen(self) -> EnsembleDynamics:
+        """A copy to imagine with: no gradients, and normalised weights worked out once."""
+        with torch.random.fork_rng(devices=[]):  # a new network draws weights, which nobody is to notice
+            twin = EnsembleDynamics(self.spec, replace(self.cfg, weight_norm=False)).requires_grad_(False)
+        twin.to(self.low.device)
+        values = self.state_dict()
+        for index, layer in enumerate(self.decoder):
+            if isinstance(layer, StackedLinear):
+                values[f"decoder.{index}.weight"] = layer.weight
+        twin.load_state_dict({name: values[name] for name in twin.state_dict()})
+        return twin
+
+    @torch.no_grad()
+    def disagreement(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Deviation of the members' predicted next observations, mean over entries: `[N, S], [N, A] -> [N]`."""
+        x = self.inputs(observation, action).expand(self.decoder.copies, -1, -1)
+        following = self.spec.untarget(observation, self.target_norm.inverse(self.decoder(x)))
+        return following.std(0, correction=0).mean(-1)
+
+
+class MemberData:
+    """Standardised transitions, and a random split into rows to learn from and rows to check on for each of K members.
+
+    Args:
+        dynamics: the ensemble, with its normalisers fitted.
+        transitions: `[N]`.
+        generator: draws the splits, and the batches.
+    """
+
+    def __init__(self, dynamics: EnsembleDynamics, transitions: TensorDictBase, generator: torch.Generator) -> None:
+        self.inputs = dynamics.inputs(transitions["observation"], transitions["action"])
+        self.target = dynamics.targets(transitions)
+        self.generator, members = generator, dynamics.decoder.copies
+        order = torch.stack([torch.randperm(len(self.inputs), generator=generator) for _ in range(members)], 1)
+        checked = min(max(round(dynamics.cfg.held_out * len(order)), 1), len(order) - 1) if len(order) > 1 else 0
+        self.held_out, self.learned = order[:checked], order[checked:]  # [V, K], [N - V, K]
+
+    def draw(self, count: int) -> TensorDict:
+        """Batch `[count]`: rows drawn with replacement for each member out of its own; see `EnsembleDynamics.errors`."""
+        pick = torch.randint(len(self.learned), (count, self.learned.shape[1]), generator=self.generator)
+        return self.at(self.learned.gather(0, pick))
+
+    def at(self, rows: Tensor) -> TensorDict:
+        """Batch `[N]` of the given rows `[N, K]`."""
+        return TensorDict({"inputs": self.inputs[rows], "target": self.target[rows]}, batch_size=[len(rows)])
+
+
+class RollingStop:
+    """Stops each member when the rolling average of its held-out error rises (MB-MPO section A.4: "decreases" is a slip).
+
+    Members are fitted in one product, so one that has stopped goes on with the others and is set back at the end.
+
+    Args:
+        dynamics: the ensemble.
+        persistence: weight of the past in the average; None never stops anything.
+    """
+
+    def __init__(self, dynamics: EnsembleDynamics, persistence: float | None) -> None:
+        self.dynamics, self.persistence = dynamics, persistence
+        self.parameters = [p for p in dynamics.parameters() if p.requires_grad]
+        self.stopped = torch.zeros(dynamics.decoder.copies, dtype=torch.bool)
+        self.average, self.kept = torch.zeros(0), [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def check(self, errors: Tensor) -> bool:
+        """Take in the held-out errors `[K]` after an epoch; true when all members have stopped."""
+        if self.persistence is None:
+            return False
+        errors = errors.cpu()
+        if not len(self.average):
+            self.average, previous = 1.5 * errors, 2 * errors
+        else:
+            previous = self.average
+        self.average = self.persistence * self.average + (1 - self.persistence) * errors
+        now = (self.average > previous) & ~self.stopped
+        for kept, value in zip(self.kept, self.parameters, strict=True):
+            kept[now] = value[now]
+        self.stopped |= now
+        return bool(self.stopped.all())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set the members that stopped back to where they did."""
+        for kept, value in zip(self.kept, self.parameters, strict=True):
+            value[self.stopped] = kept[self.stopped]

@@ -1,0 +1,205 @@
+"""Imagined rollouts: a dynamics model, a belief and the family's own reward, stepped as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from mbrl_lightning.beliefs.history import remember
+from mbrl_lightning.data.windows import columns
+from mbrl_lightning.envs.spec import EnvSpec, never
+from mbrl_lightning.errors import DivergedError
+from mbrl_lightning.models.base import Dynamics
+from mbrl_lightning.models.recurrent import HistoryDynamics
+
+ImaginedAct = Callable[[Tensor], dict[str, Tensor]]
+"""Observations `[M, B, S]` -> `action` `[M, B, A]` and whatever else is to be stored beside it."""
+
+
+class ImaginedStreams:
+    """M x B imagined environments that run on from one rollout to the next and start anew where an episode ends.
+
+    The member of the ensemble and the noise of the code belong to a stream, so a stream lives in one sampled world. Rewards
+    and terminations are the family's; a fall that cuts training episodes is terminal here too.
+
+    Args:
+        dynamics: the model.
+        belief: batch `[M]`.
+        start: initial observations `[M, B, S]`.
+        horizon: steps after which an episode is truncated.
+        code_noise: standard normal `[M, B, Z]`; None takes the mean code.
+        members: ensemble members that share out the B streams.
+        restart: count n -> start observations `[n, S]`; None repeats `start`.
+        noise: factor on the model's own deviation, drawn anew each step.
+        generator: for `noise`.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        belief: TensorDict,
+        start: Tensor,
+        horizon: int,
+        code_noise: Tensor | None = None,
+        members: slice = slice(None),
+        restart: Callable[[int], Tensor] | None = None,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.dynamics, self.belief, self.start, self.horizon = dynamics, belief, start, horizon
+        self.code_noise, self.members, self.restart = code_noise, members, restart
+        self.noise, self.generator = noise, generator
+        self.observation = start
+        self.nobody = torch.zeros(start.shape[:2], dtype=torch.bool, device=start.device)
+        self.now, self.due, self.born = 0, horizon, torch.zeros_like(self.nobody, dtype=torch.long)
+        fall = dynamics.spec.training_termination
+        self.rules = [] if dynamics.spec.termination is never else [dynamics.spec.termination]
+        self.rules += [] if fall is None else [fall]
+
+    def rollout(self, act: ImaginedAct, steps: int) -> TensorDict:
+        """Run T = `steps` steps on.
+
+        Args:
+            act: the policy.
+            steps: T.
+
+        Returns:
+            Batch `[M, B, T]`: `observation`, what `act` gave, and under `next`: `observation`, `reward`, `terminated`,
+            `truncated`, `done`, `[..., 1]` each. Differentiable in what `act` gave.
+
+        Raises:
+            DivergedError: an imagined state is not finite.
+        """
+        rows: list[dict[str, Tensor]] = []
+        for _ in range(steps):
+            taken = act(self.observation)
+            following, terminated, truncated = self._advance(taken["action"])
+            rows.append(
+                taken
+                | {
+                    "observation": self.observation,
+                    "following": following,
+                    "terminated": terminated,
+                    "truncated": truncated,
+                }
+            )
+            self.observation = following
+            if terminated is not self.nobody or truncated is not self.nobody:
+                self._begin_anew(terminated | truncated)
+        data = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
+        require_imaginable(data["following"])
+        return self._assemble(data)
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spec = self.dynamics.spec
+        action = action if spec.discrete else action.clamp(-1, 1)
+        disturbance = None
+        if self.noise > 0:
+            shape = (*action.shape[:2], spec.target_dim)
+            disturbance = self.noise * torch.randn(shape, generator=self.generator).to(action.device)
+        following = self.dynamics(self.observation, action, self.belief, self.code_noise, self.members, disturbance)
+        terminated, self.now = self.nobody, self.now + 1
+        for rule in self.rules:
+            terminated = terminated | rule(following)
+        if self.now < self.due:  # nothing else ends an episode, so ages are not looked at
+            return following, terminated, self.nobody
+        return following, terminated, (self.now - self.born >= self.horizon) & ~terminated
+
+    def _begin_anew(self, done: Tensor) -> None:
+        if not bool(done.any()):
+            return
+        fresh = self.start
+        if self.restart is not None:
+            fresh = torch.zeros_like(self.observation)
+            fresh[done] = self.restart(int(done.sum())).to(fresh.device)
+        self.observation = torch.where(done.unsqueeze(-1), fresh, self.observation)
+        self.born = torch.where(done, self.now, self.born)
+        self.due = int(self.born.min()) + self.horizon
+
+    def _assemble(self, data: dict[str, Tensor]) -> TensorDict:
+        spec = self.dynamics.spec
+        following, terminated, truncated = (data.pop(k) for k in ("following", "terminated", "truncated"))
+        action = data["action"] if spec.discrete else data["action"].clamp(-1, 1)
+        reward = spec.reward(data["observation"], action, following)
+        flags = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+        after = {"observation": following, "reward": reward.unsqueeze(-1)}
+        after |= {name: value.unsqueeze(-1) for name, value in flags.items()}
+        return TensorDict(data | {"next": TensorDict(after, batch_size=reward.shape)}, batch_size=reward.shape)
+
+
+@torch.no_grad()
+def branched_rollouts(
+    dynamics: HistoryDynamics,
+    act: Callable[[TensorDictBase], Tensor],
+    start: TensorDictBase,
+    steps: int,
+    generator: torch.Generator,
+) -> TensorDict:
+    """Imagined transitions of k = `steps` steps from each of N histories (M3PO Algorithm 2, lines 7-10).
+
+    Real histories and a small k are branches; empty histories at initial states and k = the horizon are full-model
+    rollouts. A rollout ends where the family's termination says so.
+
+    Args:
+        dynamics: the meta-model; each step of each rollout asks a head drawn anew.
+        act: histories, batch `[N]` -> actions `[N, A]`.
+        start: batch `[N]` with `inputs` (histories) and `observation` `[N, S]`.
+        steps: k.
+        generator: draws heads and noise.
+
+    Returns:
+        `data.windows.columns` of every imagined step, batch `[at most N k]`.
+
+    Raises:
+        DivergedError: an imagined state is not finite.
+    """
+    spec, inputs, observation = dynamics.spec, start["inputs"], start["observation"]
+    pieces: list[TensorDict] = []
+    for _ in range(steps):
+        count, device = len(observation), observation.device
+        action = act(inputs)
+        head = torch.randint(dynamics.members, (count,), generator=generator).to(device)
+        noise = torch.randn(count, spec.target_dim, generator=generator).to(device)
+        following = dynamics.imagine(observation, inputs, action, head, noise)
+        require_imaginable(following)
+        terminated = spec.termination(following)
+        if spec.training_termination is not None:
+            terminated = terminated | spec.training_termination(following)
+        pair = dynamics.inputs.pair(observation, action, following)
+        window = remember(inputs, pair)
+        pairs = torch.cat([inputs["pairs"], pair.unsqueeze(1)], 1)
+        mask = torch.cat([inputs["mask"], window["mask"][:, -1:]], 1)
+        current, reward = dynamics.inputs.current(following), spec.reward(observation, action, following)
+        ended = terminated.float().unsqueeze(-1)
+        pieces.append(columns(pairs, mask, inputs["current"], current, action, reward.unsqueeze(-1), ended))
+        inputs, observation = window.set("current", current)[~terminated], following[~terminated]
+        if not len(observation):
+            break
+    return torch.cat(pieces)
+
+
+def require_imaginable(observation: Tensor) -> None:
+    """Raise DivergedError if an imagined observation is not finite."""
+    if not bool(torch.isfinite(observation).all()):
+        raise DivergedError(
+            "an imagined state is not finite",
+            "resume from the last checkpoint with more loop.model_steps or smaller search.bounds",
+        )
+
+
+def mean_return(rollout: TensorDict, spec: EnvSpec) -> Tensor:
+    """Return of an episode in the family's unit, from streams that run on over the ends of episodes.
+
+    Total reward over the number of episodes: those that ended, or, where none ends early, the steps over the horizon.
+
+    Args:
+        rollout: batch `[..., T]` of imagined or real training data.
+        spec: unit and horizon.
+    """
+    reward, done = rollout["next", "reward"], rollout["next", "done"]
+    episodes = torch.clamp_min(done.sum(), reward.numel() / spec.horizon)
+    total = reward.sum() / episodes
+    return total / spec.horizon if spec.unit == "step" else total

@@ -1,0 +1,298 @@
+"""Action choice by search in a model: random shooting, CEM, iCEM and MPPI, for B environments in one call.
+
+All four draw N action sequences of H steps about a plan, score each by its discounted known reward, averaged over the E
+members of the model, and draw the plan together. Discrete actions: the plan holds probabilities in the place of means.
+
+They are TorchRL planners (`MPCPlannerBase`: call one on a TensorDict with `observation`), and mend what its CEMPlanner and
+MPPIPlanner lack: the plan of the last step is where the next search starts (warm start), environments come in a batch,
+CEM executes the first action of the best sequence instead of a mean over elites, MPPI's weights cannot overflow, rewards
+are discounted, draws come from a generator of the caller, memory is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.modules import MPCPlannerBase
+
+from mbrl_lightning.config.console import log
+from mbrl_lightning.config.methods import PlannerConfig
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.models.model_env import ModelEnv
+
+
+class Planner(MPCPlannerBase):
+    """What the four have in common. B environments, N candidates, H steps, A actions.
+
+    Args:
+        env: the model.
+        cfg: sizes.
+
+    Attributes:
+        failures: searches, counted by environment, in which no candidate had a finite return.
+
+    Raises:
+        ConfigError: more elites than candidates, where there are elites.
+    """
+
+    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
+        super().__init__(env)
+        if cfg.kind in ("cem", "icem") and cfg.elites > cfg.candidates:  # the others have none
+            raise ConfigError(
+                f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "choose fewer elites"
+            )
+        self.world, self.cfg, self.family_spec = env, cfg, env.family_spec
+        self.iterations, self.failures = cfg.iterations, 0
+        self.generator = torch.Generator().manual_seed(0)
+
+    # -- the search
+
+    @torch.no_grad()
+    def plan(
+        self, observation: Tensor, generator: torch.Generator, start: TensorDict | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """Search from each of B states at once.
+
+        Args:
+            observation: `[B, S]`.
+            generator: draws the candidates.
+            start: the plan to start from (what this method returned a step ago); None starts cold.
+
+        Returns:
+            Actions `[B, A]` within bounds, and the plan for the next step, batch `[B]`. Where no candidate has a finite
+            return the action is the safe one (zero) and the plan is cold.
+        """
+        cold = self.cold(len(observation)).to(observation)
+        start = cold if start is None or not self.cfg.warm_start else start
+        mean, kept = start["mean"], start["kept"]
+        std = torch.full_like(mean, self.cfg.initial_std)
+        best, top = mean, observation.new_full((len(observation),), -math.inf)
+        for iteration in range(self.iterations):
+            candidates = self.sample(mean, std, self.population(iteration), generator)
+            candidates[:, 0] = self.execute(mean)
+            again = candidates[:, 1 : 1 + kept.shape[1]]
+            again.copy_(torch.where(kept.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), kept, again))
+            scores = self.score(observation, candidates)
+            value, row = scores.max(1)
+            rows = torch.arange(len(row), device=row.device)
+            found = candidates[rows, row]
+            best, top = torch.where((value > top).view(-1, 1, 1), found, best), torch.maximum(value, top)
+            weights, usable = self.weigh(scores), torch.isfinite(value).view(-1, 1, 1)
+            mean, std = (
+                torch.where(usable, new, old)
+                for new, old in zip(self.refit(candidates, weights, mean, std), (mean, std), strict=True)
+            )
+            if kept.shape[1]:
+                order = scores.topk(kept.shape[1]).indices
+                kept = torch.where(usable.unsqueeze(1), candidates[rows.unsqueeze(1), order], kept)
+        action = self.choose(best, mean)[:, 0]
+        later = TensorDict({"mean": mean, "kept": kept}, batch_size=[len(row)])
+        return self._guard(action, self.shift(later), cold, torch.isfinite(top))
+
+    def score(self, observation: Tensor, candidates: Tensor) -> Tensor:
+        """Discounted returns `[B, N]` of `candidates` `[B, N, H, A]` from `[B, S]`; minus infinity if not finite.
+
+        At most `planner.chunk` rows (environments x candidates x members) are in memory at once, or one candidate of each;
+        what comes out does not depend on it, but for rounding.
+        """
+        width = max(1, self.cfg.chunk // (len(observation) * self.world.members))
+        scores = torch.cat([self._returns(observation, part) for part in candidates.split(width, 1)], 1)
+        return torch.where(torch.isfinite(scores), scores, -math.inf)
+
+    def _returns(self, observation: Tensor, candidates: Tensor) -> Tensor:
+        (batch, count, horizon, _), members = candidates.shape, self.world.members
+        state = observation.unsqueeze(1).expand(batch, members * count, -1)
+        total = observation.new_zeros(batch, members * count)
+        alive = torch.ones_like(total, dtype=torch.bool)
+        for step in range(horizon):
+            action = candidates[:, :, step].repeat(1, members, 1) if members > 1 else candidates[:, :, step]
+            state, reward, ended = self.world.transit(state, action)
+            # A reward such as -1 for "not there" is finite in a state that is not. After its end no state counts.
+            reward = torch.where(torch.isfinite(state.sum(-1)), reward, math.nan)
+            total = total + self.cfg.gamma**step * torch.where(alive, reward, 0.0)
+            alive = alive & ~ended
+        return total.view(batch, members, count).mean(1)
+
+    def _guard(self, action: Tensor, plan: TensorDict, cold: TensorDict, good: Tensor) -> tuple[Tensor, TensorDict]:
+        if bool(good.all()):
+            return action, plan
+        if not self.failures:
+            log.warning(
+                "%s: no candidate of the planner has a finite return in %d of %d environments; they get a zero action",
+                self.family_spec.name,
+                int((~good).sum()),
+                len(good),
+            )
+        self.failures += int((~good).sum())
+        keep = {
+            name: torch.where(good.view(-1, *[1] * (value.ndim - 1)), value, cold[name]) for name, value in plan.items()
+        }
+        plan = TensorDict(keep, batch_size=plan.batch_size)
+        return torch.where(good.unsqueeze(1), action, self.fallback(action)), plan
+
+    # -- plans: means (or probabilities) `[B, H, A]`, and sequences to try again `[B, k, H, A]`
+
+    def cold(self, batch: int) -> TensorDict:
+        """The plan of one who knows nothing, batch `[B]`."""
+        shape = (batch, self.cfg.horizon, self.family_spec.action_dim)
+        mean = torch.full(shape, 1 / shape[-1] if self.family_spec.discrete else 0.0)
+        return TensorDict({"mean": mean, "kept": mean.new_zeros(batch, 0, *shape[1:])}, batch_size=[batch])
+
+    def shift(self, plan: TensorDict) -> TensorDict:
+        """The same plan a step later; its last step is what a cold one has."""
+        cold = self.cold(len(plan)).to(plan["mean"])
+        for key in ("mean", "kept"):
+            last = cold["mean"][:, -1:] if key == "mean" else self.execute(cold["mean"][:, None, -1:])
+            last = last.expand(*plan[key].shape[:-2], 1, -1)
+            plan[key] = torch.cat([plan[key][..., 1:, :], last], -2)
+        return plan
+
+    def execute(self, mean: Tensor) -> Tensor:
+        """The sequence that a plan's mean `[..., A]` stands for."""
+        if not self.family_spec.discrete:
+            return mean.clamp(-1, 1)
+        return torch.nn.functional.one_hot(mean.argmax(-1), self.family_spec.action_dim).to(mean)
+
+    def fallback(self, action: Tensor) -> Tensor:
+        """What to do when nothing can be foreseen: zero, or the discrete action that comes nearest to it; like `[B, A]`."""
+        if not self.family_spec.discrete:
+            return torch.zeros_like(action)
+        choices = torch.eye(self.family_spec.action_dim).to(action)
+        return choices[self.family_spec.action_features(choices).square().sum(-1).argmin()].expand_as(action)
+
+    # -- what the four do differently
+
+    def population(self, iteration: int) -> int:
+        """Candidates N of an iteration."""
+        return self.cfg.candidates
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """White noise of unit variance `[B, N, H, A]`."""
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def sample(self, mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """`[B, count, H, A]` sequences within bounds about a plan."""
+        shape = (len(mean), count, *mean.shape[1:])
+        if not self.family_spec.discrete:
+            return (mean.unsqueeze(1) + std.unsqueeze(1) * self.noise(shape, generator).to(mean)).clamp_(-1, 1)
+        uniform = torch.rand(shape, generator=generator, device=generator.device).to(mean).clamp(1e-9, 1 - 1e-7)
+        return self.execute(mean.clamp_min(1e-9).log().unsqueeze(1) - torch.log(-torch.log(uniform)))
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Weights `[B, N]` that sum to 1, from returns `[B, N]`; here the elites alike."""
+        value, rows = scores.topk(self.cfg.elites)
+        finite = torch.isfinite(value).to(scores)
+        return torch.zeros_like(scores).scatter(1, rows, finite / finite.sum(1, keepdim=True).clamp_min(1))
+
+    def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The next plan's mean and deviation, `[B, H, A]` both."""
+        cfg, weights = self.cfg, weights[:, :, None, None]
+        new = (weights * candidates).sum(1)
+        spread = (weights * (candidates - new.unsqueeze(1)).square()).sum(1).sqrt()
+        new, spread = (old.lerp(fresh, 1 - cfg.momentum) for old, fresh in ((mean, new), (std, spread)))
+        if self.family_spec.discrete:  # no choice dies out
+            new = new.lerp(torch.full_like(new, 1 / self.family_spec.action_dim), cfg.min_std)
+        return new, spread.clamp_min(cfg.min_std)
+
+    def choose(self, best: Tensor, mean: Tensor) -> Tensor:
+        """The sequence whose first action is executed: the best candidate `[B, H, A]`, or the plan's mean."""
+        return best
+
+    # -- TorchRL's way in
+
+    def planning(self, tensordict: TensorDictBase) -> Tensor:
+        """Actions `[*batch, A]` for `observation` `[*batch, S]`; the plan stays in the TensorDict as `plan`."""
+        observation = tensordict["observation"]
+        start = tensordict.get("plan", None)
+        start = None if start is None else cast(TensorDict, start.reshape(-1))
+        action, plan = self.plan(observation.reshape(-1, observation.shape[-1]), self.generator, start)
+        tensordict["plan"] = plan.reshape(tensordict.batch_size)
+        return action.view(*observation.shape[:-1], -1)
+
+
+class RandomShooting(Planner):
+    """Uniform candidates, once; the best is executed, and tried again at the next step."""
+
+    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
+        super().__init__(env, cfg)
+        self.iterations = 1
+
+    def sample(self, mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """`[B, count, H, A]`, whatever the plan."""
+        batch = (len(mean), count, mean.shape[1])
+        return self.family_spec.random_action(batch, generator).to(mean)
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """The best alone, `[B, N]`."""
+        return torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1.0)
+
+    def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The best sequence, `[B, H, A]`."""
+        return (weights[:, :, None, None] * candidates).sum(1), std
+
+
+class CEM(Planner):
+    """Cross-entropy method: mean and deviation of the elites, several times over."""
+
+
+class ICEM(Planner):
+    """Improved CEM (Pinneri et al. 2020): noise with memory, elites that are tried again, fewer candidates each time."""
+
+    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
+        super().__init__(env, cfg)
+        self.register_buffer("colour", coloured(cfg.horizon, cfg.colour), persistent=False)
+
+    def cold(self, batch: int) -> TensorDict:
+        """See Planner.cold; there are no elites to try again yet, which is said by NaN."""
+        plan, count = super().cold(batch), min(round(self.cfg.keep * self.cfg.elites), self.population(10**6) - 1)
+        plan["kept"] = torch.full((batch, count, *plan["mean"].shape[1:]), math.nan)
+        return plan
+
+    def population(self, iteration: int) -> int:
+        """Candidates N of an iteration: fewer and fewer, but twice the elites."""
+        floor = min(2 * self.cfg.elites, self.cfg.candidates)
+        return max(floor, int(self.cfg.candidates * self.cfg.decay ** -min(iteration, 100)))
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Noise of unit variance whose power falls with frequency along H, `[B, N, H, A]`."""
+        white = super().noise(shape, generator)
+        return torch.einsum("ht,bnta->bnha", cast(Tensor, self.colour).to(white), white)
+
+
+class MPPI(Planner):
+    """Model predictive path integral control: the mean of all candidates, weighted by exp(return / temperature)."""
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Softmax of returns over candidates, `[B, N]`."""
+        finite = torch.where(torch.isfinite(scores).any(1, keepdim=True), scores, 0.0)
+        return torch.softmax(finite / self.cfg.temperature, 1)
+
+    def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted mean; the deviation stays."""
+        return super().refit(candidates, weights, mean, std)[0], std
+
+    def choose(self, best: Tensor, mean: Tensor) -> Tensor:
+        """The plan's mean."""
+        return self.execute(mean)
+
+
+PLANNERS: dict[str, type[Planner]] = {"random": RandomShooting, "cem": CEM, "icem": ICEM, "mppi": MPPI}
+
+
+def make_planner(env: ModelEnv, cfg: PlannerConfig) -> Planner:
+    """The planner that `cfg.kind` names, searching in `env`."""
+    return PLANNERS[cfg.kind](env, cfg)
+
+
+def coloured(horizon: int, exponent: float) -> Tensor:
+    """Matrix `[H, H]` that turns white noise into noise of unit variance with power 1 / frequency^exponent."""
+    frequency = torch.fft.rfftfreq(horizon, dtype=torch.float64).clamp_min(1 / horizon)
+    scale = frequency ** (-exponent / 2)
+    matrix = torch.fft.irfft(
+        torch.fft.rfft(torch.eye(horizon, dtype=torch.float64), dim=0) * scale[:, None], horizon, dim=0
+    )
+    return (matrix / matrix.square().sum(1, keepdim=True).sqrt()).float()

@@ -1,0 +1,154 @@
+"""Actor-critic policy search: TorchRL's ClipPPOLoss and GAE on inputs [features, z] (GSSM Eq. 11, 16, 20)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torchrl.modules import IndependentNormal, OneHotCategorical
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
+
+from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
+from mbrl_lightning.networks.gaussians import log_prob
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy, Value
+
+
+class PPO(nn.Module):
+    """Proximal policy optimisation of one policy, in a real or an imagined environment.
+
+    Rewards are divided by the running root mean square of the discounted return, so that one learning rate serves
+    families whose returns differ by orders of magnitude.
+
+    Args:
+        policy: the policy to improve (its first copy).
+        cfg: clip, epochs, discount, batch sizes.
+        policy_cfg: sizes of the value network.
+    """
+
+    return_square: Tensor
+    policy: Policy
+    loss: ClipPPOLoss
+
+    def __init__(self, policy: Policy, cfg: SearchConfig, policy_cfg: PolicyConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.__dict__["policy"] = policy  # the algorithm owns it
+        self.value = Value(policy.spec.feature_dim + policy.latent_dim, policy_cfg)
+        self.register_buffer("return_square", torch.zeros((), dtype=torch.float64))
+        names = {"logits": "loc"} if policy.spec.discrete else {"loc": "loc", "scale": "scale"}
+        actor = ProbabilisticTensorDictSequential(
+            TensorDictModule(policy, in_keys=["inputs"], out_keys=["loc", "scale"]),
+            ProbabilisticTensorDictModule(
+                in_keys=names,
+                out_keys=["action"],
+                return_log_prob=True,
+                distribution_class=OneHotCategorical if policy.spec.discrete else IndependentNormal,
+            ),
+        )
+        critic = TensorDictModule(self.value, in_keys=["inputs"], out_keys=["state_value"])
+        # functional=False keeps one set of parameters: no copies to tie, and the cheapest call
+        self.__dict__["loss"] = ClipPPOLoss(
+            actor,
+            critic,
+            clip_epsilon=cfg.clip_epsilon,
+            entropy_bonus=cfg.entropy > 0,
+            entropy_coeff=cfg.entropy or None,
+            critic_coeff=0.5,
+            loss_critic_type="l2",
+            normalize_advantage=False,
+            log_explained_variance=False,
+            functional=False,
+        )
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters of policy and value."""
+        return [*self.policy.parameters(), *self.value.parameters()]
+
+    @torch.no_grad()
+    def sample(self, observation: Tensor, latent: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Sampled actions and what PPO needs to know of them.
+
+        Args:
+            observation: `[..., S]`.
+            latent: `[..., Z]`.
+            generator: draws the noise.
+
+        Returns:
+            `action` `[..., A]`, `inputs` `[..., F + Z]`, `action_log_prob` `[...]`.
+        """
+        inputs = self.policy.inputs(observation, latent)
+        loc, scale = self.policy(inputs)
+        noise = self.policy.noise(tuple(loc.shape[:-1]), generator).to(loc.device)
+        action = self.policy.choose(loc, noise)
+        logits = torch.log_softmax(loc, -1)
+        density = (logits * action).sum(-1) if self.policy.spec.discrete else log_prob(action, loc, scale)
+        return {"action": action, "inputs": inputs, "action_log_prob": density}
+
+    @torch.no_grad()
+    def _advantages(self, data: TensorDict, latent: Tensor, step: GradientStep) -> TensorDict:
+        following = data["next"]
+        reward = following["reward"]
+        total = torch.zeros_like(reward[..., 0, :])
+        squares = torch.zeros((), dtype=torch.float64, device=reward.device)
+        for t in range(reward.shape[-2]):
+            total = self.cfg.gamma * total + reward[..., t, :]
+            squares += total.double().square().mean() / reward.shape[-2]
+            total = total * ~following["done"][..., t, :]
+        kept = 0.95 if self.return_square > 0 else 0.0
+        self.return_square.mul_(kept).add_((1 - kept) * step.mean(squares))
+        scaled = reward / self.return_square.sqrt().clamp_min(1e-6).to(reward.dtype)
+        next_inputs = self.policy.inputs(following["observation"], latent.expand(*data.shape, -1))
+        value, next_value = self.value(data["inputs"]), self.value(next_inputs)
+        lam = max(self.cfg.lam, 1e-6 / self.cfg.gamma)  # TorchRL's vectorised form breaks on a product of 0
+        advantage, target = vec_generalized_advantage_estimate(
+            self.cfg.gamma, lam, value, next_value, scaled, following["done"], following["terminated"]
+        )
+        advantage = (advantage - advantage.mean()) / advantage.std(correction=0).clamp_min(1e-6)
+        rows = data.select("inputs", "action", "action_log_prob").reshape(-1)
+        rows["advantage"], rows["value_target"] = advantage.reshape(-1, 1), target.reshape(-1, 1)
+        return rows
+
+    def update(
+        self,
+        data: TensorDict,
+        latent: Tensor,
+        step: GradientStep,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
+        """Epochs of minibatch steps on one rollout; stops early when the policy has moved by `target_kl`.
+
+        Args:
+            data: batch `[..., T]` with what `sample` gave, `done`, `terminated`, `reward` and `observation` under `next`.
+            latent: broadcastable to `[..., T, Z]`.
+            step: takes gradient steps.
+            optimizer: over `trained_parameters()`.
+            generator: shuffles.
+
+        Returns:
+            Mean losses and `kl` of the last epoch.
+        """
+        rows = self._advantages(data, latent, step)
+        self.loss.to(step.fabric.device)  # it is in no module, so that its clip range is not moved with the rest
+        metrics: list[dict[str, float]] = []
+        for _ in range(self.cfg.epochs):
+            metrics = []
+            for index in torch.randperm(len(rows), generator=generator).split(self.cfg.minibatch):
+                if len(index) < min(self.cfg.minibatch, len(rows)) // 2:
+                    continue  # a small remainder would be a noisy step of full size
+                batch = rows[index.to(rows.device)]
+                metrics.append(step(partial(self._losses, batch), optimizer, self.cfg.max_grad_norm))
+            kl = float(step.mean(torch.tensor(sum(m["kl"] for m in metrics) / len(metrics), device=rows.device)))
+            if self.cfg.target_kl is not None and kl > self.cfg.target_kl:
+                break
+        return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+
+    def _losses(self, batch: TensorDict) -> dict[str, Tensor]:
+        out = self.loss(batch)
+        parts = {name: value for name, value in out.items() if name.startswith("loss_")}
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts, "kl": out["kl_approx"]}

@@ -1,0 +1,241 @@
+"""Soft actor-critic on histories (Haarnoja et al. 2018; with a window before each observation, M3PO section 4.2).
+
+`SAC` is TorchRL's `SACLoss` with the same losses and another way to them: policy on h and h' in one pass, recurrent state
+of the Q networks read once for the action taken and the action proposed, both Q networks in one product, and no vmap, functional
+parameters or TensorDicts on the way. `docs/benchmarks.md` says what each of these costs.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torchrl.modules import TanhNormal
+from torchrl.objectives import SACLoss, ValueEstimators
+
+from mbrl_lightning.beliefs.history import HistoryNet
+from mbrl_lightning.config.methods import SACConfig
+from mbrl_lightning.config.schema import PolicyConfig
+from mbrl_lightning.networks.gaussians import squashed_sample
+from mbrl_lightning.networks.step import GradientStep
+
+LOG_SCALE = (-5.0, 2.0)
+
+
+class HistoryPolicy(HistoryNet):
+    """Mean and deviation of a tanh-Gaussian policy pi(a | h), before the tanh."""
+
+    def moments(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log deviation `[N, A]` for what `read` gave, `[1, N, H + F]`.
+
+        The log deviation bends towards its bounds in place of being cut, so that a policy at a bound can come back.
+        """
+        loc, raw = self.decide(seen).squeeze(0).chunk(2, -1)
+        low, high = LOG_SCALE
+        middle, half = (low + high) / 2, (high - low) / 2
+        return loc, middle + half * torch.tanh((raw - middle) / half)
+
+    def forward(self, inputs: TensorDictBase) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Mean and deviation `[N, A]` for histories, batch `[N]` (what TorchRL's modules call)."""
+        loc, log_scale = self.moments(self.read(inputs))
+        return loc, log_scale.exp()
+
+
+class SAC(SACLoss):
+    """Policy, two Q functions with their slowly following targets, and temperature; a `LossModule`.
+
+    Args:
+        policy_cfg: widths and activation of all networks.
+        cfg: discount, rates, temperature.
+        pair_dim: width X of a remembered pair.
+        current_dim: width F of the current observation, with a latent where there is one.
+        action_dim: A; actions span [-1, 1].
+        recurrent: width of each network's recurrent unit; 0 for policies that see the current observation alone.
+    """
+
+    policy: HistoryPolicy
+    q: HistoryNet
+    target: HistoryNet
+
+    def __init__(
+        self,
+        policy_cfg: PolicyConfig,
+        cfg: SACConfig,
+        pair_dim: int,
+        current_dim: int,
+        action_dim: int,
+        recurrent: int = 5,
+    ) -> None:
+        shape: dict[str, Any] = {
+            "hidden": policy_cfg.hidden,
+            "activation": policy_cfg.activation,
+            "recurrent": recurrent,
+        }
+        policy = HistoryPolicy(1, pair_dim, current_dim, 2 * action_dim, **shape)
+        actor = ProbabilisticTensorDictSequential(
+            TensorDictModule(policy, in_keys=["inputs"], out_keys=["loc", "scale"]),
+            ProbabilisticTensorDictModule(
+                in_keys=["loc", "scale"], out_keys=["action"], distribution_class=TanhNormal, return_log_prob=True
+            ),
+        )
+        q = HistoryNet(2, pair_dim, current_dim + action_dim, 1, **shape)
+        super().__init__(
+            actor,
+            TensorDictModule(q, in_keys=["inputs", "action"], out_keys=["state_action_value"]),
+            loss_function="l2",
+            alpha_init=cfg.alpha or cfg.initial_alpha,
+            fixed_alpha=cfg.alpha is not None,
+            target_entropy=float(-action_dim if cfg.target_entropy is None else cfg.target_entropy),
+            deactivate_vmap=True,
+        )
+        self.cfg, self.action_dim = cfg, action_dim
+        self.target = HistoryNet(2, pair_dim, current_dim + action_dim, 1, **shape).requires_grad_(False)
+        self.target.load_state_dict(q.state_dict())
+        # TorchRL adds these to the state on first use; a used checkpoint has to fit a fresh module
+        self.make_value_estimator(ValueEstimators.TD0, gamma=cfg.gamma)
+        _ = self.target_entropy
+
+    def convert_to_functional(self, module: TensorDictModule, module_name: str, *_: Any, **__: Any) -> None:
+        """Register the network as it is: TorchRL would take its parameters out, and put them back at every call."""
+        self.__dict__[module_name] = module
+        self._has_update_associated[module_name] = True
+        name = "policy" if module_name == "actor_network" else "q"
+        self.add_module(name, next(net for net in module.modules() if isinstance(net, HistoryNet)))
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters of policy, Q functions and temperature, for one optimizer."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise `[rows, 2, A]`: for the actions proposed before and after each transition."""
+        device = self.log_alpha.device if generator is None else generator.device
+        drawn = torch.randn(rows, 2, self.action_dim, generator=generator, device=device, dtype=self.log_alpha.dtype)
+        return drawn.to(self.log_alpha.device)
+
+    @torch.no_grad()
+    def act(self, inputs: TensorDictBase, noise: Tensor | None = None) -> Tensor:
+        """Actions `[N, A]` in [-1, 1] for histories, batch `[N]`.
+
+        Args:
+            inputs: `pairs`, `mask`, `current`, see `HistoryNet.read`.
+            noise: standard normal `[N, A]`; None gives the tanh of the mean.
+        """
+        loc, log_scale = self.policy.moments(self.policy.read(inputs))
+        return torch.tanh(loc if noise is None else torch.addcmul(loc, log_scale.exp(), noise))
+
+    def losses(self, batch: TensorDictBase, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Losses of all three parts.
+
+        Policy and targets take the inputs as constants; a latent in `current` gets its gradient from the Q loss alone
+        (PEARL). The policy's loss takes the Q networks as constants.
+
+        Args:
+            batch: batch `[N]` with `inputs` (`pairs` `[N, L, X]`, `mask` `[N, L]`, `current` `[N, F]`), `action` `[N, A]`,
+                and under `next` again `inputs`, `reward` `[N, 1]`, `terminated` `[N, 1]` (0 or 1); if it holds `noise`
+                (see `noise`), that is taken.
+            generator: draws the noise otherwise.
+
+        Returns:
+            `loss` (their sum), `loss_actor`, `loss_qvalue`, `loss_alpha`, and detached `alpha`, `entropy` and `q` (mean).
+        """
+        recurrent, rows = self.policy.gru is not None, len(batch)
+        inputs, following = (_laid_out(part, recurrent) for part in (batch["inputs"], batch["next", "inputs"]))
+        noise = batch.get("noise", None)
+        noise = self.noise(rows, generator) if noise is None else noise
+        loc, log_scale = self.policy.moments(self.policy.read(_joined(inputs, following)))
+        action, log_prob = squashed_sample(loc, log_scale, noise.transpose(0, 1).flatten(0, 1))
+        alpha = self._alpha
+
+        with torch.no_grad():
+            proposed = action[rows:].unsqueeze(0)
+            future = torch.minimum(*self.target.decide(self.target.read(following), proposed))
+            future = future - alpha * log_prob[rows:].unsqueeze(-1)
+            kept = self._value_estimator.gamma * (1 - batch["next", "terminated"].to(future.dtype))
+            goal = self.cfg.reward_scale * batch["next", "reward"] + kept * future
+
+        seen = self.q.read(inputs)
+        value = self.q.decide(seen, batch["action"].unsqueeze(0))
+        loss_qvalue = F.mse_loss(value, goal.expand_as(value)) * len(value)  # a mean over rows, a sum over both
+
+        log_prob = log_prob[:rows]
+        worth = torch.minimum(*self.q.decide(seen.detach(), action[:rows].unsqueeze(0), frozen=True))
+        entropy = -log_prob.detach().mean()
+        loss_actor = (alpha * log_prob).mean() - worth.mean()
+        loss_alpha = self.log_alpha * (entropy - self.target_entropy)
+        return {
+            "loss": loss_actor + loss_qvalue + loss_alpha,
+            "loss_actor": loss_actor,
+            "loss_qvalue": loss_qvalue,
+            "loss_alpha": loss_alpha,
+            "alpha": alpha,
+            "entropy": entropy,
+            "q": value.detach().mean(),
+        }
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """Losses as a TensorDict, TorchRL's way; see `losses`."""
+        values = self.losses(tensordict)
+        return TensorDict({name: values[name] for name in self.out_keys}, batch_size=[])
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the policy, and the mean `entropy`."""
+        values = self.losses(tensordict)
+        return values["loss_actor"], {"entropy": values["entropy"]}
+
+    def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the Q functions, and their mean `q`."""
+        values = self.losses(tensordict)
+        return values["loss_qvalue"], {"q": values["q"]}
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Let the target networks go the share tau of their way to the Q networks."""
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self.cfg.tau)
+
+    def update(
+        self,
+        batch: TensorDictBase,
+        step: GradientStep,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, float]:
+        """One step on all three losses, then the targets follow.
+
+        Args:
+            batch: see `losses`; this rank's share.
+            step: takes the gradient step.
+            optimizer: over `trained_parameters()`, and whatever else `batch` has gradients for.
+            generator: draws the noise.
+
+        Returns:
+            The losses as numbers.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; nothing has moved.
+        """
+        metrics = step(partial(self.losses, batch, generator), optimizer)
+        self.follow()
+        return metrics
+
+
+def _laid_out(inputs: TensorDictBase, recurrent: bool) -> dict[str, Tensor]:
+    """Histories as plain tensors; windows step by step, as every recurrent unit would otherwise copy them for itself."""
+    out = {"current": inputs["current"]}
+    if recurrent:
+        out["pairs"] = inputs["pairs"].transpose(0, 1).contiguous().transpose(0, 1)
+        out["mask"] = inputs["mask"]
+    return out
+
+
+def _joined(inputs: dict[str, Tensor], following: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Histories of `[N]` and `[N]` as one batch `[2 N]`, without their gradients."""
+    both = {name: torch.cat([inputs[name], following[name]]) for name in inputs if name != "pairs"}
+    if "pairs" in inputs:
+        steps = [part["pairs"].transpose(0, 1) for part in (inputs, following)]
+        both["pairs"] = torch.cat(steps, 1).transpose(0, 1)
+    return {name: value.detach() for name, value in both.items()}

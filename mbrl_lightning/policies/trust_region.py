@@ -1,0 +1,284 @@
+"""Trust region policy optimisation (Schulman et al. 2015), of a policy itself or of what inner gradient steps make of it.
+
+    maximise  mean_k E[ pi(a; theta'_k) / pi_old(a) A ]   subject to   mean_k KL(pi_old || pi(theta'_k)) <= delta
+
+With theta'_k = theta this is TRPO; with theta'_k from an inner step on task k it is the outer step of MAML-TRPO and of MB-MPO
+(Clavera et al. 2018, Eq. 5 and section A.3). Products with the Hessian of the constraint are exact, J^T F J v with the
+Jacobian J of the inner steps and the Fisher matrix F of the adapted policies: the gradient of the constraint is 0 where it is
+taken, so nothing else is left of a derivative of third order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.objectives import LossModule
+
+from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Losses, Parameters, repeat
+from mbrl_lightning.config.console import log
+from mbrl_lightning.config.methods import MetaConfig
+from mbrl_lightning.errors import DivergedError
+from mbrl_lightning.networks.gaussians import kl_divergence, log_prob
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
+
+Outputs = tuple[Tensor, Tensor]
+"""Means (or logits) `[M, N, A]` and deviations, broadcastable to them."""
+
+
+def density(policy: Policy, outputs: Outputs, action: Tensor) -> Tensor:
+    """Log density of sampled actions `[M, N, A]`, `[M, N]`."""
+    if policy.spec.discrete:
+        return (torch.log_softmax(outputs[0], -1) * action).sum(-1)
+    return log_prob(action, *outputs)
+
+
+def executed_density(policy: Policy, outputs: Outputs, action: Tensor) -> Tensor:
+    """The same of actions as the environment took them, clipped to [-1, 1]: at a bound, the mass beyond it."""
+    if policy.spec.discrete:
+        return density(policy, outputs, action)
+    loc, scale = outputs[0], outputs[1].expand_as(outputs[0])
+    inside = log_prob(action.unsqueeze(-1), loc.unsqueeze(-1), scale.unsqueeze(-1))
+    beyond = torch.special.log_ndtr(((action.sign() * loc) - 1) / scale)
+    return torch.where(action.abs() < 1, inside, beyond).sum(-1)
+
+
+def divergence(policy: Policy, old: Outputs, new: Outputs) -> Tensor:
+    """KL(old || new), `[M, N]`."""
+    if policy.spec.discrete:
+        before, after = torch.log_softmax(old[0], -1), torch.log_softmax(new[0], -1)
+        return (before.exp() * (before - after)).sum(-1)
+    return kl_divergence(*old, *new)
+
+
+@torch.no_grad()
+def sampled_rows(policy: Policy, data: TensorDictBase, scale: Tensor) -> TensorDict:
+    """What `TrustRegionLoss` asks of trajectories `[M, B, T]`, as rows `[M, N]`.
+
+    Args:
+        policy: whose density it is.
+        data: `inputs`, `action` (before it is clipped), `advantage`, and the means (or logits) `loc` it was sampled with.
+        scale: the deviations it was sampled with, broadcastable to `[M, N, A]`.
+    """
+    rows = data.select("inputs", "action", "advantage", "loc").flatten(1, 2)
+    rows["scale"] = scale.expand_as(rows["loc"])
+    rows["action_log_prob"] = density(policy, (rows["loc"], rows["scale"]), rows["action"])
+    return rows
+
+
+class TrustRegionLoss(LossModule):
+    """Surrogate objective and divergence of M tasks; TorchRL has no loss of this kind.
+
+    A batch `[M]` holds `target`, sampled by the adapted policies, `[M, N]`: `inputs`, `action`, `advantage`, `loc`, `scale`
+    and `action_log_prob` of the policy that sampled; and, if there are inner steps, `support` `[M, steps, N]`: `inputs`,
+    `action`, `advantage`, sampled by the policies that each step started from.
+
+    Args:
+        policy: the policy to improve (one copy).
+        adaptation: inner steps; None has none.
+    """
+
+    policy: Policy
+
+    def __init__(self, policy: Policy, adaptation: GradientAdaptation | None = None) -> None:
+        super().__init__()
+        self.__dict__["policy"] = policy  # the algorithm owns it
+        self.adaptation = adaptation or GradientAdaptation((), 0.0)
+        self.in_keys, self.out_keys = ["target", "support"], ["loss_objective", "kl"]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """`loss_objective`, minus the surrogate, and `kl`: means over tasks, differentiable through the inner steps."""
+        adapted = self.adapt(tensordict, self.policy.adaptable())
+        surrogate, kl = self.judge(tensordict, adapted)
+        return TensorDict({"loss_objective": -surrogate.mean(), "kl": kl.mean()}, batch_size=[])
+
+    def inner(self, batch: TensorDictBase, density_of: Callable[..., Tensor] = density) -> list[Losses]:
+        """The loss of each inner step: minus the vanilla policy gradient's objective, E[log pi(a) A]."""
+
+        def loss_on(rows: TensorDictBase) -> Losses:
+            def losses(parameters: Parameters) -> Tensor:
+                outputs = self.policy.distribution(rows["inputs"], parameters)
+                return -(density_of(self.policy, outputs, rows["action"]) * rows["advantage"]).mean(1)
+
+            return losses
+
+        return [] if self.adaptation.idle else [loss_on(rows) for rows in batch["support"].unbind(1)]
+
+    def adapt(self, batch: TensorDictBase, parameters: Parameters) -> Parameters:
+        """Parameters `[M, ...]` after the inner steps from `parameters` `[1, ...]`."""
+        return self.adaptation(self.inner(batch), repeat(parameters.items(), len(batch), stacked=True))
+
+    def judge(self, batch: TensorDictBase, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Surrogate and divergence `[M]` of policies with `parameters` `[M, ...]` on what was sampled."""
+        target = batch["target"]
+        outputs = self.policy.distribution(target["inputs"], parameters)
+        kl = divergence(self.policy, (target["loc"], target["scale"]), outputs)
+        return self.surrogate(batch, outputs), kl.mean(1)
+
+    def surrogate(self, batch: TensorDictBase, outputs: Outputs) -> Tensor:
+        """E[pi(a) / pi_old(a) A] `[M]` of policies with the given outputs on what was sampled."""
+        target = batch["target"]
+        ratio = (density(self.policy, outputs, target["action"]) - target["action_log_prob"]).exp()
+        return (ratio * target["advantage"]).mean(1)
+
+
+class TrustRegion:
+    """One constrained step: conjugate gradient on exact products, then a backtracking line search.
+
+    Parameters move here as in `GradientStep`: by quantities averaged over ranks, and only if they are finite.
+
+    Args:
+        loss: of the policy to improve.
+        cfg: size of the region, iterations, damping, share of the rows in the products, backtracks.
+    """
+
+    def __init__(self, loss: TrustRegionLoss, cfg: MetaConfig) -> None:
+        self.loss, self.cfg = loss, cfg
+
+    def __call__(self, batch: TensorDictBase, step: GradientStep, linear: Linearised | None = None) -> dict[str, float]:
+        """Improve the policy on one batch (see `TrustRegionLoss`); it is left as it was if no backtrack improves it.
+
+        Args:
+            batch: batch `[M]`.
+            step: averages over ranks, and counts.
+            linear: the inner steps on `batch["support"]`, where they were linearised when they were taken.
+
+        Returns:
+            `surrogate` (the gain), `kl` and `accepted` of the step taken, `backtracks`, and `inner_kl`, how far the inner
+            steps take the policy.
+
+        Raises:
+            DivergedError: the gradient or a product is not finite; parameters are as before.
+        """
+        loss, own = self.loss, self.loss.policy.adaptable()
+        start = {name: value.detach() for name, value in own.items()}
+        if linear is None:
+            linear = loss.adaptation.linearise(loss.inner(batch), repeat(start.items(), len(batch), stacked=True))
+        gradient, gain_before, inner_kl = self._gradient(batch, linear, start, step)
+        product = self._products(batch, linear.adapted, start, step)
+        direction = conjugate_gradient(product, gradient, self.cfg.cg_steps)
+        curvature = float(direction @ product(direction))
+        _require_finite(direction, "conjugate gradient", step)
+        found = {"surrogate": 0.0, "kl": 0.0, "accepted": 0.0, "backtracks": 0.0, "inner_kl": float(inner_kl)}
+        if curvature > 0:
+            full = direction * (2 * self.cfg.delta / curvature) ** 0.5
+            found |= self._search(batch, start, full, gain_before, step)
+        if not found["accepted"]:
+            log.warning(
+                "no step of %d improves the policy within the trust region: left as it was", self.cfg.backtracks
+            )
+        return found
+
+    def _gradient(
+        self, batch: TensorDictBase, linear: Linearised, start: Parameters, step: GradientStep
+    ) -> tuple[Tensor, float, Tensor]:
+        """Gradient of the surrogate in the parameters, its value, and KL(pi || pi') of the inner steps."""
+        leaves = {name: value.clone().requires_grad_() for name, value in linear.adapted.items()}
+        with torch.enable_grad():
+            outputs = self.loss.policy.distribution(batch["target", "inputs"], leaves)
+            surrogate = self.loss.surrogate(batch, outputs)
+            found = torch.autograd.grad(surrogate.mean(), list(leaves.values()), allow_unused=True)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), found, strict=True)]
+        pulled = linear.pull(dict(zip(leaves, filled, strict=True)))
+        gradient = step.mean(flatten({name: value.sum(0, keepdim=True) for name, value in pulled.items()}))
+        _require_finite(gradient, "policy gradient", step)
+        with torch.no_grad():
+            inputs, policy = batch["target", "inputs"][:, :: self.cfg.subsample], self.loss.policy
+            moved = policy.distribution(inputs, linear.adapted)
+            kept = policy.distribution(inputs, repeat(start.items(), len(batch), stacked=True))
+            inner_kl = step.mean(divergence(policy, kept, moved).mean())
+        return gradient, float(step.mean(surrogate.detach().mean())), inner_kl
+
+    def _products(
+        self, batch: TensorDictBase, adapted: Parameters, start: Parameters, step: GradientStep
+    ) -> Callable[[Tensor], Tensor]:
+        """V -> (mean_k J_k^T F_k J_k + damping) v, on every `subsample`-th row."""
+        loss, every, tasks = self.loss, self.cfg.subsample, len(batch)
+        few = TensorDict({"target": batch["target"][:, ::every]}, batch_size=[tasks])
+        if not loss.adaptation.idle:
+            few["support"] = batch["support"][:, :, ::every]
+        linear = loss.adaptation.linearise(loss.inner(few), repeat(start.items(), tasks, stacked=True))
+        leaves = {name: value.clone().requires_grad_() for name, value in adapted.items()}
+        with torch.enable_grad():
+            outputs = loss.policy.distribution(few["target", "inputs"], leaves)
+            held = outputs[0].detach(), outputs[1].detach()
+            kl = divergence(loss.policy, held, outputs).mean(1)
+            slopes = torch.autograd.grad(kl.sum(), list(leaves.values()), create_graph=True)
+
+        def product(vector: Tensor) -> Tensor:
+            pushed = linear.push(dict(repeat(unflatten(vector, start).items(), tasks, stacked=True)))
+            vectors = [pushed[name] for name in leaves]
+            with torch.enable_grad():
+                fisher = torch.autograd.grad(slopes, list(leaves.values()), vectors, retain_graph=True)
+            pulled = linear.pull(dict(zip(leaves, fisher, strict=True)))
+            return step.mean(flatten({name: v.mean(0, keepdim=True) for name, v in pulled.items()})) + (
+                self.cfg.damping * vector
+            )
+
+        return product
+
+    @torch.no_grad()
+    def _search(
+        self, batch: TensorDictBase, start: Parameters, full: Tensor, gain_before: float, step: GradientStep
+    ) -> dict[str, float]:
+        own = self.loss.policy.adaptable()
+        for backtracks in range(self.cfg.backtracks):
+            change = unflatten(full * self.cfg.backtrack**backtracks, start)
+            trial = {name: value + change[name] for name, value in start.items()}
+            surrogate, kl = self.loss.judge(batch, self.loss.adapt(batch, trial))
+            gain, moved = step.mean(torch.stack([surrogate.mean() - gain_before, kl.mean()])).tolist()
+            if gain > 0 and moved <= self.cfg.delta:  # false for what is not a number
+                for name, value in trial.items():
+                    own[name].copy_(value)
+                step.count += 1
+                return {"surrogate": gain, "kl": moved, "accepted": 1.0, "backtracks": float(backtracks)}
+        return {"backtracks": float(self.cfg.backtracks)}
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], target: Tensor, steps: int, tolerance: float = 1e-10
+) -> Tensor:
+    """Solve A x = `target` `[D]` for a symmetric, positive definite A by at most `steps` steps from 0.
+
+    Args:
+        product: v -> A v.
+        target: right-hand side.
+        steps: at most; fewer once the squared residual is below `tolerance` of that of 0.
+        tolerance: see above.
+    """
+    solution, residual = torch.zeros_like(target), target.clone()
+    direction, square = residual.clone(), residual @ residual
+    limit = tolerance * float(square)
+    for _ in range(steps):
+        if float(square) <= limit:
+            break
+        along = product(direction)
+        size = square / (direction @ along)
+        solution = solution + size * direction
+        residual = residual - size * along
+        following = residual @ residual
+        direction = residual + following / square * direction
+        square = following
+    return solution
+
+
+def flatten(parameters: Parameters) -> Tensor:
+    """All parameters in one vector."""
+    return torch.cat([value.flatten() for value in parameters.values()])
+
+
+def unflatten(vector: Tensor, like: Parameters) -> Parameters:
+    """Undo `flatten`, with the shapes of `like`."""
+    parts = vector.split([value.numel() for value in like.values()])
+    return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
+def _require_finite(vector: Tensor, what: str, step: GradientStep) -> None:
+    if not bool(torch.isfinite(vector).all()):
+        raise DivergedError(
+            f"the {what} of the trust region is not finite at gradient step {step.count}",
+            "resume from the last checkpoint with a smaller meta.inner_lr or meta.delta",
+        )

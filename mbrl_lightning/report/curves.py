@@ -1,0 +1,156 @@
+"""Rows of several seeds as lines to draw and compare: which rows, at which places, with what spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl_lightning.report.statistics import iqm, stratified_bootstrap
+from mbrl_lightning.runs.results import Row
+
+Array = NDArray[np.float64]
+REPS = 1000  # resamples for each point of a band
+GRID = 40  # most places at which seeds are compared
+ORDER = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "visible")
+"""Methods for hidden tasks, as they are put side by side; variants (m3po_k3) follow their method, all others go before."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one algorithm over several seeds.
+
+    Attributes:
+        seeds: for each seed its places `[n]` and its mean over tasks `[n]`.
+        grid: places `[G]` that all seeds reach.
+        scores: `[G, seeds, tasks]` there, linear between a seed's own places.
+    """
+
+    seeds: list[tuple[Array, Array]]
+    grid: Array
+    scores: Array
+
+    def mean(self) -> tuple[Array, Array]:
+        """Grid and mean over seeds and tasks, `[G]` each."""
+        with np.errstate(invalid="ignore"):
+            return self.grid, self.scores.mean((1, 2))
+
+    def band(self) -> tuple[Array, Array, Array]:
+        """Interquartile mean and the ends of its 95 % stratified bootstrap interval, `[G]` each."""
+        middle = np.array([iqm(scores) for scores in self.scores])
+        ends = np.array([stratified_bootstrap(scores, reps=REPS) for scores in self.scores])
+        return middle, ends[:, 0], ends[:, 1]
+
+
+@np.errstate(invalid="ignore")  # infinite values of a diverged run are drawn as far as they can be
+def curve(rows: Sequence[Row], place: Literal["real_steps", "shot"]) -> Curve:
+    """The line of one metric of one algorithm.
+
+    Seeds need not have been measured at the same places (an episode cut by a fall makes fewer steps): they
+    are compared over the range all of them cover, or measurement by measurement where the places differ by
+    little. Tasks that a seed lacks somewhere are left out for all.
+
+    Args:
+        rows: at least one; all of one algorithm, env, metric and split.
+        place: the field that is the horizontal axis.
+    """
+    values: dict[int, dict[int, dict[int, list[float]]]] = {}  # seed, place, task
+    for row in rows:
+        values.setdefault(row.seed, {}).setdefault(getattr(row, place), {}).setdefault(row.task, []).append(row.value)
+    tasks = sorted(set.intersection(*(set(there) for places in values.values() for there in places.values())))
+    own: list[tuple[Array, Array]] = []
+    for _, places in sorted(values.items()):
+        at = np.array(sorted(places), dtype=np.float64)
+        own.append((at, np.array([[np.mean(places[int(x)][task]) for task in tasks] for x in at])))
+    seeds = [(at, cells.mean(1)) for at, cells in own]
+    common = _aligned([at for at, _ in own])
+    if common is not None:
+        return Curve(seeds, common, np.stack([cells for _, cells in own], axis=1))
+    grid = _grid([at for at, _ in own])
+    scores = np.stack([[np.interp(grid, at, column) for column in cells.T] for at, cells in own])
+    return Curve(seeds, grid, scores.transpose(2, 0, 1))
+
+
+def choose(rows: Sequence[Row], metric: str, split: str | None = None, shot: int | None = None) -> list[Row]:
+    """Rows of one metric, one split and, of each algorithm, one shot.
+
+    Args:
+        rows: of one env.
+        metric: its name.
+        split: None takes "test" where there is one, else the first that comes.
+        shot: None takes each algorithm's own: the one measured at most iterations, the longest among equals.
+
+    Raises:
+        ValueError: no such rows, or rows of several envs.
+    """
+    chosen = [row for row in rows if row.metric == metric and split in (None, row.split)]
+    splits = [row.split for row in chosen]
+    if splits and split is None:
+        chosen = [row for row in chosen if row.split == ("test" if "test" in splits else splits[0])]
+    times: dict[str, dict[int, set[int]]] = {}
+    for row in chosen:
+        times.setdefault(row.algorithm, {}).setdefault(row.shot, set()).add(row.iteration)
+    most = {name: max(shots, key=lambda each: (len(shots[each]), each)) for name, shots in times.items()}
+    chosen = [row for row in chosen if row.shot == (most[row.algorithm] if shot is None else shot)]
+    one_env(chosen, metric)
+    return chosen
+
+
+def last(rows: Sequence[Row]) -> list[Row]:
+    """The rows of each run's last iteration."""
+    final: dict[tuple[str, str, int], int] = {}
+    for row in rows:
+        final[row[:3]] = max(row.iteration, final.get(row[:3], row.iteration))
+    return [row for row in rows if row.iteration == final[row[:3]]]
+
+
+def by_algorithm(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each algorithm, algorithms in the order of `ORDER` and else of the alphabet."""
+    groups: dict[str, list[Row]] = {name: [] for name in sorted({row.algorithm for row in rows}, key=place_in_order)}
+    for row in rows:
+        groups[row.algorithm].append(row)
+    return groups
+
+
+def place_in_order(algorithm: str) -> tuple[int, str]:
+    """What to sort names of algorithms, and of their variants, by."""
+    of = [name for name in ORDER if f"{algorithm}_".startswith(f"{name}_")]
+    return (ORDER.index(max(of, key=len)) if of else -1), algorithm
+
+
+def one_env(rows: Sequence[Row], what: str) -> None:
+    """Raises ValueError unless there are rows, all of one env: curves of two envs share no axis."""
+    envs = {row.env for row in rows}
+    if len(envs) != 1:
+        raise ValueError(f"no rows of {what}" if not envs else f"rows of several envs: {sorted(envs)}")
+
+
+def seed_count(groups: Mapping[str, Sequence[Row]]) -> str:
+    """How many seeds each group has, in words."""
+    counts = {name: len({row.seed for row in rows}) for name, rows in groups.items()}
+    if len(set(counts.values())) == 1:
+        count = next(iter(counts.values()))
+        return f"{count} seed" + "s" * (count != 1)
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) + " seeds"
+
+
+def _aligned(places: Sequence[Array]) -> Array | None:
+    """Mean place of each measurement if seeds differ by less than half the way to the next one, else None."""
+    if len({len(at) for at in places}) > 1:
+        return None
+    stacked = np.stack(places)
+    common = stacked.mean(0)
+    gap = np.diff(common).min() if len(common) > 1 else np.inf
+    return common if np.ptp(stacked, axis=0).max() < 0.5 * gap and len(common) <= GRID else None
+
+
+def _grid(places: Sequence[Array]) -> Array:
+    low, high = max(at[0] for at in places), min(at[-1] for at in places)
+    if low > high:  # no range in common: every seed counts with the end that is nearer
+        return np.array([(low + high) / 2])
+    grid = np.unique(np.concatenate(places))
+    grid = grid[(grid >= low) & (grid <= high)]
+    return grid[np.unique(np.linspace(0, len(grid) - 1, GRID).astype(int))]

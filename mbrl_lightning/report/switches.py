@@ -1,0 +1,81 @@
+"""What a policy earns around the switches of a hidden task, as a figure."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mbrl_lightning.report import canvas
+from mbrl_lightning.report.curves import Array
+from mbrl_lightning.runs.results import PathLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_VALUES = 4
+"""Most values of the hidden parameter that have a line and a colour each; more are a range of colours."""
+
+
+def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: PathLike) -> Path:
+    """Above, reward per step against steps since the last switch; below, the rewards of one episode.
+
+    Above: mean and deviation over switches, one line for each task switched to, as far as half of its switches go on without
+    another. Below: the background is the task in force.
+
+    Args:
+        after: rewards after each of W switches `[W, H]`, NaN from the next switch on; tensors or arrays.
+        tasks: first parameter of the tasks switched to `[W]`.
+        reward: of one episode `[T]`.
+        hidden: first parameter of the task in force at each of its steps `[T]`.
+        name: of that parameter.
+        path: the PNG; its folder is made.
+    """
+    after, tasks, reward, hidden = (np.asarray(values, dtype=np.float64) for values in (after, tasks, reward, hidden))
+    values = np.unique(np.concatenate([tasks, hidden]))
+    values = values[::-1] if values[0] < 0 else values  # of two directions forwards is blue, as in the films
+    figure, (upper, lower) = canvas.blank(2, 1, 8.0, 3.4)
+    few = len(values) <= MOST_VALUES
+    for index, value in enumerate(values if few else [None]):
+        mine = after if value is None else after[tasks == value]
+        label = f"after a switch, {len(mine)} of them" if value is None else f"{name}={value:g}, {len(mine)} switches"
+        if len(mine):
+            _mean_and_spread(upper, mine, canvas.colour(index), label)
+    upper.set_xlabel("steps since the last switch")
+    upper.set_ylabel("reward per step")
+    if upper.lines:
+        upper.legend(fontsize=9)
+    else:
+        upper.text(0.5, 0.5, "no episode lasted until a switch", ha="center", transform=upper.transAxes)
+    _bands(lower, hidden, values, name)
+    lower.plot(reward, color="black", linewidth=0.9)
+    lower.set_xlabel("step of one episode")
+    lower.set_ylabel("reward per step")
+    lower.set_xlim(0, max(len(reward) - 1, 1))
+    return canvas.save(figure, path, "line and band: mean and deviation over switches; background: the hidden task")
+
+
+def _mean_and_spread(axes: Axes, rewards: Array, shade: str, label: str) -> None:
+    kept = rewards[:, np.isfinite(rewards).mean(0) >= 0.5]
+    mean, deviation = np.nanmean(kept, 0), np.nanstd(kept, 0)
+    steps = np.arange(len(mean))
+    axes.plot(steps, mean, color=shade, linewidth=1.8, label=label)
+    axes.fill_between(steps, mean - deviation, mean + deviation, color=shade, alpha=0.18, linewidth=0)
+
+
+def _bands(axes: Axes, hidden: Array, values: Array, name: str) -> None:
+    """Colour the background of T steps by the parameter `[T]`."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    few = len(values) <= MOST_VALUES
+    scale = ScalarMappable(Normalize(values.min(), values.max()), "viridis")
+    edges = [0, *(np.flatnonzero(np.diff(hidden)) + 1).tolist(), len(hidden)]
+    for begin, end in pairwise(edges):
+        value = hidden[begin]
+        shade = canvas.colour(int(np.flatnonzero(values == value)[0])) if few else scale.to_rgba(value)
+        axes.axvspan(begin - 0.5, end - 0.5, color=shade, alpha=0.25, linewidth=0)
+    if not few:
+        axes.figure.colorbar(scale, ax=axes, label=name, alpha=0.25)

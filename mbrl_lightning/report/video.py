@@ -1,0 +1,99 @@
+"""Short clips of episodes. A clip is nice to have: whatever goes wrong, training goes on with one warning."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl_lightning.runs.results import PathLike
+
+Frames = NDArray[np.uint8]
+
+
+def write_video(frames: Iterable[NDArray[np.uint8]], path: PathLike, fps: float = 30.0) -> Path | None:
+    """Writes a clip: mp4 through imageio-ffmpeg, or a GIF beside it where that fails.
+
+    Rendering may happen while `frames` is being iterated: an error in it counts as one of this function's.
+
+    Args:
+        frames: T pictures `[h, w, 3]` uint8 of one size, or an array `[T, h, w, 3]`.
+        path: the clip; its suffix is replaced by what was written. A clip that is there is replaced only by a
+            whole new one.
+        fps: pictures per second.
+
+    Returns:
+        Path of what was written; None, after a warning, if nothing could be.
+    """
+    try:
+        pictures = _checked(frames)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except Exception as error:
+        _give_up(error)
+        return None
+    try:
+        return _staged(_write_mp4, pictures, Path(path).with_suffix(".mp4"), fps)
+    except Exception as first:
+        try:
+            clip = _staged(_write_gif, pictures, Path(path).with_suffix(".gif"), fps)
+        except Exception as error:
+            _give_up(error)
+            return None
+        warnings.warn(f"no mp4 ({_reason(first)}): wrote a GIF instead", stacklevel=2)
+        return clip
+
+
+def _checked(frames: Iterable[NDArray[np.uint8]]) -> Frames:
+    pictures = np.stack(list(frames))
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+        raise ValueError(f"want uint8 [T, h, w, 3], got {pictures.dtype} {list(pictures.shape)}")
+    # mp4's usual pixel format halves the colour resolution: sides must be even.
+    return np.ascontiguousarray(pictures[:, : pictures.shape[1] // 2 * 2, : pictures.shape[2] // 2 * 2])
+
+
+def _staged(write: Callable[[Frames, Path, float], None], pictures: Frames, path: Path, fps: float) -> Path:
+    staged = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(pictures, staged, fps)
+        os.replace(staged, path)
+    finally:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+    return path
+
+
+def _write_mp4(pictures: Frames, path: Path, fps: float) -> None:
+    import imageio_ffmpeg  # type: ignore[import-untyped,unused-ignore]
+
+    size = (pictures.shape[2], pictures.shape[1])
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error")
+    try:
+        writer.send(None)  # starts ffmpeg
+        for picture in pictures:
+            writer.send(picture)
+    finally:
+        writer.close()
+    if not path.is_file() or path.stat().st_size == 0:
+        raise RuntimeError("ffmpeg wrote nothing")
+
+
+def _write_gif(pictures: Frames, path: Path, fps: float) -> None:
+    from PIL import Image
+
+    first, *rest = [Image.fromarray(picture) for picture in pictures]
+    first.save(path, save_all=True, append_images=rest, duration=max(round(1000 / fps), 20), loop=0)
+
+
+def _give_up(error: Exception) -> None:
+    # The level of write_video's caller: the same cause warns once, however many clips it spoils.
+    warnings.warn(f"no video: {_reason(error)}", stacklevel=3)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

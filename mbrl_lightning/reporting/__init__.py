@@ -1,1 +1,0 @@
-"""From result rows to statistics, tables, curves, pictures and films."""

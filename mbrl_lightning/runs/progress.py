@@ -1,0 +1,72 @@
+"""One line an iteration: how far, how well, where the time goes, how long to go. TensorBoard if asked for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from mbrl_lightning.config.console import log
+from mbrl_lightning.config.schema import Config
+
+STAGES = ("collect", "model", "policy", "evaluate")
+SHOWN = {
+    "imagined/return": "imagined",
+    "real/return": "real",
+    "return/policy": "unseen",
+    "train/model_loss": "model loss",
+    "model/nmse": "nMSE",
+}
+
+
+class Progress:
+    """Prints the line, and logs scalars to TensorBoard.
+
+    Args:
+        cfg: the run's configuration.
+        active: print at all (rank 0).
+        folder: run folder, for TensorBoard's events.
+    """
+
+    def __init__(self, cfg: Config, active: bool, folder: Path | None) -> None:
+        self.total, self.active = cfg.loop.iterations, active
+        self.first: tuple[int, float] | None = None
+        self.logger: Any = None
+        if cfg.tensorboard and active and folder is not None:
+            from lightning.fabric.loggers import TensorBoardLogger
+
+            self.logger = TensorBoardLogger(folder, name="", version="events")
+
+    def line(self, iteration: int, steps: int, metrics: dict[str, float], times: dict[str, float]) -> None:
+        """Report one iteration.
+
+        Args:
+            iteration: done so far.
+            steps: real steps so far.
+            metrics: by name.
+            times: seconds by stage, with `total`.
+        """
+        if self.logger is not None:
+            try:
+                self.logger.log_metrics(metrics | {f"time/{k}": v for k, v in times.items()}, step=steps)
+            except Exception as error:  # results.csv has the same numbers
+                log.warning("no more TensorBoard events: %s", error)
+                self.logger = None
+        if not self.active:
+            return
+        if self.first is None:
+            self.first = (
+                (iteration - 1, 0.0)
+                if iteration == 1
+                else (iteration - 1, times["total"] / iteration * (iteration - 1))
+            )
+        pace = (times["total"] - self.first[1]) / (iteration - self.first[0])
+        left = timedelta(seconds=round(pace * (self.total - iteration)))
+        values = [f"{label} {metrics[name]:.4g}" for name, label in SHOWN.items() if name in metrics]
+        shares = [f"{stage} {times[stage] / times['total']:.0%}" for stage in STAGES if stage in times]
+        width = len(str(self.total))
+        print(
+            f"[{iteration:{width}}/{self.total}] {steps} real steps | {', '.join(values)} | {', '.join(shares)} | "
+            f"{timedelta(seconds=round(times['total']))} gone, {left} to go",
+            flush=True,
+        )

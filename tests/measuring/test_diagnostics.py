@@ -1,0 +1,175 @@
+"""What a run looks like; what cannot be drawn costs a warning."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from fakes import counter_family, fingerprint, shortened
+from tensordict import TensorDict
+
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.measuring import diagnostics
+
+
+@pytest.fixture
+def trained(make_loop):
+    def make(algorithm: str = "gssm_aps", **options):
+        loop = make_loop(algorithm, loop={"iterations": 2}, **options)
+        loop.fit()
+        return loop
+
+    return make
+
+
+def test_all_figures_are_drawn_and_the_run_goes_on_as_before(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    loop = trained()
+    before = fingerprint(loop.state_dict())
+    written = diagnostics.draw(loop, tmp_path / "figures")
+    assert fingerprint(loop.state_dict()) == before
+    names = {path.name for path in written}
+    assert {
+        "learning_curve.png",
+        "adaptation_curve.png",
+        "exploitation.png",
+        "imagined_against_real.png",
+        "latent_space.png",
+    } == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_a_model_free_method_has_no_model_to_draw(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = {path.name for path in diagnostics.draw(trained("dr_ppo"), tmp_path)}
+    assert names == {"learning_curve.png", "adaptation_curve.png"}
+
+
+SMALL = {
+    "conf": "point_switch",
+    "loop": {"iterations": 2, "episode_steps": 40, "model_steps": 5, "first_model_steps": 5},
+    "dynamics": {"hidden": 8, "layers": 1, "members": 2, "targets": 16},
+    "policy": {"hidden": [8]},
+    "sac": {"warmup_steps": 60, "every": 10, "updates_per_step": 0.2, "batch": 16},
+}
+EVERY_HISTORY = {"learning_curve.png", "imagined_against_real.png", "exploitation.png"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "every", "names"),
+    [
+        ("m3po", 15, EVERY_HISTORY | {"switches.png"}),
+        ("m3po", None, EVERY_HISTORY),  # the task stays for the whole episode
+        ("recurrent_sac", 15, {"learning_curve.png", "switches.png"}),  # its model is never fitted
+        ("pearl", 15, {"learning_curve.png", "switches.png"}),
+    ],
+)
+def test_figures_of_methods_for_hidden_tasks(make_loop, tmp_path, caplog, algorithm, every, names):
+    pytest.importorskip("matplotlib")
+    family = shortened(make_family("point_switch", horizon=40, switch_every_steps=every), context=10)
+    loop = make_loop(algorithm, family=family, **SMALL)
+    loop.fit()
+    before = fingerprint(loop.state_dict())
+    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
+        written = diagnostics.draw(loop, tmp_path)
+    assert {path.name for path in written} == names
+    assert not caplog.records
+    assert fingerprint(loop.state_dict()) == before
+
+
+def test_in_a_perfect_model_of_histories_the_imagined_episode_is_the_real_one(make_loop, monkeypatch):
+    """Which takes the same history in imagination as in reality, as the policy looks at it."""
+    family = shortened(make_family("point_switch", horizon=40, switch_every_steps=None), context=10)
+    loop = make_loop("m3po", family=family, **SMALL)
+    loop.fit()
+    dynamics = loop.algorithm.dynamics
+    dynamics.low.fill_(-torch.inf)
+    dynamics.high.fill_(torch.inf)
+    asked = []
+
+    def forwards(observation, inputs, action):
+        asked.append(int(inputs["mask"][0].sum()))
+        velocity = observation[:, :2] + 0.5 * (action - 0.5 * observation[:, :2])
+        reward = velocity[:, :1] - 0.1 * action.square().sum(-1, keepdim=True)
+        return torch.cat([velocity, reward], -1).expand(2, -1, -1)
+
+    monkeypatch.setattr(dynamics, "predict", forwards)
+    imagined, real = diagnostics.imagined_and_real(loop, family.test[[0, 0, 1]])
+    assert imagined.shape == real.shape == (3, 40)
+    torch.testing.assert_close(imagined["observation"][:2], real["observation"][:2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(imagined["action"][:2], real["action"][:2], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(imagined["observation"][2], real["observation"][2], atol=1e-2)  # was to go backwards
+    assert asked == [min(step, 10) for step in range(40)]
+
+
+def test_a_figure_that_fails_costs_a_warning_and_the_others_are_drawn(trained, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("matplotlib")
+    loop = trained()
+
+    def broken(*_):
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(diagnostics.figures, "latent_space", broken)
+    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
+        assert len(diagnostics.draw(loop, tmp_path)) == 4
+    assert "no such colour" in caplog.text
+
+
+def test_imagined_and_real_episodes_begin_in_the_same_state_and_have_equal_length(trained):
+    loop = trained(dynamics={"members": 2})
+    imagined, real = diagnostics.imagined_and_real(loop, loop.family.test[:3])
+    assert imagined.shape == real.shape == (3, loop.family.spec.horizon)
+    assert torch.equal(imagined["observation"][:, 0], real["observation"][:, 0])
+    torch.testing.assert_close(imagined["action"][:, 0], real["action"][:, 0])
+    assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
+
+
+def test_a_planner_that_adapts_imagines_from_the_same_state(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    loop = trained("grbal", l2a={"past": 4}, planner={"candidates": 12, "horizon": 3, "elites": 3})
+    imagined, real = diagnostics.imagined_and_real(loop, loop.family.test[:3])
+    assert imagined.shape == real.shape
+    assert torch.equal(imagined["observation"][:, 0], real["observation"][:, 0])
+    torch.testing.assert_close(imagined["action"][:, 0], real["action"][:, 0])
+    assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
+    names = {path.name for path in diagnostics.draw(loop, tmp_path)}
+    assert names == {"learning_curve.png", "imagined_against_real.png", "outputs.png"}
+
+
+def test_an_imagined_episode_stays_where_it_ended():
+    observation = torch.arange(5.0).view(1, 5, 1).repeat(2, 1, 1)
+    done = torch.zeros(2, 5, 1, dtype=torch.bool)
+    done[0, 1], done[0, 3] = True, True
+    imagined = TensorDict({"observation": observation, "next": {"observation": observation + 1, "done": done}}, [2, 5])
+    still = diagnostics._standing_still(imagined)
+    assert still["observation"][..., 0].tolist() == [[0, 1, 2, 2, 2], [0, 1, 2, 3, 4]]
+    assert still["next", "observation"][..., 0].tolist() == [[1, 2, 2, 2, 2], [1, 2, 3, 4, 5]]
+
+
+def test_where_nothing_can_be_rendered_there_is_no_film_and_no_error(trained, tmp_path, caplog):
+    loop = trained("dr_ppo", family=counter_family())
+    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
+        assert diagnostics.film(loop, tmp_path / "film.mp4") is None
+    assert "nothing to see" in caplog.text
+
+
+def test_a_film_shows_the_deployed_policy(trained, tmp_path):
+    pytest.importorskip("imageio")
+    loop = trained()
+    before = fingerprint(loop.state_dict())
+    path = diagnostics.film(loop, tmp_path / "film.mp4", steps=5)
+    assert path is not None
+    assert path.stat().st_size > 500
+    assert fingerprint(loop.state_dict()) == before
+
+
+def test_a_film_of_a_hidden_task_shows_it_switch_twice(trained, tmp_path, monkeypatch):
+    family = shortened(make_family("point_switch", switch_every_steps=100, jitter=0.0, horizon=300), test=1, context=4)
+    frames = []
+    monkeypatch.setattr(diagnostics.video, "write_video", lambda pictures, path, fps: frames.extend(pictures))
+    diagnostics.film(trained("dr_ppo", family=family), tmp_path / "film.mp4")
+    # the middle of the picture is the point, blue or orange by the direction it is to go
+    blue = [bool(frame[128, 128, 2] > frame[128, 128, 0]) for frame in frames]
+    assert len(frames) == 250
+    assert blue == [True] * 100 + [False] * 100 + [True] * 50

@@ -1,0 +1,97 @@
+"""One gradient step: clipping, the finite guard, shares of a batch."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from tensordict import TensorDict
+
+from mbrl_lightning.errors import DivergedError
+from mbrl_lightning.networks.step import GradientStep
+
+
+@pytest.fixture
+def step() -> GradientStep:
+    return GradientStep(Fabric(accelerator="cpu", devices=1))
+
+
+def parameter(*values: float) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor(values))
+
+
+def test_one_step_is_the_optimizers(step):
+    p = parameter(1.0, 2.0)
+    out = step(lambda: {"loss": (p * torch.tensor([1.0, 3.0])).sum(), "other": p.sum()}, torch.optim.SGD([p], lr=0.1))
+    torch.testing.assert_close(p.detach(), torch.tensor([0.9, 1.7]))
+    assert out == {"loss": 7.0, "other": 3.0}
+    assert step.count == 1
+
+
+def test_gradients_do_not_pile_up(step):
+    p = parameter(0.0)
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    for _ in range(2):
+        step(lambda: {"loss": p.sum()}, optimizer)
+    assert p.item() == -2.0
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
+def test_clipping_uses_the_norm_over_all_parameters(step, limit, expected):
+    a, b = parameter(0.0), parameter(0.0)
+    step(lambda: {"loss": 3 * a.sum() + 4 * b.sum()}, torch.optim.SGD([a, b], lr=1.0), limit)
+    assert torch.cat([a, b]).norm().item() == pytest.approx(expected)
+    assert (a / b).item() == pytest.approx(0.75)
+
+
+def test_stacked_copies_are_clipped_each_by_its_own_norm(step):
+    a, b = torch.nn.Parameter(torch.zeros(3, 2)), torch.nn.Parameter(torch.zeros(3, 1, 1))
+    slopes = torch.tensor([0.01, 1.0, 100.0])
+    step(lambda: {"loss": (slopes * (a.sum(1) + b[:, 0, 0])).sum()}, torch.optim.SGD([a, b], lr=1.0), 1.0, stacked=True)
+    norms = torch.cat([a, b[:, 0]], 1).norm(dim=1)
+    torch.testing.assert_close(norms.detach(), torch.tensor([0.01 * 3**0.5, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_loss_raises_and_moves_nothing(step, bad):
+    p = parameter(1.0, 2.0)
+    optimizer = torch.optim.Adam([p], lr=0.1)
+    step(lambda: {"loss": p.square().sum()}, optimizer)
+    before, state = p.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"][0])
+    with pytest.raises(DivergedError, match="gradient step 1"):
+        step(lambda: {"loss": (bad * p).sum()}, optimizer)
+    assert torch.equal(p.detach(), before)
+    assert all(torch.equal(value, state[name]) for name, value in optimizer.state_dict()["state"][0].items())
+
+
+def test_non_finite_gradient_of_a_finite_loss_raises_too(step):
+    p = parameter(0.0, 1.0)
+    with pytest.raises(DivergedError, match="not finite"):
+        step(lambda: {"loss": p.sqrt().sum()}, torch.optim.SGD([p], lr=0.1))
+    assert p.tolist() == [0.0, 1.0]
+
+
+def test_one_bad_copy_of_a_stack_is_found(step):
+    p = torch.nn.Parameter(torch.ones(3, 2))
+    factors = torch.tensor([1.0, float("nan"), 1.0])
+    with pytest.raises(DivergedError):
+        step(
+            lambda: {"loss": (factors * p.sum(1)).nan_to_num().sum() + (factors[1] * p[1] * 0).sum()},
+            torch.optim.SGD([p], lr=0.1),
+            1.0,
+            stacked=True,
+        )
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shares_make_up_the_batch(world):
+    batch = TensorDict({"x": torch.arange(12).view(6, 2)}, batch_size=[6])
+    parts = []
+    for rank in range(world):
+        fabric = SimpleNamespace(world_size=world, global_rank=rank, device=torch.device("cpu"))
+        parts.append(GradientStep(fabric).share(batch))
+    assert all(len(part) == 6 // world for part in parts)
+    assert torch.equal(torch.cat(parts)["x"], batch["x"])

@@ -1,0 +1,165 @@
+"""Back-propagation through imagined rollouts against finite differences, and batching against one at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from mbrl_lightning.config.schema import DynamicsConfig, PolicyConfig
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.pathwise import PathwiseLoss
+
+SPEC = make_family("cartpole").spec
+TASKS, ROWS, LATENT = 2, 4, 3
+
+
+def model(members: int = 2) -> GraphDynamics:
+    torch.manual_seed(0)
+    cfg = DynamicsConfig(latent_dim=LATENT, width=8, hidden=16, layers=1, members=members)
+    net = GraphDynamics(SPEC, cfg).double().requires_grad_(False)
+    for normalizer in (net.input_norm, net.target_norm):  # statistics that matter
+        normalizer.loc.uniform_(-0.2, 0.2)
+        normalizer.inverse_std.uniform_(0.5, 2.0)
+    return net
+
+
+def policy(copies: int, kind: str = "mlp") -> Policy:
+    torch.manual_seed(1)
+    cfg = PolicyConfig(kind=kind, hidden=[8], activation="tanh")
+    return Policy(SPEC, cfg, LATENT, copies, squash=True).double()
+
+
+def batch_of(dynamics: GraphDynamics, tasks: int = TASKS) -> TensorDict:
+    torch.manual_seed(2)
+    context = TensorDict(
+        {
+            "observation": torch.randn(tasks, 5, 4),
+            "action": torch.randn(tasks, 5, 1),
+            "next": {"observation": torch.randn(tasks, 5, 4)},
+        },
+        batch_size=[tasks, 5],
+    ).double()
+    belief = dynamics.infer(context)
+    belief["latent"] = belief["loc"]
+    # near the upright, where the reward has a slope
+    return TensorDict(
+        {
+            "observation": 0.3 * torch.randn(tasks, ROWS, 4, dtype=torch.float64),
+            "belief": belief,
+            "noise": torch.randn(tasks, ROWS, LATENT, dtype=torch.float64),
+        },
+        batch_size=[tasks],
+    )
+
+
+def flat(policies: Policy) -> list[torch.nn.Parameter]:
+    return list(policies.net.parameters())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "rbf"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_gradient_equals_finite_differences(kind, paired):
+    dynamics, policies = model(), policy(TASKS, kind)
+    batch = batch_of(dynamics)
+    loss = PathwiseLoss(policies, dynamics, horizon=5, gamma=0.9, paired=paired).double()
+    loss(batch)["loss_policy"].backward()
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in flat(policies)]
+        slope = sum(float((p.grad * d).sum()) for p, d in zip(flat(policies), direction, strict=True))
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for p, d in zip(flat(policies), direction, strict=True):
+                    p.add_(sign * 1e-6 * d)
+                values.append(float(loss(batch)["loss_policy"]))
+                for p, d in zip(flat(policies), direction, strict=True):
+                    p.sub_(sign * 1e-6 * d)
+        assert abs(slope) > 1e-4
+        assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-4)
+
+
+def single(policies: Policy, copy: int) -> Policy:
+    one = policy(1)
+    one.net.load_state_dict({name: value[copy : copy + 1] for name, value in policies.net.state_dict().items()})
+    return one
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_many_policies_at_once_equal_each_alone(members):
+    dynamics, policies = model(members), policy(3)
+    batch = batch_of(dynamics)
+    together = PathwiseLoss(policies, dynamics, 4, 0.95).double()(batch)
+    together["loss_policy"].backward()
+    for copy in range(3):
+        one = single(policies, copy)
+        alone = PathwiseLoss(one, dynamics, 4, 0.95).double()(batch)
+        alone["loss_policy"].backward()
+        torch.testing.assert_close(together["imagined_return"][copy], alone["imagined_return"][0])
+        for p, q in zip(flat(policies), flat(one), strict=True):
+            torch.testing.assert_close(p.grad[copy], q.grad[0])
+    torch.testing.assert_close(together["loss_policy"].detach(), -together["imagined_return"].sum())
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_paired_equals_each_policy_in_its_task_alone(members):
+    dynamics, policies = model(members), policy(TASKS)
+    batch = batch_of(dynamics)
+    paired = PathwiseLoss(policies, dynamics, 4, 0.95, paired=True).double()(batch)
+    paired["loss_policy"].backward()
+    for task in range(TASKS):
+        one = single(policies, task)
+        alone = PathwiseLoss(one, dynamics, 4, 0.95).double()(batch[task : task + 1])
+        alone["loss_policy"].backward()
+        torch.testing.assert_close(paired["imagined_return"][task], alone["imagined_return"][0])
+        for p, q in zip(flat(policies), flat(one), strict=True):
+            torch.testing.assert_close(p.grad[task], q.grad[0])
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_return_is_the_discounted_mean_of_the_familys_reward(members):
+    """One rollout by hand: policy, model, reward, in a loop; each member has its own share of the starts."""
+    dynamics, policies = model(members), policy(1)
+    batch = batch_of(dynamics, tasks=1)
+    observation, total, gamma = batch["observation"], 0.0, 0.8
+    latent = batch["belief", "latent"].unsqueeze(1).expand(-1, ROWS, -1)
+    with torch.no_grad():
+        for t in range(6):
+            action = policies.head(policies.inputs(observation, latent))
+            following = dynamics(observation, action, batch["belief"], batch["noise"])
+            total += gamma**t * float(SPEC.reward(observation, action, following).mean())
+            observation = following
+        out = PathwiseLoss(policies, dynamics, 6, gamma).double()(batch)
+    assert float(out["imagined_return"]) == pytest.approx(total / sum(gamma**t for t in range(6)))
+
+
+def test_only_the_given_members_are_imagined_with():
+    dynamics, policies = model(4), policy(1)
+    batch = batch_of(dynamics)
+    before = PathwiseLoss(policies, dynamics, 3, members=slice(0, 2)).double()(batch)["imagined_return"]
+    with torch.no_grad():
+        for p in dynamics.decoder.parameters():
+            p[2:] += 1.0
+    assert torch.equal(
+        PathwiseLoss(policies, dynamics, 3, members=slice(0, 2)).double()(batch)["imagined_return"], before
+    )
+    assert not torch.equal(PathwiseLoss(policies, dynamics, 3).double()(batch)["imagined_return"], before)
+
+
+def test_the_model_is_not_the_losss_to_train():
+    dynamics, policies = model(), policy(2)
+    loss = PathwiseLoss(policies, dynamics, 3)
+    assert not any(module is dynamics for module in loss.modules())
+    loss.double()(batch_of(dynamics))["loss_policy"].backward()
+    assert all(p.grad is None for p in dynamics.parameters())
+    assert all(p.grad is not None for p in flat(policies))
+
+
+def test_horizon_one():
+    dynamics = model()
+    out = PathwiseLoss(policy(2), dynamics, 1).double()(batch_of(dynamics))
+    assert out["imagined_return"].shape == (2,)
+    assert torch.isfinite(out["imagined_return"]).all()

@@ -1,0 +1,229 @@
+"""PPO: one-step bandits, the advantage estimate in closed form, what stops an update."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import fingerprint, plain_spec
+from lightning.fabric import Fabric
+from tensordict import TensorDict
+
+from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
+from mbrl_lightning.errors import DivergedError
+from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.ppo import PPO
+
+
+class Setting:
+    """A policy, its PPO, an optimizer and everything `update` needs."""
+
+    def __init__(self, spec, latent: int = 0, policy: dict | None = None, lr: float = 0.02, **search) -> None:
+        torch.manual_seed(0)
+        self.spec, cfg = spec, PolicyConfig(hidden=[8], **(policy or {}))
+        self.policy = Policy(spec, cfg, latent)
+        self.ppo = PPO(self.policy, SearchConfig(**{"minibatch": 64, "max_grad_norm": 10.0, **search}), cfg)
+        self.optimizer = torch.optim.Adam(self.ppo.trained_parameters(), lr=lr)
+        self.step = GradientStep(Fabric(accelerator="cpu", devices=1))
+        self.generator = torch.Generator().manual_seed(0)
+
+    def rollout(self, reward, rows: int = 256, observation: torch.Tensor | None = None, latent=None) -> TensorDict:
+        """One-step episodes; `reward` maps the action and the latent to a reward."""
+        observation = torch.zeros(rows, 1, self.spec.observation_dim) if observation is None else observation
+        rows = len(observation)
+        latent = torch.zeros(rows, 1, self.policy.latent_dim) if latent is None else latent
+        sampled = self.ppo.sample(observation, latent, self.generator)
+        after = {"observation": observation, "reward": reward(sampled["action"], latent).unsqueeze(-1)}
+        ended = torch.ones(rows, 1, 1, dtype=torch.bool)
+        after |= {"terminated": ended, "truncated": ~ended, "done": ended}
+        return TensorDict(
+            sampled | {"observation": observation, "next": TensorDict(after, batch_size=[rows, 1])},
+            batch_size=[rows, 1],
+        )
+
+    def update(self, data: TensorDict, latent: torch.Tensor | None = None) -> dict[str, float]:
+        latent = torch.zeros(len(data), 1, self.policy.latent_dim) if latent is None else latent
+        return self.ppo.update(data, latent, self.step, self.optimizer, self.generator)
+
+
+def nearest(goal: float):
+    return lambda action, latent: -(action[..., 0] - goal).square()
+
+
+def test_the_rewarded_continuous_action_becomes_likelier():
+    setting = Setting(plain_spec(observation=2, action=1))
+    start = torch.zeros(1, 2)
+    before, _ = setting.policy(start)
+    for _ in range(25):
+        setting.update(setting.rollout(nearest(0.7)))
+    after, scale = setting.policy(start)
+    assert abs(float(before.detach()) - 0.7) > 0.5
+    assert float(after.detach()) == pytest.approx(0.7, abs=0.15)
+    assert float(scale.detach()) < 0.6  # and the policy becomes surer of it
+
+
+def test_the_rewarded_choice_becomes_likelier():
+    setting = Setting(plain_spec(observation=2, action=3, discrete=True))
+    start = torch.zeros(1, 2)
+    before = torch.softmax(setting.policy(start)[0], -1)[0]
+    for _ in range(10):
+        setting.update(setting.rollout(lambda action, latent: action[..., 2]))
+    after = torch.softmax(setting.policy(start)[0], -1)[0]
+    assert before[2] < 0.5
+    assert after[2] > 0.8
+
+
+def test_a_conditioned_policy_learns_another_action_for_each_belief():
+    setting = Setting(plain_spec(observation=1, action=1), latent=1)
+    latent = torch.tensor([-1.0, 1.0]).repeat(128).view(256, 1, 1)
+    for _ in range(40):
+        data = setting.rollout(lambda action, z: -(action[..., 0] - 0.6 * z[..., 0]).square(), latent=latent)
+        setting.update(data, latent)
+    means = setting.policy.inputs(torch.zeros(2, 1), torch.tensor([[-1.0], [1.0]]))
+    means = setting.policy(means)[0].detach()[:, 0]
+    assert float(means[0]) < -0.3
+    assert float(means[1]) > 0.3
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_stored_probabilities_are_those_of_the_loss(discrete):
+    setting = Setting(plain_spec(observation=2, action=3, discrete=discrete))
+    data = setting.rollout(lambda action, latent: action[..., 0], observation=torch.randn(64, 1, 2))
+    losses = setting.ppo._losses(setting.ppo._advantages(data, torch.zeros(64, 1, 0), setting.step))
+    assert float(losses["kl"].detach()) == pytest.approx(0, abs=1e-6)
+    out = setting.ppo.loss(setting.ppo._advantages(data, torch.zeros(64, 1, 0), setting.step))
+    assert float(out["ESS"].detach()) == pytest.approx(1, rel=1e-4)  # all probability ratios are equal
+
+
+def chain(setting: Setting, observations, following, rewards, terminated, truncated) -> TensorDict:
+    def column(values, kind=torch.float32):
+        return torch.tensor(values, dtype=kind).view(1, -1, 1)
+
+    ended = column(terminated, torch.bool) | column(truncated, torch.bool)
+    sampled = setting.ppo.sample(column(observations), torch.zeros(1, len(rewards), 0), setting.generator)
+    after = {
+        "observation": column(following),
+        "reward": column(rewards),
+        "terminated": column(terminated, torch.bool),
+        "truncated": column(truncated, torch.bool),
+        "done": ended,
+    }
+    return TensorDict(
+        sampled | {"observation": column(observations), "next": TensorDict(after, [1, len(rewards)])},
+        batch_size=[1, len(rewards)],
+    )
+
+
+VALUES = {0.0: 2.0, 1.0: 5.0}  # two states A = 0 and B = 1
+
+
+def targets(lam: float, terminated, truncated, rewards=(1.0, 3.0)) -> list[float]:
+    """Value targets of the chain A -> B, then (after an end or not) B -> A, in units of the reward."""
+    setting = Setting(plain_spec(observation=1, action=1), gamma=0.9, lam=lam)
+
+    class Known(torch.nn.Module):  # in the scaled units that PPO learns in
+        def forward(self, inputs):
+            spread = setting.ppo.return_square.sqrt().float()
+            return (2 + 3 * inputs[..., :1]) / spread
+
+    setting.ppo.value = Known()
+    data = chain(setting, [0.0, 1.0], [1.0, 0.0], list(rewards), terminated, truncated)
+    rows = setting.ppo._advantages(data, torch.zeros(1, 1, 0), setting.step)
+    return (rows["value_target"][:, 0] * setting.ppo.return_square.sqrt()).tolist()
+
+
+def test_one_step_targets_bootstrap_on_truncation_but_not_on_termination():
+    a, b = VALUES[0.0], VALUES[1.0]
+    assert targets(0.0, [0, 0], [0, 1]) == pytest.approx([1 + 0.9 * b, 3 + 0.9 * a])
+    assert targets(0.0, [0, 1], [0, 0]) == pytest.approx([1 + 0.9 * b, 3.0])
+    assert targets(0.0, [1, 0], [0, 1]) == pytest.approx([1.0, 3 + 0.9 * a])
+    assert targets(0.0, [0, 0], [1, 1]) == pytest.approx([1 + 0.9 * b, 3 + 0.9 * a])
+
+
+def test_long_targets_do_not_reach_over_an_end():
+    a, b = VALUES[0.0], VALUES[1.0]
+    last = 3 + 0.9 * a
+    assert targets(1.0, [0, 0], [0, 1]) == pytest.approx([1 + 0.9 * last, last])  # one episode
+    assert targets(1.0, [0, 0], [1, 1]) == pytest.approx([1 + 0.9 * b, last])  # truncated between
+    assert targets(1.0, [1, 0], [0, 1]) == pytest.approx([1.0, last])  # terminated between
+
+
+def test_the_last_step_of_an_unfinished_rollout_bootstraps():
+    assert targets(1.0, [0, 0], [0, 0]) == pytest.approx(targets(1.0, [0, 0], [0, 1]))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_the_size_of_the_reward_does_not_matter(factor):
+    advantages = []
+    for size in (1.0, factor):
+        setting = Setting(plain_spec(observation=1, action=1))
+        data = setting.rollout(lambda action, latent, size=size: size * nearest(0.3)(action, latent))
+        advantages.append(setting.ppo._advantages(data, torch.zeros(256, 1, 0), setting.step))
+    for key in ("advantage", "value_target"):
+        torch.testing.assert_close(advantages[0][key], advantages[1][key], rtol=1e-3, atol=1e-4)
+    assert advantages[0]["advantage"].mean().abs() < 1e-5
+    assert float(advantages[0]["advantage"].std()) == pytest.approx(1, abs=0.01)
+
+
+def test_all_rewards_equal_gives_no_advantage_and_stays_finite():
+    setting = Setting(plain_spec(observation=1, action=1))
+    for value in (0.0, 1.0):
+        metrics = setting.update(
+            setting.rollout(lambda action, latent, value=value: torch.full_like(action[..., 0], value))
+        )
+        assert all(torch.isfinite(torch.tensor(list(metrics.values()))))
+
+
+def test_a_single_transition_is_enough():
+    setting = Setting(plain_spec(observation=1, action=1))
+    assert all(torch.isfinite(torch.tensor(list(setting.update(setting.rollout(nearest(0.0), rows=1)).values()))))
+
+
+def test_a_reward_that_is_not_finite_moves_nothing():
+    setting = Setting(plain_spec(observation=2, action=1))
+    setting.update(setting.rollout(nearest(0.5)))
+    before = fingerprint(setting.ppo.trained_parameters())
+    data = setting.rollout(nearest(0.5))
+    data["next", "reward"][3] = float("nan")
+    with pytest.raises(DivergedError):
+        setting.update(data)
+    assert fingerprint(setting.ppo.trained_parameters()) == before
+
+
+def test_a_policy_that_has_moved_far_enough_ends_the_epochs():
+    def steps(target_kl: float | None) -> int:
+        setting = Setting(plain_spec(observation=2, action=1), lr=0.05, epochs=6, minibatch=256, target_kl=target_kl)
+        setting.update(setting.rollout(nearest(0.7)))
+        return setting.step.count
+
+    assert steps(None) == 6
+    assert 1 < steps(0.02) < 6
+    assert steps(1e-9) in (1, 2)  # the first epoch starts from no movement
+
+
+def test_a_small_remainder_is_no_step_of_its_own():
+    setting = Setting(plain_spec(observation=2, action=1), epochs=1, minibatch=100, target_kl=None)
+    setting.update(setting.rollout(nearest(0.7), rows=230))
+    assert setting.step.count == 2  # 100 + 100, the 30 left out
+    setting.update(setting.rollout(nearest(0.7), rows=40))
+    assert setting.step.count == 3  # but a batch that is small altogether counts
+
+
+def test_entropy_bonus_keeps_the_policy_wide():
+    scales = []
+    for entropy in (0.0, 0.5):
+        setting = Setting(plain_spec(observation=2, action=1), entropy=entropy)
+        for _ in range(10):
+            setting.update(setting.rollout(nearest(0.0)))
+        scales.append(float(setting.policy.log_std.detach().exp()))
+    assert scales[1] > scales[0]
+
+
+def test_only_policy_and_value_are_trained():
+    setting = Setting(plain_spec(observation=2, action=1))
+    trained = {id(p) for p in setting.ppo.trained_parameters()}
+    assert trained == {id(p) for m in (setting.policy, setting.ppo.value) for p in m.parameters()}
+    before = {name: value.clone() for name, value in setting.policy.state_dict().items()}
+    setting.update(setting.rollout(nearest(0.5), observation=torch.randn(64, 1, 2)))
+    moved = {name for name, value in setting.policy.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {name for name, _ in setting.policy.named_parameters()}  # the normaliser is left alone
