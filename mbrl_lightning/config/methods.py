@@ -143,7 +143,9 @@ class PlannerConfig:
     min_std: float = option(
         0.05, "smallest deviation later on; for discrete actions the share left to chance", above=0, maximum=1
     )
-    momentum: float = option(0.1, "share of the plan that one iteration leaves as it was", minimum=0, below=1)
+    momentum: float = option(
+        0.1, "share of the plan that one iteration leaves as it was (cem, icem)", minimum=0, below=1
+    )
     temperature: float = option(0.5, "returns this far apart are weighted e to 1 (mppi)", above=0)
     colour: float = option(2.0, "noise has power 1 / frequency^colour (icem)", minimum=0)
     keep: float = option(0.3, "share of the elites that are tried again (icem)", minimum=0, maximum=1)

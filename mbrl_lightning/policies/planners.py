@@ -34,17 +34,10 @@ class Planner(MPCPlannerBase):
 
     Attributes:
         failures: searches, counted by environment, in which no candidate had a finite return.
-
-    Raises:
-        ConfigError: more elites than candidates, where there are elites.
     """
 
     def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
         super().__init__(env)
-        if cfg.kind in ("cem", "icem") and cfg.elites > cfg.candidates:  # the others have none
-            raise ConfigError(
-                f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "choose fewer elites"
-            )
         self.world, self.cfg, self.family_spec = env, cfg, env.family_spec
         self.iterations, self.failures = cfg.iterations, 0
         self.generator = torch.Generator().manual_seed(0)
@@ -183,20 +176,15 @@ class Planner(MPCPlannerBase):
         return self.execute(mean.clamp_min(1e-9).log().unsqueeze(1) - torch.log(-torch.log(uniform)))
 
     def weigh(self, scores: Tensor) -> Tensor:
-        """Weights `[B, N]` that sum to 1, from returns `[B, N]`; here the elites alike."""
-        value, rows = scores.topk(self.cfg.elites)
-        finite = torch.isfinite(value).to(scores)
-        return torch.zeros_like(scores).scatter(1, rows, finite / finite.sum(1, keepdim=True).clamp_min(1))
+        """Weights `[B, N]` that sum to 1, from returns `[B, N]`; here the best alone."""
+        return torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1.0)
 
     def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The next plan's mean and deviation, `[B, H, A]` both."""
-        cfg, weights = self.cfg, weights[:, :, None, None]
-        new = (weights * candidates).sum(1)
-        spread = (weights * (candidates - new.unsqueeze(1)).square()).sum(1).sqrt()
-        new, spread = (old.lerp(fresh, 1 - cfg.momentum) for old, fresh in ((mean, new), (std, spread)))
+        """The next plan's mean and deviation, `[B, H, A]` both; here the weighted mean, and the deviation as it was."""
+        new = (weights[:, :, None, None] * candidates).sum(1)
         if self.family_spec.discrete:  # no choice dies out
-            new = new.lerp(torch.full_like(new, 1 / self.family_spec.action_dim), cfg.min_std)
-        return new, spread.clamp_min(cfg.min_std)
+            new = new.lerp(torch.full_like(new, 1 / self.family_spec.action_dim), self.cfg.min_std)
+        return new, std
 
     def choose(self, best: Tensor, mean: Tensor) -> Tensor:
         """The sequence whose first action is executed: the best candidate `[B, H, A]`, or the plan's mean."""
@@ -226,20 +214,35 @@ class RandomShooting(Planner):
         batch = (len(mean), count, mean.shape[1])
         return self.family_spec.random_action(batch, generator).to(mean)
 
-    def weigh(self, scores: Tensor) -> Tensor:
-        """The best alone, `[B, N]`."""
-        return torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1.0)
-
-    def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The best sequence, `[B, H, A]`."""
-        return (weights[:, :, None, None] * candidates).sum(1), std
-
 
 class CEM(Planner):
-    """Cross-entropy method: mean and deviation of the elites, several times over."""
+    """Cross-entropy method: mean and deviation of the elites, several times over; `planner.momentum` of the old ones stays.
+
+    Raises:
+        ConfigError: more elites than candidates.
+    """
+
+    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
+        super().__init__(env, cfg)
+        if cfg.elites > cfg.candidates:
+            raise ConfigError(
+                f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "choose fewer elites"
+            )
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """The elites alike, `[B, N]`."""
+        value, rows = scores.topk(self.cfg.elites)
+        finite = torch.isfinite(value).to(scores)
+        return torch.zeros_like(scores).scatter(1, rows, finite / finite.sum(1, keepdim=True).clamp_min(1))
+
+    def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the elites, `[B, H, A]` both."""
+        fresh, share = super().refit(candidates, weights, mean, std)[0], 1 - self.cfg.momentum
+        spread = (weights[:, :, None, None] * (candidates - fresh.unsqueeze(1)).square()).sum(1).sqrt()
+        return mean.lerp(fresh, share), std.lerp(spread, share).clamp_min(self.cfg.min_std)
 
 
-class ICEM(Planner):
+class ICEM(CEM):
     """Improved CEM (Pinneri et al. 2020): noise with memory, elites that are tried again, fewer candidates each time."""
 
     def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
@@ -264,16 +267,12 @@ class ICEM(Planner):
 
 
 class MPPI(Planner):
-    """Model predictive path integral control: the mean of all candidates, weighted by exp(return / temperature)."""
+    """Path integral control (Williams et al. 2015): the mean of all candidates, weighted by exp(return / temperature)."""
 
     def weigh(self, scores: Tensor) -> Tensor:
         """Softmax of returns over candidates, `[B, N]`."""
         finite = torch.where(torch.isfinite(scores).any(1, keepdim=True), scores, 0.0)
         return torch.softmax(finite / self.cfg.temperature, 1)
-
-    def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted mean; the deviation stays."""
-        return super().refit(candidates, weights, mean, std)[0], std
 
     def choose(self, best: Tensor, mean: Tensor) -> Tensor:
         """The plan's mean."""

@@ -81,6 +81,24 @@ def test_finds_the_optimum_of_a_linear_system(kind, close):
     assert lost.max() < close
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_mppi_executes_the_weighted_mean_itself(discrete):
+    family = make_family("acrobot" if discrete else "point2d")
+    env = ModelEnv(family.spec, lambda o, a: family.spec.untarget(o, 0.1 * o + 0.2 * a.sum(-1, keepdim=True)))
+    planner = make_planner(env, config(kind="mppi", iterations=1, momentum=0.5))
+    start = torch.randn(3, family.spec.observation_dim, generator=generator())
+    action, plan = planner.plan(start, generator(1))
+    cold = planner.cold(3)["mean"]
+    candidates = planner.sample(cold, torch.full_like(cold, planner.cfg.initial_std), 64, generator(1))
+    candidates[:, 0] = planner.execute(cold)  # the plan so far is tried too
+    returns = planner.score(start, candidates)
+    weights = (returns / planner.cfg.temperature).exp()
+    mean = torch.einsum("bn,bnha->bha", weights / weights.sum(1, keepdim=True), candidates)
+    torch.testing.assert_close(action, planner.execute(mean)[:, 0])
+    share = planner.cfg.min_std if discrete else 0.0
+    torch.testing.assert_close(plan["mean"][:, :-1], (1 - share) * mean[:, 1:] + share / mean.shape[-1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_point_is_brought_home(kind):
     """Bounds are active on the way; the best possible return from these starts is known."""
