@@ -30,7 +30,6 @@ def models(latent: int) -> tuple[GraphDynamics, GraphDynamics, TensorDict]:
         encoder.nodes[0].in_features - encoder.similarity.in_features,
         latent,
         cfg.width,
-        cfg.encoder_layers,
     )
     rival.load_state_dict(ours.state_dict())
     return ours, rival, data

@@ -9,6 +9,7 @@ from benchmarks import bare
 from benchmarks.measure import Ratio, compare, ratio
 from benchmarks.setting import Setting, prepare
 from mbrl_lightning.data.batches import context_target
+from mbrl_lightning.models.base import MAX_GRAD_NORM
 
 OURS, BARE = "loop's path", "bare PyTorch"
 STEPS = 30
@@ -23,7 +24,7 @@ def ours(setting: Setting, lengths: list[int]) -> None:
         setting.step(
             lambda batch=batch: dynamics.training_step(batch),
             setting.algorithm.optimizers["dynamics"],
-            cfg.max_grad_norm,
+            MAX_GRAD_NORM,
         )
 
 
@@ -57,7 +58,7 @@ class BareFit:
         for length in lengths:
             self.optimizer.zero_grad(set_to_none=True)
             bare.loss(self.model, self.draw(length)).backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
             self.optimizer.step()
 
 

@@ -16,6 +16,7 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.policies.trust_region import BACKTRACKS
 
 OURS, BARE = "library", "sum of bare stages"
 Weights = list[Tensor]
@@ -144,7 +145,7 @@ class BareMetaStep:
             following = r @ r
             p, square = r + following / square * p, following
         full = x * (2 * self.meta.delta / (x @ product(x))).sqrt()
-        for attempt in range(self.meta.backtracks):
+        for attempt in range(BACKTRACKS):
             trial = [t + c for t, c in zip(theta, self.split(full * 0.8**attempt), strict=True)]
             moved = self.inner(trial, before, graph=False)[2]
             with torch.no_grad():

@@ -15,7 +15,7 @@ from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, random_actions
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.models.base import Dynamics
+from mbrl_lightning.models.base import MAX_GRAD_NORM, Dynamics
 from mbrl_lightning.models.recurrent import HistoryDynamics
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
@@ -111,9 +111,7 @@ class Algorithm(nn.Module):
         dynamics.observe(real.transitions().to(step.fabric.device), self.cfg.search.bounds)
         for _ in range(steps):
             batch = step.share(context_target(real, self.cfg.dynamics, generator, self.family.scale))
-            losses = step(
-                partial(dynamics.training_step, batch), self.optimizers["dynamics"], self.cfg.dynamics.max_grad_norm
-            )
+            losses = step(partial(dynamics.training_step, batch), self.optimizers["dynamics"], MAX_GRAD_NORM)
             total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
         return {f"train/model_{name}": value for name, value in total.items()}
 

@@ -27,6 +27,7 @@ from mbrl_lightning.data.collect import Act
 from mbrl_lightning.data.windows import Segments
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.adaptive import AdaptiveDynamics, make_adaptive
+from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.measures import adaptation_errors, until_fall
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.adaptive_actor import AdaptiveActor
@@ -81,7 +82,7 @@ class L2A(Algorithm):
         for _ in range(steps):
             batch = step.share(segments.draw(cfg.segments, generator))
             losses = partial(dynamics.training_step, batch)
-            found = step(losses, self.optimizers["dynamics"], self.cfg.dynamics.max_grad_norm)
+            found = step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM)
             total = {name: total.get(name, 0.0) + value / steps for name, value in found.items()}
         sizes = dynamics.inner_sizes()
         return {f"train/model_{name}": value for name, value in (total | sizes).items()}

@@ -26,6 +26,7 @@ from mbrl_lightning.data.collect import Act
 from mbrl_lightning.data.windows import Histories, transition
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.imagination import branched_rollouts, mean_return
 from mbrl_lightning.models.recurrent import EarlyStopping, HistoryDynamics
 from mbrl_lightning.networks.step import GradientStep
@@ -120,7 +121,7 @@ class M3PO(Algorithm):
             metrics = step(
                 partial(self.dynamics.training_step, batch),
                 self.optimizers["dynamics"],
-                cfg.max_grad_norm,
+                MAX_GRAD_NORM,
                 stacked=True,
             )
             if (now + 1) % cfg.check_every == 0 and stopping.check(check):

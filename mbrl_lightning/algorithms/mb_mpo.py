@@ -25,6 +25,7 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act
 from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.ensemble import EnsembleDynamics, MemberData, RollingStop
 from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.models.worlds import Worlds
@@ -62,7 +63,7 @@ class MBMPO(Algorithm):
         self.adapted = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
         self.__dict__["actors"] = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
         names = list(self.policy.adaptable())
-        inner = GradientAdaptation(names, meta.inner_lr, meta.inner_steps, first_order=meta.first_order)
+        inner = GradientAdaptation(names, meta.inner_lr, meta.inner_steps)
         self.__dict__["inner_step"] = GradientAdaptation(names, 0.0 if inner.idle else meta.inner_lr)
         self.__dict__["loss"] = TrustRegionLoss(self.policy, inner)
         self.outer = TrustRegion(self.loss, meta)
@@ -85,7 +86,7 @@ class MBMPO(Algorithm):
         for now in range(steps):
             batch = step.share(data.draw(cfg.targets))
             losses = partial(self.dynamics.training_step, batch)
-            found |= step(losses, self.optimizers["dynamics"], cfg.max_grad_norm, stacked=True)
+            found |= step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM, stacked=True)
             if (now + 1) % epoch == 0 and cfg.persistence is not None and stop.check(self._held_out_error(held_out)):
                 break
         stop.restore()

@@ -42,18 +42,16 @@ class TransitionInputs(HistoryInputs):
 
     Args:
         spec: features, action features and reward.
-        next_observation: it sees that too; without it tasks that differ in their dynamics cannot be told apart.
     """
 
-    def __init__(self, spec: EnvSpec, next_observation: bool = True) -> None:
+    def __init__(self, spec: EnvSpec) -> None:
         super().__init__(spec)
-        self.next_observation = next_observation
         self.outcome_norm = Normalizer(1, floor=1e-3)
 
     @property
     def pair_dim(self) -> int:
         """D, the width of a transition."""
-        return (1 + self.next_observation) * self.spec.feature_dim + self.spec.action_feature_dim + 1
+        return 2 * self.spec.feature_dim + self.spec.action_feature_dim + 1
 
     def fit(self, transitions: TensorDictBase) -> None:
         """Set the statistics to those of real transitions `[N]`."""
@@ -63,10 +61,8 @@ class TransitionInputs(HistoryInputs):
     def pair(self, observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
         """A transition as the encoder sees it, `[..., D]`."""
         reward = self.spec.reward(observation, action, following).unsqueeze(-1)
-        parts = [self.current(observation), self.spec.action_features(action), self.outcome_norm(reward)]
-        if self.next_observation:
-            parts.append(self.current(following))
-        return torch.cat(parts, -1)
+        before, after = self.current(observation), self.current(following)
+        return torch.cat([before, self.spec.action_features(action), self.outcome_norm(reward), after], -1)
 
 
 class PEARL(Algorithm):
@@ -92,7 +88,7 @@ class PEARL(Algorithm):
                 "choose another algorithm or another family",
             )
         self.adapts = self.spec.outcome is None  # a hidden task may be another one before a context is of use
-        self.inputs = TransitionInputs(self.spec, cfg.pearl.next_observation)
+        self.inputs = TransitionInputs(self.spec)
         self.encoder = ProductEncoder(self.inputs.pair_dim, cfg.pearl.latent_dim, cfg.pearl.hidden)
         current = self.spec.feature_dim + cfg.pearl.latent_dim
         self.policy = SAC(cfg.policy, cfg.sac, self.inputs.pair_dim, current, self.spec.action_dim, recurrent=0)

@@ -26,7 +26,6 @@ class GraphEncoder(nn.Module):
         layers: number n of hidden-to-hidden maps of the node map.
         message: `sum` is Eq. 4; `mean` is the listing, which divides once more by the context length.
         beta: inverse temperature of the attention; the paper's constant is 1.
-        learn_beta: make `beta` a parameter.
     """
 
     def __init__(
@@ -38,10 +37,9 @@ class GraphEncoder(nn.Module):
         layers: int = 2,
         message: str = "sum",
         beta: float = 1.0,
-        learn_beta: bool = False,
     ) -> None:
         super().__init__()
-        self.message = message
+        self.message, self.beta = message, beta
         self.similarity = nn.Linear(inputs, width, bias=False)
         hidden = [module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())]
         self.nodes = nn.Sequential(
@@ -53,10 +51,6 @@ class GraphEncoder(nn.Module):
         )
         self.task_loc, self.task_log_var = nn.Linear(latent, latent), nn.Linear(latent, latent)
         self.point_loc, self.point_log_var = nn.Linear(latent, latent), nn.Linear(latent, latent)
-        if learn_beta:
-            self.beta = nn.Parameter(torch.tensor(float(beta)))
-        else:
-            self.register_buffer("beta", torch.tensor(float(beta)), persistent=False)
 
     def embed(self, x: Tensor) -> Tensor:
         """Unit vectors whose products are the cosine similarities of Eq. 2, `[..., X] -> [..., L]`."""

@@ -28,7 +28,6 @@ class SACConfig:
     warmup_steps: int = option(500, "real steps of random actions before the first update", minimum=0)
     warmup_hold: int = option(5, "steps for which such an action is held", minimum=1)
     alpha: float | None = option(None, "temperature; null: tuned to the target entropy", above=0)
-    initial_alpha: float = option(0.2, "temperature that tuning starts from", above=0)
     target_entropy: float | None = option(
         None, "entropy that the temperature is tuned to; null: minus the action width"
     )
@@ -56,7 +55,6 @@ class PearlConfig:
 
     latent_dim: int = option(5, "latent variables of a task, Z", minimum=1, architecture=True)
     hidden: list[int] = option([128, 128], "widths of the encoder's hidden layers", minimum=1, architecture=True)
-    next_observation: bool = option(True, "the encoder sees next observations too", architecture=True)
     kl_weight: float = option(0.1, "weight of the KL divergence from the prior", minimum=0)
     context: int = option(64, "transitions in a context, K", minimum=1)
     recent: int = option(500, "newest exploratory transitions of a task that contexts are drawn from", minimum=1)
@@ -75,15 +73,12 @@ class MetaConfig:
         0.1, "inner step size on mean losses of standardised advantages; 0: no adaptation", minimum=0
     )
     inner_steps: int = option(1, "inner steps, each on trajectories of its own; 0: no adaptation", minimum=0)
-    first_order: bool = option(False, "take the inner step's gradient as constant")
     updates: int = option(30, "outer steps per iteration", minimum=0)
     rollouts: int = option(20, "imagined trajectories per model and phase", minimum=1)
     delta: float = option(0.01, "largest KL divergence of an outer step", above=0)
     cg_steps: int = option(10, "conjugate gradient iterations", minimum=1)
     damping: float = option(1e-5, "added to the diagonal of the Fisher matrix", minimum=0)
     subsample: int = option(10, "every how manieth row is in the Fisher products", minimum=1)
-    backtracks: int = option(15, "step sizes tried by the line search", minimum=1)
-    backtrack: float = option(0.8, "factor from one to the next", above=0, below=1)
     random_model: bool = option(
         False, "every imagined step of every row asks a model drawn at random (ME-TRPO); false: a model is a task"
     )
@@ -117,7 +112,6 @@ class L2AConfig:
     size_lr: float = option(0.02, "learning rate of the step sizes, where they are learned", above=0)
     inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0)
     learned: bool = option(True, "learn the step size of each layer, from that one on", architecture=True)
-    first_order: bool = option(False, "take the inner step's gradient as constant")
     adapts: str = option(
         "all",
         "what inner steps change: weights and biases of the model, a factor on each of its inputs, or all of them",
@@ -147,9 +141,6 @@ class PlannerConfig:
         0.1, "share of the plan that one iteration leaves as it was (cem, icem)", minimum=0, below=1
     )
     temperature: float = option(0.5, "returns this far apart are weighted e to 1 (mppi)", above=0)
-    colour: float = option(2.0, "noise has power 1 / frequency^colour (icem)", minimum=0)
-    keep: float = option(0.3, "share of the elites that are tried again (icem)", minimum=0, maximum=1)
-    decay: float = option(1.25, "factor by which candidates get fewer each time (icem)", minimum=1)
     warm_start: bool = option(True, "search on from the plan of the last step")
     chunk: int = option(
         8192,

@@ -91,7 +91,6 @@ class DynamicsConfig:
 
     latent_dim: int = option(8, "latent variables of a task, Z", minimum=1, architecture=True)
     width: int = option(32, "width of the context encoder", minimum=1, architecture=True)
-    encoder_layers: int = option(2, "hidden layers of the context encoder", minimum=0, architecture=True)
     hidden: int = option(200, "width of the dynamics network", minimum=1, architecture=True)
     layers: int = option(2, "hidden layers of the dynamics network", minimum=0, architecture=True)
     activation: str = option(
@@ -104,21 +103,12 @@ class DynamicsConfig:
     message: str = option(
         "sum", "how messages of context points are pooled", choices=("sum", "mean"), architecture=True
     )
-    beta: float = option(1.0, "sharpness of the attention between points", above=0)
-    learn_beta: bool = option(False, "learn that sharpness", architecture=True)
     kl_weight: float = option(1.0, "weight of the KL divergence in the evidence lower bound", minimum=0)
     scale: float = option(0.1, "deviation of the likelihood, in normalised units", above=0)
     learn_scale: bool = option(False, "learn that deviation", architecture=True)
     lr: float = option(1e-3, "learning rate", above=0)
-    max_grad_norm: float = option(10.0, "gradients are clipped to this norm; 0: never", minimum=0)
     weight_decay: float = option(0.0, "weight decay", minimum=0)
     weight_norm: bool = option(False, "weight normalisation (ensembles of deterministic models)", architecture=True)
-    held_out: float = option(
-        0.2,
-        "share of the transitions that each member is checked on (ensembles of deterministic models)",
-        above=0,
-        below=1,
-    )
     persistence: float | None = option(
         None,
         "weight of the past in the average held-out error; a member stops when that rises; null: never",

@@ -10,6 +10,7 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.mlp import MLPDynamics
 from mbrl_lightning.networks.step import GradientStep
 
@@ -41,7 +42,7 @@ def fit_ruler(
         for group in optimizer.param_groups:
             group["lr"] = cfg.dynamics.lr * (1 - update / updates)
         batch = step.share(context_target(real, cfg.dynamics, generator, family.scale, context=1))
-        step(partial(dynamics.training_step, batch), optimizer, cfg.dynamics.max_grad_norm)
+        step(partial(dynamics.training_step, batch), optimizer, MAX_GRAD_NORM)
     return dynamics
 
 

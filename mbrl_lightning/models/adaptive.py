@@ -111,7 +111,7 @@ class GradientDynamics(AdaptiveDynamics):
         steps = l2a.inner_steps if l2a.adaptation == "gradient" else 0
         layers = len(self.decoder.sizes) - 1
         learned = l2a.learned and steps > 0
-        self.inner = FactoredAdaptation(layers, l2a.inner_lr, steps, learned, l2a.first_order, l2a.adapts)
+        self.inner = FactoredAdaptation(layers, l2a.inner_lr, steps, learned, adapts=l2a.adapts)
         self.idle, self.size_lr = self.inner.idle, l2a.size_lr
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -12,6 +12,8 @@ from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.networks import Normalizer, StackedMLP
 from mbrl_lightning.networks.gaussians import log_prob
 
+MAX_GRAD_NORM = 10.0  # gradients of every model are clipped to this norm
+
 
 class PlacedModule(L.LightningModule):
     """A LightningModule that knows where it is when it is moved as a part of something else.

@@ -14,6 +14,8 @@ from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.mlp import MLPDynamics
 from mbrl_lightning.networks import StackedLinear
 
+HELD_OUT = 0.2  # share of the transitions that each member is checked on
+
 
 class StackedWeightNorm(nn.Module):
     """Weights `[C, inputs, outputs]` as a direction and a length for each output (Salimans & Kingma 2016)."""
@@ -101,7 +103,7 @@ class MemberData:
         self.target = dynamics.targets(transitions)
         self.generator, members = generator, dynamics.decoder.copies
         order = torch.stack([torch.randperm(len(self.inputs), generator=generator) for _ in range(members)], 1)
-        checked = min(max(round(dynamics.cfg.held_out * len(order)), 1), len(order) - 1) if len(order) > 1 else 0
+        checked = min(max(round(HELD_OUT * len(order)), 1), len(order) - 1) if len(order) > 1 else 0
         self.held_out, self.learned = order[:checked], order[checked:]  # [V, K], [N - V, K]
 
     def draw(self, count: int) -> TensorDict:

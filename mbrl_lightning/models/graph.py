@@ -36,10 +36,7 @@ class GraphDynamics(Dynamics):
             spec.target_dim,
             cfg.latent_dim,
             cfg.width,
-            cfg.encoder_layers,
-            cfg.message,
-            cfg.beta,
-            cfg.learn_beta,
+            message=cfg.message,
         )
 
     def infer(self, context: TensorDictBase) -> TensorDict:

@@ -24,6 +24,9 @@ from mbrl_lightning.config.methods import PlannerConfig
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.model_env import ModelEnv
 
+# icem: noise has power 1 / frequency^COLOUR; share of the elites that are tried again; how fast candidates get fewer
+COLOUR, KEPT, DECAY = 2.0, 0.3, 1.25
+
 
 class Planner(MPCPlannerBase):
     """What the four have in common. B environments, N candidates, H steps, A actions.
@@ -247,18 +250,18 @@ class ICEM(CEM):
 
     def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
         super().__init__(env, cfg)
-        self.register_buffer("colour", coloured(cfg.horizon, cfg.colour), persistent=False)
+        self.register_buffer("colour", coloured(cfg.horizon, COLOUR), persistent=False)
 
     def cold(self, batch: int) -> TensorDict:
         """See Planner.cold; there are no elites to try again yet, which is said by NaN."""
-        plan, count = super().cold(batch), min(round(self.cfg.keep * self.cfg.elites), self.population(10**6) - 1)
+        plan, count = super().cold(batch), min(round(KEPT * self.cfg.elites), self.population(10**6) - 1)
         plan["kept"] = torch.full((batch, count, *plan["mean"].shape[1:]), math.nan)
         return plan
 
     def population(self, iteration: int) -> int:
         """Candidates N of an iteration: fewer and fewer, but twice the elites."""
         floor = min(2 * self.cfg.elites, self.cfg.candidates)
-        return max(floor, int(self.cfg.candidates * self.cfg.decay ** -min(iteration, 100)))
+        return max(floor, int(self.cfg.candidates * DECAY ** -min(iteration, 100)))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Noise of unit variance whose power falls with frequency along H, `[B, N, H, A]`."""

@@ -25,6 +25,7 @@ from mbrl_lightning.networks.gaussians import squashed_sample
 from mbrl_lightning.networks.step import GradientStep
 
 LOG_SCALE = (-5.0, 2.0)
+INITIAL_ALPHA = 0.2  # the temperature that tuning starts from
 
 
 class HistoryPolicy(HistoryNet):
@@ -88,7 +89,7 @@ class SAC(SACLoss):
             actor,
             TensorDictModule(q, in_keys=["inputs", "action"], out_keys=["state_action_value"]),
             loss_function="l2",
-            alpha_init=cfg.alpha or cfg.initial_alpha,
+            alpha_init=cfg.alpha or INITIAL_ALPHA,
             fixed_alpha=cfg.alpha is not None,
             target_entropy=float(-action_dim if cfg.target_entropy is None else cfg.target_entropy),
             deactivate_vmap=True,

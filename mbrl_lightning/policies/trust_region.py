@@ -25,6 +25,7 @@ from mbrl_lightning.networks.gaussians import kl_divergence, log_prob
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 
+BACKTRACKS, BACKTRACK = 15, 0.8  # step sizes tried by the line search, and the factor from one to the next
 Outputs = tuple[Tensor, Tensor]
 """Means (or logits) `[M, N, A]` and deviations, broadcastable to them."""
 
@@ -167,9 +168,7 @@ class TrustRegion:
             full = direction * (2 * self.cfg.delta / curvature) ** 0.5
             found |= self._search(batch, start, full, gain_before, step)
         if not found["accepted"]:
-            log.warning(
-                "no step of %d improves the policy within the trust region: left as it was", self.cfg.backtracks
-            )
+            log.warning("no step of %d improves the policy within the trust region: left as it was", BACKTRACKS)
         return found
 
     def _gradient(
@@ -225,8 +224,8 @@ class TrustRegion:
         self, batch: TensorDictBase, start: Parameters, full: Tensor, gain_before: float, step: GradientStep
     ) -> dict[str, float]:
         own = self.loss.policy.adaptable()
-        for backtracks in range(self.cfg.backtracks):
-            change = unflatten(full * self.cfg.backtrack**backtracks, start)
+        for backtracks in range(BACKTRACKS):
+            change = unflatten(full * BACKTRACK**backtracks, start)
             trial = {name: value + change[name] for name, value in start.items()}
             surrogate, kl = self.loss.judge(batch, self.loss.adapt(batch, trial))
             gain, moved = step.mean(torch.stack([surrogate.mean() - gain_before, kl.mean()])).tolist()
@@ -235,7 +234,7 @@ class TrustRegion:
                     own[name].copy_(value)
                 step.count += 1
                 return {"surrogate": gain, "kl": moved, "accepted": 1.0, "backtracks": float(backtracks)}
-        return {"backtracks": float(self.cfg.backtracks)}
+        return {"backtracks": float(BACKTRACKS)}
 
 
 def conjugate_gradient(

@@ -352,11 +352,10 @@ def test_statistics_are_those_of_the_first_iteration_for_good(started):
     assert all(torch.equal(value, norms[name]) for name, value in loop.algorithm.inputs.state_dict().items())
 
 
-@pytest.mark.parametrize("next_observation", [True, False])
-def test_a_transition_is_observation_action_reward_and_next_observation(next_observation):
-    inputs = TransitionInputs(plain_spec(), next_observation)
+def test_a_transition_is_observation_action_reward_and_next_observation():
+    inputs = TransitionInputs(plain_spec())
     observation, action, following = torch.randn(4, 3), torch.rand(4, 2), torch.randn(4, 3)
-    parts = [observation, action, action.sum(-1, keepdim=True)] + [following] * next_observation
+    parts = [observation, action, action.sum(-1, keepdim=True), following]
     pair = inputs.pair(observation, action, following)
     torch.testing.assert_close(pair, torch.cat(parts, -1))
     assert pair.shape[-1] == inputs.pair_dim

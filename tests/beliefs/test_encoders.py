@@ -128,14 +128,6 @@ def test_deviations_stay_in_bounds_whatever_the_network_says():
         torch.testing.assert_close(net.context(x, y)["scale"], expected.double().expand(M, Z), rtol=1e-6, atol=0)
 
 
-def test_beta_is_a_parameter_only_if_learned():
-    fixed, learned = encoder(beta=2.0), encoder(beta=2.0, learn_beta=True)
-    assert "beta" not in dict(fixed.named_parameters())
-    (x, y), (targets, _) = nodes(K), nodes(N)
-    learned.target(targets, learned.context(x, y))[0].sum().backward()
-    assert learned.beta.grad.abs() > 0
-
-
 def test_no_tensor_of_the_size_of_all_pairs_times_latent():
     """Memory stays below that of one [K, K, Z] tensor: the products never expand the pairs."""
     count, net = 300, encoder()

@@ -31,7 +31,7 @@ SMALL = DynamicsConfig(latent_dim=3, width=8, hidden=16, layers=1, tasks=4, cont
     ids=["cart-pole", "acrobot", "half-cheetah", "slim-humanoid"],
 )
 def test_parameter_counts_of_table_5(table, observation, action, hidden, layers, exact):
-    cfg = DynamicsConfig(latent_dim=16, width=32, encoder_layers=2, hidden=hidden, layers=layers)
+    cfg = DynamicsConfig(latent_dim=16, width=32, hidden=hidden, layers=layers)
     model = GraphDynamics(plain_spec(observation, action), cfg)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count == exact
