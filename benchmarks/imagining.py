@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -46,7 +48,11 @@ class SampledRollout(Imagination):
 
     def ours(self) -> None:
         """By the library."""
-        batch, ppo, draw = self.batch, self.algorithm.ppo, self.setting.generator
+        batch, draw, sample = (
+            self.batch,
+            self.setting.generator,
+            partial(self.algorithm.ppo.sample, self.algorithm.policy),
+        )
         latent = batch["belief", "latent"][:, None]
         streams = ImaginedStreams(
             self.algorithm.dynamics,
@@ -56,7 +62,7 @@ class SampledRollout(Imagination):
             batch["noise"],
             self.algorithm.members,
         )
-        streams.rollout(lambda o: ppo.sample(o, latent.expand(*o.shape[:2], -1), draw), self.horizon)
+        streams.rollout(lambda o: sample(o, latent.expand(*o.shape[:2], -1), draw), self.horizon)
 
     @torch.no_grad()
     def bare(self) -> None:

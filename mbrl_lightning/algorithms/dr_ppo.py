@@ -36,7 +36,8 @@ class DRPPO(Algorithm):
         self.told = told
         self.policy = Policy(self.spec, cfg.policy, len(family.parameters) if told else 0)
         self.ppo = PPO(self.policy, cfg.search, cfg.policy)
-        self.optimizers = {"policy": torch.optim.Adam(self.ppo.trained_parameters(), lr=cfg.search.lr, fused=True)}
+        trained = [*self.policy.parameters(), *self.ppo.parameters()]
+        self.optimizers = {"policy": torch.optim.Adam(trained, lr=cfg.search.lr, fused=True)}
         self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
 
     def tell(self, tasks: Tensor) -> TensorDict:
@@ -56,14 +57,15 @@ class DRPPO(Algorithm):
             taken: list[dict[str, Tensor]] = []
 
             def act(observation: Tensor, latent: Tensor = latent, taken: list = taken) -> Tensor:
-                taken.append(self.ppo.sample(observation.to(latent.device), latent, self.generator))
+                taken.append(self.ppo.sample(self.policy, observation.to(latent.device), latent, self.generator))
                 return taken[-1]["action"].cpu()
 
             (data,) = collect(tasks, act, search.horizon or self.spec.horizon)
             data = data.to(step.fabric.device)
             for name in taken[0]:
                 data[name] = torch.stack([row[name] for row in taken], 1)
-            metrics = self.ppo.update(data, latent.unsqueeze(1), step, self.optimizers["policy"], self.generator)
+            optimizer = self.optimizers["policy"]
+            metrics = self.ppo.update(self.policy, data, latent.unsqueeze(1), step, optimizer, self.generator)
             self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
         self.rounds += 1
         return {f"train/{name}": value for name, value in metrics.items()}

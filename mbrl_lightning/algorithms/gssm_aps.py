@@ -64,7 +64,7 @@ class GSSMAPS(Algorithm):
             searched = list(self.restarts.net.parameters())
         else:
             self.ppo = PPO(self.policy, search, cfg.policy)
-            searched = self.ppo.trained_parameters()
+            searched = [*self.policy.parameters(), *self.ppo.parameters()]
         self.optimizers = {
             "dynamics": self.dynamics.configure_optimizers(),
             "policy": torch.optim.Adam(searched, lr=search.lr, fused=True),
@@ -197,10 +197,10 @@ class GSSMAPS(Algorithm):
         """Imagine `search.horizon` further steps with latents `[M, 1, Z]`, then improve the policy on them."""
 
         def act(observation: Tensor) -> dict[str, Tensor]:
-            return self.ppo.sample(observation, latent.expand(*observation.shape[:2], -1), generator)
+            return self.ppo.sample(self.policy, observation, latent.expand(*observation.shape[:2], -1), generator)
 
         data = streams.rollout(act, self.cfg.search.horizon or self.spec.horizon)
-        return data, self.ppo.update(data, latent.unsqueeze(1), step, optimizer, generator)
+        return data, self.ppo.update(self.policy, data, latent.unsqueeze(1), step, optimizer, generator)
 
     def _streams(self, batch: TensorDict, real: TaskBuffer, generator: torch.Generator) -> ImaginedStreams:
         def restart(count: int) -> Tensor:
@@ -279,7 +279,8 @@ class GSSM(GSSMAPS):
                 batch_size=[1],
             ).to(step.fabric.device)
             streams = self._streams(one, real, self.generator)
-            optimizer = torch.optim.Adam(self.ppo.trained_parameters(), lr=self.cfg.evaluation.fine_tune_lr, fused=True)
+            trained = [*self.policy.parameters(), *self.ppo.parameters()]
+            optimizer = torch.optim.Adam(trained, lr=self.cfg.evaluation.fine_tune_lr, fused=True)
             latent = one["belief", "latent"][:, None]
             for _ in range(self.cfg.evaluation.fine_tune_updates):
                 self._ppo_update(streams, latent, step, optimizer, self.generator)

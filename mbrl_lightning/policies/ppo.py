@@ -19,42 +19,40 @@ from mbrl_lightning.policies.heads import Policy, Value
 
 
 class PPO(nn.Module):
-    """Proximal policy optimisation of one policy, in a real or an imagined environment.
+    """Proximal policy optimisation, in a real or an imagined environment: a value, and updates of the policy it is given.
 
     Rewards are divided by the running root mean square of the discounted return, so that one learning rate serves
     families whose returns differ by orders of magnitude.
 
     Args:
-        policy: the policy to improve (its first copy).
+        policy: the kind of policy to improve, for the width of its inputs.
         cfg: clip, epochs, discount, batch sizes.
         policy_cfg: sizes of the value network.
     """
 
     return_square: Tensor
-    policy: Policy
-    loss: ClipPPOLoss
 
     def __init__(self, policy: Policy, cfg: SearchConfig, policy_cfg: PolicyConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.__dict__["policy"] = policy  # the algorithm owns it
         self.value = Value(policy.spec.feature_dim + policy.latent_dim, policy_cfg)
         self.register_buffer("return_square", torch.zeros((), dtype=torch.float64))
-        names = {"logits": "loc"} if policy.spec.discrete else {"loc": "loc", "scale": "scale"}
+
+    def loss(self, policy: Policy) -> ClipPPOLoss:
+        """TorchRL's loss of `policy` (its first copy) and the value; not functional: one set of parameters, the cheapest call."""
+        discrete, cfg = policy.spec.discrete, self.cfg
         actor = ProbabilisticTensorDictSequential(
             TensorDictModule(policy, in_keys=["inputs"], out_keys=["loc", "scale"]),
             ProbabilisticTensorDictModule(
-                in_keys=names,
+                in_keys={"logits": "loc"} if discrete else ["loc", "scale"],
                 out_keys=["action"],
                 return_log_prob=True,
-                distribution_class=OneHotCategorical if policy.spec.discrete else IndependentNormal,
+                distribution_class=OneHotCategorical if discrete else IndependentNormal,
             ),
         )
-        critic = TensorDictModule(self.value, in_keys=["inputs"], out_keys=["state_value"])
-        # functional=False keeps one set of parameters: no copies to tie, and the cheapest call
-        self.__dict__["loss"] = ClipPPOLoss(
+        return ClipPPOLoss(
             actor,
-            critic,
+            TensorDictModule(self.value, in_keys=["inputs"], out_keys=["state_value"]),
             clip_epsilon=cfg.clip_epsilon,
             entropy_bonus=cfg.entropy > 0,
             entropy_coeff=cfg.entropy or None,
@@ -63,17 +61,17 @@ class PPO(nn.Module):
             normalize_advantage=False,
             log_explained_variance=False,
             functional=False,
+            device=self.return_square.device,
         )
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Parameters of policy and value."""
-        return [*self.policy.parameters(), *self.value.parameters()]
-
     @torch.no_grad()
-    def sample(self, observation: Tensor, latent: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample(
+        self, policy: Policy, observation: Tensor, latent: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Sampled actions and what PPO needs to know of them.
 
         Args:
+            policy: acts.
             observation: `[..., S]`.
             latent: `[..., Z]`.
             generator: draws the noise.
@@ -81,16 +79,16 @@ class PPO(nn.Module):
         Returns:
             `action` `[..., A]`, `inputs` `[..., F + Z]`, `action_log_prob` `[...]`.
         """
-        inputs = self.policy.inputs(observation, latent)
-        loc, scale = self.policy(inputs)
-        noise = self.policy.noise(tuple(loc.shape[:-1]), generator).to(loc.device)
-        action = self.policy.choose(loc, noise)
+        inputs = policy.inputs(observation, latent)
+        loc, scale = policy(inputs)
+        noise = policy.noise(tuple(loc.shape[:-1]), generator).to(loc.device)
+        action = policy.choose(loc, noise)
         logits = torch.log_softmax(loc, -1)
-        density = (logits * action).sum(-1) if self.policy.spec.discrete else log_prob(action, loc, scale)
+        density = (logits * action).sum(-1) if policy.spec.discrete else log_prob(action, loc, scale)
         return {"action": action, "inputs": inputs, "action_log_prob": density}
 
     @torch.no_grad()
-    def _advantages(self, data: TensorDict, latent: Tensor, step: GradientStep) -> TensorDict:
+    def _advantages(self, policy: Policy, data: TensorDict, latent: Tensor, step: GradientStep) -> TensorDict:
         following = data["next"]
         reward = following["reward"]
         total = torch.zeros_like(reward[..., 0, :])
@@ -102,7 +100,7 @@ class PPO(nn.Module):
         kept = 0.95 if self.return_square > 0 else 0.0
         self.return_square.mul_(kept).add_((1 - kept) * step.mean(squares))
         scaled = reward / self.return_square.sqrt().clamp_min(1e-6).to(reward.dtype)
-        next_inputs = self.policy.inputs(following["observation"], latent.expand(*data.shape, -1))
+        next_inputs = policy.inputs(following["observation"], latent.expand(*data.shape, -1))
         value, next_value = self.value(data["inputs"]), self.value(next_inputs)
         lam = max(self.cfg.lam, 1e-6 / self.cfg.gamma)  # TorchRL's vectorised form breaks on a product of 0
         advantage, target = vec_generalized_advantage_estimate(
@@ -115,6 +113,7 @@ class PPO(nn.Module):
 
     def update(
         self,
+        policy: Policy,
         data: TensorDict,
         latent: Tensor,
         step: GradientStep,
@@ -124,17 +123,17 @@ class PPO(nn.Module):
         """Epochs of minibatch steps on one rollout; stops early when the policy has moved by `target_kl`.
 
         Args:
+            policy: the policy to improve.
             data: batch `[..., T]` with what `sample` gave, `done`, `terminated`, `reward` and `observation` under `next`.
             latent: broadcastable to `[..., T, Z]`.
             step: takes gradient steps.
-            optimizer: over `trained_parameters()`.
+            optimizer: over the parameters of the policy and of this.
             generator: shuffles.
 
         Returns:
             Mean losses and `kl` of the last epoch.
         """
-        rows = self._advantages(data, latent, step)
-        self.loss.to(step.fabric.device)  # it is in no module, so that its clip range is not moved with the rest
+        rows, loss = self._advantages(policy, data, latent, step), self.loss(policy)
         metrics: list[dict[str, float]] = []
         for _ in range(self.cfg.epochs):
             metrics = []
@@ -142,13 +141,14 @@ class PPO(nn.Module):
                 if len(index) < min(self.cfg.minibatch, len(rows)) // 2:
                     continue  # a small remainder would be a noisy step of full size
                 batch = rows[index.to(rows.device)]
-                metrics.append(step(partial(self._losses, batch), optimizer, self.cfg.max_grad_norm))
+                metrics.append(step(partial(_losses, loss, batch), optimizer, self.cfg.max_grad_norm))
             kl = float(step.mean(torch.tensor(sum(m["kl"] for m in metrics) / len(metrics), device=rows.device)))
             if self.cfg.target_kl is not None and kl > self.cfg.target_kl:
                 break
         return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
 
-    def _losses(self, batch: TensorDict) -> dict[str, Tensor]:
-        out = self.loss(batch)
-        parts = {name: value for name, value in out.items() if name.startswith("loss_")}
-        return {"loss": torch.stack(list(parts.values())).sum(), **parts, "kl": out["kl_approx"]}
+
+def _losses(loss: ClipPPOLoss, batch: TensorDict) -> dict[str, Tensor]:
+    out = loss(batch)
+    parts = {name: value for name, value in out.items() if name.startswith("loss_")}
+    return {"loss": torch.stack(list(parts.values())).sum(), **parts, "kl": out["kl_approx"]}
