@@ -103,7 +103,7 @@ def walker2d_random_params(
     )
 
     def reward(before: Tensor, action: Tensor, after: Tensor, tasks: Tensor) -> Tensor:
-        return after[..., 0] + ALIVE_BONUS - CONTROL_COST * action.square().sum(-1)
+        return after[..., 0] - CONTROL_COST * action.square().sum(-1) + ALIVE_BONUS
 
     box = Box((BASE**-LIMIT,) * 2, (BASE**LIMIT,) * 2, log=True)
     metrics = travelled(DT, CONTROL_COST, ALIVE_BONUS, falls=True)
