@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.measure import Ratio, compare, ratio
 from benchmarks.setting import Setting, prepare
 from mbrl_lightning.data.collect import Act, collect
-from mbrl_lightning.envs.half_cheetah import FRAME_SKIP
-from mbrl_lightning.envs.mujoco import nominal_model
+from mbrl_lightning.envs.bodies.half_cheetah import FRAME_SKIP
+from mbrl_lightning.envs.bodies.mujoco import nominal_model
 
 TASKS, STEPS = 16, 250
 OURS, VECTOR, BARE = "data.collect", "SyncVectorEnv", "bare mj_step"

@@ -8,47 +8,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from mbrl_lightning.envs import (
-    acrobot,
-    ant,
-    arm_reach,
-    cartpole,
-    half_cheetah,
-    half_cheetah_hidden,
-    humanoid_direc,
-    locomotion,
-    point,
-    point2d,
-    slim_humanoid,
-    walker2d,
-)
+from mbrl_lightning.envs.families import gssm, l2a, m3po, mb_mpo
 from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
-    "cartpole": cartpole.cartpole,
-    "acrobot": acrobot.acrobot,
-    "half_cheetah": half_cheetah.half_cheetah,
-    "slim_humanoid": slim_humanoid.slim_humanoid,
-    "cartpole_wide": cartpole.cartpole_wide,
-    "half_cheetah_wide": half_cheetah.half_cheetah_wide,
-    "half_cheetah_flip": half_cheetah.half_cheetah_flip,
-    "point_switch": point.point_switch,
-    "half_cheetah_fwd_bwd": half_cheetah_hidden.half_cheetah_fwd_bwd,
-    "half_cheetah_pier": half_cheetah_hidden.half_cheetah_pier,
-    "ant_fwd_bwd": ant.ant_fwd_bwd,
-    "ant_crippled_leg": ant.ant_crippled_leg,
-    "walker2d_random_params": walker2d.walker2d_random_params,
-    "humanoid_direc": humanoid_direc.humanoid_direc,
-    "swimmer": locomotion.swimmer,
-    "hopper": locomotion.hopper,
-    "walker2d": locomotion.walker2d,
-    "ant": locomotion.ant,
-    "half_cheetah_200": locomotion.half_cheetah_200,
-    "arm_reach": arm_reach.arm_reach,
-    "point2d": point2d.point2d,
-    "half_cheetah_disabled": half_cheetah.half_cheetah_disabled,
+    "cartpole": gssm.cartpole,
+    "acrobot": gssm.acrobot,
+    "half_cheetah": gssm.half_cheetah,
+    "slim_humanoid": gssm.slim_humanoid,
+    "cartpole_wide": gssm.cartpole_wide,
+    "half_cheetah_wide": gssm.half_cheetah_wide,
+    "half_cheetah_flip": gssm.half_cheetah_flip,
+    "point_switch": m3po.point_switch,
+    "half_cheetah_fwd_bwd": m3po.half_cheetah_fwd_bwd,
+    "half_cheetah_pier": m3po.half_cheetah_pier,
+    "ant_fwd_bwd": m3po.ant_fwd_bwd,
+    "ant_crippled_leg": m3po.ant_crippled_leg,
+    "walker2d_random_params": m3po.walker2d_random_params,
+    "humanoid_direc": m3po.humanoid_direc,
+    "swimmer": mb_mpo.swimmer,
+    "hopper": mb_mpo.hopper,
+    "walker2d": mb_mpo.walker2d,
+    "ant": mb_mpo.ant,
+    "half_cheetah_200": mb_mpo.half_cheetah_200,
+    "arm_reach": mb_mpo.arm_reach,
+    "point2d": mb_mpo.point2d,
+    "half_cheetah_disabled": l2a.half_cheetah_disabled,
 }
 
 __all__ = [

@@ -168,6 +168,40 @@ def one_task(spec: EnvSpec, build: Callable[[Tensor], Simulator], context_steps:
     )
 
 
+def box_family(
+    spec: EnvSpec,
+    parameters: tuple[str, ...],
+    build: Callable[[Tensor], Simulator],
+    train: Box,
+    beyond: Box | None,
+    context_steps: int,
+    tests: int,
+    seed: int,
+) -> TaskFamily:
+    """Training tasks drawn from the box ``train``.
+
+    Args:
+        spec: see TaskFamily.
+        parameters: see TaskFamily.
+        build: see TaskFamily.
+        train: ranges in training.
+        beyond: wider ranges; extreme tasks are drawn from them with at least one parameter outside ``train``.
+        context_steps: see TaskFamily.
+        tests: number of test tasks, drawn from ``train``, and of extreme ones.
+        seed: of the test tasks; the next one is that of the extreme ones.
+    """
+    return TaskFamily(
+        spec=spec,
+        parameters=parameters,
+        draw=train.sample,
+        build=build,
+        rescale=train.scale,
+        test=train.draws(tests, seed),
+        extreme=beyond.draws(tests, seed + 1, outside=train) if beyond else train.draws(0, 0),
+        context_steps=context_steps,
+    )
+
+
 def draw_from(grid: Tensor) -> Callable[[int, torch.Generator], Tensor]:
     """A ``TaskFamily.draw`` that picks rows of ``grid`` [G, P] uniformly, with replacement."""
 

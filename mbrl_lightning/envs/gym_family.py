@@ -19,7 +19,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.family import Box, TaskFamily
+from mbrl_lightning.envs.family import Box, TaskFamily, box_family
 from mbrl_lightning.envs.gym_simulator import GymSimulator, StateAccess
 from mbrl_lightning.envs.spec import EnvSpec, add_difference, difference, identity, never
 from mbrl_lightning.errors import ConfigError
@@ -106,16 +106,8 @@ def gym_family(
     )
     train = _box(parameters, names, log)
     beyond = _box(extreme, names, log) if extreme else None
-    return TaskFamily(
-        spec=spec,
-        parameters=names,
-        draw=train.sample,
-        build=lambda tasks: GymSimulator(spec, make, apply, tasks, state_access),
-        rescale=train.scale,
-        test=train.draws(test_tasks, test_seed),
-        extreme=beyond.draws(test_tasks, test_seed + 1, outside=train) if beyond else train.draws(0, 0),
-        context_steps=context_steps,
-    )
+    build = functools.partial(GymSimulator, spec, make, apply, state_access=state_access)
+    return box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
 
 
 def _flat_size(label: str, space: gymnasium.Space, names: Sequence[str] | None) -> int:

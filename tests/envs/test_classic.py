@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.envs.acrobot import transition as acrobot_step
-from mbrl_lightning.envs.acrobot import wrap
+from mbrl_lightning.envs.bodies.acrobot import transition as acrobot_step
+from mbrl_lightning.envs.bodies.acrobot import wrap
 from mbrl_lightning.errors import EnvError
 
 

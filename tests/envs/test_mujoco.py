@@ -6,7 +6,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from mbrl_lightning.envs import make_family, mujoco, slim_humanoid
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs.bodies import humanoid as slim_humanoid
+from mbrl_lightning.envs.bodies import mujoco
 from mbrl_lightning.errors import EnvError
 
 BODIES = ["half_cheetah", "slim_humanoid"]

@@ -11,7 +11,9 @@ from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, episode_returns, random_actions
-from mbrl_lightning.envs import arm_reach, make_family, mujoco, point2d
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs.bodies import arm as arm_reach
+from mbrl_lightning.envs.bodies import mujoco, point2d
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.loop import MetaLoop
 

@@ -7,9 +7,9 @@ import torch
 
 from mbrl_lightning.check_env import check_family
 from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs.families.hidden import directions
+from mbrl_lightning.envs.families.switching import Schedule, SwitchingSimulator
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.envs.switching import Schedule, SwitchingSimulator
-from mbrl_lightning.envs.switching_family import directions
 from mbrl_lightning.errors import ConfigError
 
 MUJOCO = (

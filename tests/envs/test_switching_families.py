@@ -6,8 +6,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from mbrl_lightning.envs import ant, make_family, mujoco
-from mbrl_lightning.envs.half_cheetah_hidden import BLOCKS
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs.bodies import ant, mujoco
+from mbrl_lightning.envs.bodies.pier import BLOCKS
 from mbrl_lightning.errors import ConfigError
 
 ANT = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0}

@@ -8,7 +8,7 @@ import torch
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.envs.point2d import HORIZON, best_action, transition
+from mbrl_lightning.envs.bodies.point2d import HORIZON, best_action, transition
 from mbrl_lightning.loop import MetaLoop
 from mbrl_lightning.measuring.meta_test import MetaTest
 

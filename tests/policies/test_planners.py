@@ -12,7 +12,8 @@ from torchrl.modules import CEMPlanner
 from mbrl_lightning.config.methods import PlannerConfig
 from mbrl_lightning.config.schema import FIELDS, DynamicsConfig
 from mbrl_lightning.data.collect import collect, episode_returns, random_actions
-from mbrl_lightning.envs import make_family, point2d
+from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs.bodies import point2d
 from mbrl_lightning.envs.spec import EnvSpec, never
 from mbrl_lightning.errors import ConfigError, EnvError
 from mbrl_lightning.models.mlp import MLPDynamics

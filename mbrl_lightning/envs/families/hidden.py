@@ -14,13 +14,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from mbrl_lightning.envs.bodies.body import Body
+from mbrl_lightning.envs.families.switching import Schedule, SwitchingSimulator
 from mbrl_lightning.envs.family import Box, TaskFamily
-from mbrl_lightning.envs.spec import EnvSpec, add_difference, difference, identity, never
-from mbrl_lightning.envs.switching import Retaskable, Reward, Schedule, SwitchingSimulator
+from mbrl_lightning.envs.spec import EnvSpec, identity, never
 from mbrl_lightning.errors import ConfigError
 
 PreviousReward = Literal["observation", "history"]
-Metrics = Callable[[TensorDictBase], dict[str, Tensor]]
 TEST_TASKS, TEST_SEED, CONTEXT_STEPS = 20, 20290, 200
 
 
@@ -36,6 +36,7 @@ class HiddenTask:
         shared: the test tasks are training tasks, because there are no others.
         another: see Schedule; None: tasks are drawn anew.
         distant: parameters that act in one place only, so that a short random episode need not meet them.
+        directed: the first parameter is +1 or -1, the direction in which speed is paid.
     """
 
     parameters: tuple[str, ...]
@@ -45,29 +46,20 @@ class HiddenTask:
     shared: bool = False
     another: Callable[[Tensor, torch.Generator], Tensor] | None = None
     distant: tuple[str, ...] = ()
+    directed: bool = False
+
+    def schedule(self, horizon: int, every: int | None, jitter: float) -> Schedule:
+        """When this task changes; see Schedule."""
+        return Schedule(self.draw, horizon, every, jitter, self.another)
 
 
 @dataclass(frozen=True)
-class Body:
-    """The visible part of an observation, without the previous reward, and the entries behind it that only rewards see.
+class Pay:
+    """What is paid: weight * speed - effort |a|^2 + bonus, the speed in the hidden direction if there is one."""
 
-    Attributes:
-        names: visible entries.
-        unseen: further entries, which come *before* the visible ones in what ``build`` observes.
-        action_dim: A.
-        build: (spec with all of these entries, tasks [B, P]) -> simulator.
-        features: visible entries -> what networks see.
-        target: (visible, next visible) -> what a model predicts.
-        untarget: its inverse.
-    """
-
-    names: tuple[str, ...]
-    unseen: tuple[str, ...]
-    action_dim: int
-    build: Callable[[EnvSpec, Tensor], Retaskable]
-    features: Callable[[Tensor], Tensor] = identity
-    target: Callable[[Tensor, Tensor], Tensor] = difference
-    untarget: Callable[[Tensor, Tensor], Tensor] = add_difference
+    effort: float
+    bonus: float = 0.0
+    weight: float = 1.0
 
 
 def directions(flip: bool = False) -> HiddenTask:
@@ -85,7 +77,8 @@ def directions(flip: bool = False) -> HiddenTask:
     def turned(tasks: Tensor, generator: torch.Generator) -> Tensor:
         return -tasks
 
-    return HiddenTask(("direction",), draw, identity, test, shared=True, another=turned if flip else None)
+    another = turned if flip else None
+    return HiddenTask(("direction",), draw, identity, test, shared=True, another=another, directed=True)
 
 
 def boxed(parameters: tuple[str, ...], box: Box, distant: tuple[str, ...] = ()) -> HiddenTask:
@@ -103,26 +96,11 @@ def outcome(next_observation: Tensor) -> Tensor:
     return next_observation[..., -1:]
 
 
-def switching_spec(
-    name: str,
-    body: Body,
-    horizon: int,
-    previous_reward: PreviousReward,
-    termination: Callable[[Tensor], Tensor] = never,
-    metrics: Metrics | None = None,
-) -> EnvSpec:
-    """The spec of a family with a hidden task.
-
-    Args:
-        name: family name.
-        body: its visible entries come first, so functions of them hold for the observation as well.
-        horizon: steps per episode.
-        previous_reward: where networks see it: in the current "observation" (and the history), or in the "history" only.
-        termination: of the next observation.
-        metrics: see EnvSpec.
+def hidden_spec(name: str, body: Body, pay: Pay, horizon: int, previous_reward: PreviousReward) -> EnvSpec:
+    """The visible entries of ``body``, so that functions of them hold for the observation as well, and the last reward.
 
     Raises:
-        ConfigError: ``previous_reward`` is neither.
+        ConfigError: ``previous_reward`` is no place.
     """
     if previous_reward not in ("observation", "history"):
         raise ConfigError(f"previous_reward={previous_reward!r} is no place.", "Choose observation or history.")
@@ -140,6 +118,13 @@ def switching_spec(
         following = body.untarget(observation[..., :width], change[..., :-1])
         return torch.cat([following, change[..., -1:]], -1)
 
+    def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
+        """Metres in the wanted direction, read off the rewards, and the steps that an episode lasted if it may end early."""
+        reward, valid = episodes["next", "observation"][..., -1], episodes["valid"]
+        speed = (reward + pay.effort * episodes["action"].square().sum(-1) - pay.bonus) / pay.weight
+        lasted = {} if body.fallen is never else {"upright/first_fall": valid.to(speed).sum(-1)}
+        return {"distance": body.dt * (speed * valid).sum(-1)} | lasted
+
     return EnvSpec(
         name,
         (*body.names, "previous_reward"),
@@ -147,7 +132,7 @@ def switching_spec(
         horizon=horizon,
         unit="episode",
         reward=received,
-        termination=termination,
+        termination=body.fallen,
         features=features,
         target=target,
         untarget=untarget,
@@ -156,29 +141,35 @@ def switching_spec(
     )
 
 
-def switching_family(
-    spec: EnvSpec,
+def hidden_family(
+    name: str,
     body: Body,
     task: HiddenTask,
-    reward: Reward,
-    switch_every_steps: int | None,
-    jitter: float,
+    pay: Pay,
+    schedule: Schedule,
+    previous_reward: PreviousReward,
     context_steps: int = CONTEXT_STEPS,
 ) -> TaskFamily:
-    """The family: ``body`` under ``spec``, with ``task`` hidden behind ``reward`` or in the dynamics.
+    """The family: ``body`` with ``task`` hidden behind what is paid, or in the dynamics.
 
     Args:
-        spec: see :func:`switching_spec`.
-        body: the same that ``spec`` was made of.
+        name: family name.
+        body: see Body.
         task: what is hidden.
-        reward: of the unseen and visible entries, and of the task.
-        switch_every_steps: mean steps between switches; None: only at the start of an episode.
-        jitter: see Schedule.
+        pay: see Pay.
+        schedule: when ``task`` changes.
+        previous_reward: where networks see it: in the current "observation" (and the history), or in the "history" only.
         context_steps: random-policy transitions a meta-test may give.
     """
-    schedule = Schedule(task.draw, spec.horizon, switch_every_steps, jitter, task.another)
+    spec = hidden_spec(name, body, pay, schedule.horizon, previous_reward)
     everything = replace(spec, observation_names=(*body.unseen, *body.names))
     visible = slice(len(body.unseen), None)
+
+    def reward(before: Tensor, action: Tensor, after: Tensor, tasks: Tensor) -> Tensor:
+        speed = after[..., body.speed]
+        if task.directed:
+            speed = tasks[..., 0] * speed
+        return pay.weight * speed - pay.effort * action.square().sum(-1) + pay.bonus
 
     def build(tasks: Tensor) -> SwitchingSimulator:
         return SwitchingSimulator(body.build(everything, tasks), spec, tasks, reward, schedule, visible)
@@ -192,27 +183,7 @@ def switching_family(
         test=task.test,
         extreme=torch.empty(0, len(task.parameters), dtype=torch.float64),
         context_steps=context_steps,
-        switch_every=switch_every_steps,
+        switch_every=schedule.every,
         shared_tasks=task.shared,
         distant=task.distant,
     )
-
-
-def travelled(dt: float, effort: float, bonus: float = 0.0, weight: float = 1.0, falls: bool = False) -> Metrics:
-    """Metric "distance": metres in the wanted direction, read off rewards weight * speed - effort * |a|^2 + bonus.
-
-    Args:
-        dt: seconds per step.
-        effort: see above.
-        bonus: see above.
-        weight: see above.
-        falls: episodes may end early; also tell "upright/first_fall", the number of steps they lasted.
-    """
-
-    def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
-        reward, valid = episodes["next", "observation"][..., -1], episodes["valid"]
-        speed = (reward + effort * episodes["action"].square().sum(-1) - bonus) / weight
-        lasted = {"upright/first_fall": valid.to(speed).sum(-1)} if falls else {}
-        return {"distance": dt * (speed * valid).sum(-1)} | lasted
-
-    return metrics

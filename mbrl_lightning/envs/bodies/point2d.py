@@ -6,13 +6,14 @@ return is -2 * 10^-3 / 6 * sum_{k <= 20} k^3 = -14.7.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.family import TaskFamily, one_task
+from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.envs.torch_simulator import Canvas, TorchSimulator
 
 STEP, START, HORIZON = 0.1, 2.0, 30
 OPTIMUM = -2 * STEP**3 / 6 * sum(k**3 for k in range(21))
@@ -48,9 +49,9 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
     return canvas.picture
 
 
-SPEC = EnvSpec("point2d", NAMES, action_dim=2, horizon=HORIZON, unit="episode", reward=reward)
+build = functools.partial(TorchSimulator, initial=initial, transition=transition, draw=picture)
 
 
-def point2d() -> TaskFamily:
-    """Go to the origin from U[-2, 2]^2 by at most 0.1 per axis and step; -|s|^2 summed over 30 steps. Optimum -14.7."""
-    return one_task(SPEC, lambda tasks: TorchSimulator(SPEC, tasks, initial, transition, picture), HORIZON)
+def point2d_spec() -> EnvSpec:
+    """The point's spec; episodes of 30 steps."""
+    return EnvSpec("point2d", NAMES, action_dim=2, horizon=HORIZON, unit="episode", reward=reward)

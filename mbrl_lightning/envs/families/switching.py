@@ -9,24 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.spec import EnvSpec, Simulator
+from mbrl_lightning.envs.bodies.body import Retaskable
+from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
 
 Reward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(base obs [B, S'], action clipped [B, A], base next obs [B, S'], task [B, P]) -> [B]."""
-
-
-class Retaskable(Simulator, Protocol):
-    """A simulator whose rows can be given another task in flight: positions and velocities stay as they are."""
-
-    def set_tasks(self, rows: Tensor, tasks: Tensor) -> None:
-        """Give ``rows`` (indices [n]) the tasks [n, P]; nothing else of them changes."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Slim-Humanoid with varying mass and damping (GSSM, after CaDM and mbbl).
+"""The humanoid of gymnasium, slim: without contact forces, steps of 0.015 s (GSSM, after CaDM and mbbl).
 
-Observation (45): torso height, quaternion (w first), 17 joint angles, then the 23 velocities: torso linear
+Visible entries (45): torso height, quaternion (w first), 17 joint angles, then the 23 velocities: torso linear
 (world frame), torso angular (torso frame), joints.
 
 A dynamics model predicts the 23 velocity changes only; positions follow by integration (see
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
-from mbrl_lightning.envs.mujoco import MujocoBody, MujocoSimulator, scale_mass_and_damping
+from mbrl_lightning.envs.bodies.body import Body
+from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, centre_of_mass
 from mbrl_lightning.envs.spec import EnvSpec
 
-DT, FRAME_SKIP, HORIZON, CONTEXT_STEPS = 0.015, 5, 1000, 500
+DT, FRAME_SKIP, HORIZON, SENSED = 0.015, 5, 1000, 24
 CONTROL_SCALE, CONTROL_COST, ALIVE_BONUS, SPEED_WEIGHT = 0.4, 0.1, 5.0, 0.25 / 0.015
 POSITIONS, X_VELOCITY, UPRIGHT = 22, 22, (1.0, 2.0)
 HEIGHT_WEIGHT, TURN_WEIGHT = 0.5, 0.6
@@ -30,7 +31,7 @@ JOINTS = (
     "left_hip_x", "left_hip_z", "left_hip_y", "left_knee", "right_shoulder1", "right_shoulder2",
     "right_elbow", "left_shoulder1", "left_shoulder2", "left_elbow",
 )  # fmt: skip
-OBSERVATION_NAMES = (
+NAMES = (
     "z [m]",
     *(f"quaternion_{part}" for part in "wxyz"),
     *(f"{joint} [rad]" for joint in JOINTS),
@@ -43,6 +44,12 @@ OBSERVATION_NAMES = (
 def observe(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -> np.ndarray:
     """[B, 45] from positions [B, 24] and velocities [B, 23]."""
     return np.concatenate([qpos[:, 2:], qvel], 1)
+
+
+def observe_with_speed(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """[B, 46]: mean forward speed of the centre of mass over the step, then what :func:`observe` gives."""
+    speed = (qpos[:, [SENSED]] - before[:, [SENSED]]) / DT
+    return np.concatenate([speed, observe(qpos[:, :SENSED], qvel, before)], 1)
 
 
 def upright(observation: Tensor) -> Tensor:
@@ -151,45 +158,38 @@ def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
     }
 
 
-SPEC = EnvSpec(
-    "slim_humanoid",
-    OBSERVATION_NAMES,
-    action_dim=17,
-    horizon=HORIZON,
-    unit="episode",
-    reward=reward,
-    features=features,
-    target=target,
-    untarget=untarget,
-    training_termination=fallen,
-    metrics=metrics,
-)
+def humanoid_spec(training_termination: Callable[[Tensor], Tensor] | None) -> EnvSpec:
+    """The slim humanoid's spec; training episodes are cut where ``training_termination`` says."""
+    return EnvSpec(
+        "slim_humanoid",
+        NAMES,
+        action_dim=17,
+        horizon=HORIZON,
+        unit="episode",
+        reward=reward,
+        features=features,
+        target=target,
+        untarget=untarget,
+        training_termination=training_termination,
+        metrics=metrics,
+    )
 
 
-def slim_humanoid(scale_inertia: bool = False, threads: int = 1, cut_at_fall: bool = True) -> TaskFamily:
-    """GSSM's family: mass scale and damping scale on a grid.
+def humanoid_physics(edit: Edit) -> MujocoBody:
+    """The 45 entries, tasks written by ``edit``."""
+    return MujocoBody("humanoid.xml", FRAME_SKIP, CONTROL_SCALE, edit, reset_noise, observe)
 
-    Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Episodes never end before
-        1000 steps; training episodes are cut at the fall. Extreme tasks: {.5, .7, 1.3,
-    1.5}^2. Returns are sums over 1000 steps; uniform random policy about -1170.
 
-    Args:
-        scale_inertia: scale rotational inertias with the masses (CaDM and GSSM: no).
-        threads: threads for MuJoCo; results do not depend on it.
-        cut_at_fall: end training episodes at the fall (the paper lets them run on).
-    """
-    spec = SPEC if cut_at_fall else dataclasses.replace(SPEC, training_termination=None)
-    train = grid_of(*[(0.8, 0.9, 1.0, 1.1, 1.2)] * 2)
-    edit = functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia)
-    body = MujocoBody("humanoid.xml", FRAME_SKIP, CONTROL_SCALE, edit, reset_noise, observe)
-    return TaskFamily(
-        spec=spec,
-        parameters=("mass_scale", "damping_scale"),
-        draw=draw_from(train),
-        build=lambda tasks: MujocoSimulator(spec, body, tasks, threads),
-        rescale=Box((0.8, 0.8), (1.2, 1.2)).scale,
-        test=grid_of(*[(0.85, 0.95, 1.05, 1.15)] * 2),
-        extreme=grid_of(*[(0.5, 0.7, 1.3, 1.5)] * 2),
-        context_steps=CONTEXT_STEPS,
-        grid=train,
+def humanoid_body(edit: Edit, threads: int) -> Body:
+    """The body whose paid speed is that of the centre of mass, which the 45 visible entries do not determine."""
+    whole = dataclasses.replace(humanoid_physics(edit), observe=observe_with_speed, sense=centre_of_mass)
+    return Body(
+        NAMES,
+        17,
+        DT,
+        functools.partial(MujocoSimulator, body=whole, threads=threads),
+        features=features,
+        target=target,
+        untarget=untarget,
+        fallen=fallen,
     )

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.offscreen import Camera
+from mbrl_lightning.envs.bodies.offscreen import Camera
 from mbrl_lightning.envs.spec import EnvSpec, require_finite
 from mbrl_lightning.errors import EnvError
 
 _log = logging.getLogger(__name__)
+
+
+Edit = Callable[[mujoco.MjModel, mujoco.MjModel, np.ndarray], None]
+Noise = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class MujocoBody:
     xml: str | Callable[[], mujoco.MjModel]
     frame_skip: int
     control_scale: float
-    edit: Callable[[mujoco.MjModel, mujoco.MjModel, np.ndarray], None]
-    noise: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+    edit: Edit
+    noise: Noise
     observe: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     sense: Callable[[mujoco.MjModel, mujoco.MjData], np.ndarray] | None = None
 
@@ -111,13 +115,13 @@ class MujocoSimulator:
 
     Args:
         spec: the family's spec.
-        body: the body.
         tasks: [B, P] float64.
+        body: the body.
         threads: MuJoCo steps of different rows run in this many threads; results do not depend on it. Pays
             for bodies whose step takes 0.3 ms or more (humanoids).
     """
 
-    def __init__(self, spec: EnvSpec, body: MujocoBody, tasks: Tensor, threads: int = 1) -> None:
+    def __init__(self, spec: EnvSpec, tasks: Tensor, body: MujocoBody, threads: int = 1) -> None:
         self.batch_size = len(tasks)
         self._spec, self._body, self._threads = spec, body, threads
         self._models = [task_model(body, task) for task in tasks.cpu().numpy()]
@@ -255,34 +259,8 @@ class MujocoSimulator:
             self._camera = None
 
 
-def scale_mass_and_damping(
-    model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray, scale_inertia: bool
-) -> None:
-    """Write task = (mass scale, damping scale): all body masses and joint dampings, from nominal values.
-
-    ``scale_inertia`` scales the rotational inertias with the masses (what a denser body has); CaDM and GSSM
-    leave them.
-    """
-    model.body_mass[:] = nominal.body_mass * task[0]
-    model.dof_damping[:] = nominal.dof_damping * task[1]
-    if scale_inertia:
-        model.body_inertia[:] = nominal.body_inertia * task[0]
-
-
 def centre_of_mass(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     """Centre of mass [3] of the first body and what hangs on it, at the present positions; a ``MujocoBody.sense``."""
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)
     return data.subtree_com[1]
-
-
-def paint(model: mujoco.MjModel, geoms: Iterable[int], colour: Iterable[float]) -> None:
-    """Give ``geoms`` (indices) a plain ``colour`` (red, green, blue in [0, 1])."""
-    geoms = list(geoms)
-    model.geom_matid[geoms] = -1  # a material's texture would show through
-    model.geom_rgba[geoms] = (*colour, 1.0)
-
-
-def paint_direction(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
-    """A ``MujocoBody.edit`` for task = (direction,): the body turns blue for forwards, orange for backwards."""
-    paint(model, np.flatnonzero(model.geom_bodyid > 0), (0.2, 0.4, 0.85) if task[0] > 0 else (0.95, 0.5, 0.1))

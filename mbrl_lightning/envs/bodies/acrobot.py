@@ -1,4 +1,4 @@
-"""Acrobot with varying link masses (GSSM): swing a double pendulum up by torque on its elbow.
+"""Acrobot: swing a double pendulum up by torque on its elbow.
 
 Physics of gymnasium's Acrobot-v1 ("book" equations, one Runge-Kutta step of 0.2 s, moments of inertia not
 changed with the masses). Observation (theta1, theta1', theta2, theta2') in the papers' order, angles wrapped
@@ -7,19 +7,19 @@ to [-pi, pi].
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.family import Box, TaskFamily
+from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.envs.torch_simulator import Canvas, TorchSimulator
 
 GRAVITY, DT, LENGTH, CENTRE, INERTIA = 9.8, 0.2, 1.0, 0.5, 1.0
 MAX_SPEED_1, MAX_SPEED_2 = 4 * math.pi, 9 * math.pi
-HORIZON, CONTEXT_STEPS, TEST_TASKS, TEST_SEED = 200, 50, 33, 20270
+HORIZON = 200
 OBSERVATION_NAMES = ("angle_1 [rad]", "velocity_1 [rad/s]", "angle_2 [rad]", "velocity_2 [rad/s]")
 
 
@@ -119,37 +119,23 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
     return canvas.picture
 
 
-SPEC = EnvSpec(
-    "acrobot",
-    OBSERVATION_NAMES,
-    action_dim=3,
-    horizon=HORIZON,
-    unit="step",
-    reward=reward,
-    termination=succeeded,
-    features=features,
-    target=target,
-    untarget=untarget,
-    discrete=True,
-    action_features=action_features,
-    change=target,
-)
+build = functools.partial(TorchSimulator, initial=initial, transition=transition, draw=picture)
 
 
-def acrobot() -> TaskFamily:
-    """Link masses U[0.8, 1.2] kg each; 33 fixed test tasks; 50 random-policy transitions as context.
-
-    Reported as return / 200 with nothing lost after success: -0.45 is success after 90 steps. Extreme tasks:
-    masses in [0.5, 1.6] with at least one of the two outside the training range.
-    """
-    train, beyond = Box((0.8, 0.8), (1.2, 1.2)), Box((0.5, 0.5), (1.6, 1.6))
-    return TaskFamily(
-        spec=SPEC,
-        parameters=("mass_1", "mass_2"),
-        draw=train.sample,
-        build=lambda tasks: TorchSimulator(SPEC, tasks, initial, transition, picture),
-        rescale=train.scale,
-        test=train.draws(TEST_TASKS, TEST_SEED),
-        extreme=beyond.draws(TEST_TASKS, TEST_SEED + 1, outside=train),
-        context_steps=CONTEXT_STEPS,
+def acrobot_spec() -> EnvSpec:
+    """The acrobot's spec; episodes of 200 steps at most."""
+    return EnvSpec(
+        "acrobot",
+        OBSERVATION_NAMES,
+        action_dim=3,
+        horizon=HORIZON,
+        unit="step",
+        reward=reward,
+        termination=succeeded,
+        features=features,
+        target=target,
+        untarget=untarget,
+        discrete=True,
+        action_features=action_features,
+        change=target,
     )

@@ -14,10 +14,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.envs.family import TaskFamily, one_task
-from mbrl_lightning.envs.locomotion import leave
-from mbrl_lightning.envs.mujoco import MujocoBody, MujocoSimulator, asset, nominal_model
-from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.envs.bodies.edits import leave
+from mbrl_lightning.envs.bodies.mujoco import MujocoBody, asset, nominal_model
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "upper_arm_roll", "elbow_flex", "forearm_roll", "wrist_flex", "wrist_roll")
 NAMES = (
@@ -25,8 +23,8 @@ NAMES = (
     *(f"{joint}_velocity [rad/s]" for joint in JOINTS),
     *(f"goal_minus_tip_{axis} [m]" for axis in "xyz"),
 )
-COUNT, HORIZON, FRAME_SKIP, TORQUE, EFFORT = 7, 200, 5, 2.0, 0.05
-TIP_OFFSET, GOAL_SHARE, RESET_SCALE = 0.1, 0.6, 0.005
+COUNT, FRAME_SKIP, TORQUE, EFFORT = 7, 5, 2.0, 0.05
+TIP_OFFSET, GOAL_SHARE = 0.1, 0.6
 
 
 def arm_model() -> mujoco.MjModel:
@@ -94,14 +92,7 @@ def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
     return {"goal/distance": away.mean(-1), "goal/final_distance": away[..., -1]}
 
 
-def arm_reach(horizon: int = HORIZON, reset_scale: float = RESET_SCALE) -> TaskFamily:
-    """Bring the tip to a goal that is drawn anew for each episode: 200 steps of 0.05 s, sums of rewards.
-
-    Args:
-        horizon: steps per episode.
-        reset_scale: half-width of the joints' velocities at the start, rad/s.
-    """
-    spec = EnvSpec("arm_reach", NAMES, COUNT, horizon, "episode", reward, metrics=metrics)
-    noise = functools.partial(reset_noise, scale=reset_scale)
-    body = MujocoBody(arm_model, FRAME_SKIP, TORQUE, leave, noise, observe, tip)
-    return one_task(spec, lambda tasks: MujocoSimulator(spec, body, tasks), horizon)
+def arm_body(scale: float) -> MujocoBody:
+    """The arm; ``scale`` is the half-width of the joints' velocities at the start, rad/s."""
+    noise = functools.partial(reset_noise, scale=scale)
+    return MujocoBody(arm_model, FRAME_SKIP, TORQUE, leave, noise, observe, tip)

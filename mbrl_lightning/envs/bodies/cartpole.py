@@ -1,4 +1,4 @@
-"""Cart-pole swing-up with varying masses (GSSM; equations of deep PILCO).
+"""Cart-pole swing-up (equations of deep PILCO).
 
 A pole, a uniform rod of length 0.6 m, hangs from a cart; a force on the cart must swing it up and hold it
 with its tip at (0, 0.6). The angle is 0 when upright, pi when hanging, raw and unwrapped. Explicit Euler with
@@ -7,19 +7,18 @@ step 0.1 s and all four derivatives taken at the old state: coarse, and part of 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.family import Box, TaskFamily
+from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.envs.torch_simulator import Canvas, TorchSimulator
 
 GRAVITY, LENGTH, FRICTION, DT, MAX_FORCE, COST_WIDTH = 9.82, 0.6, 0.1, 0.1, 10.0, 0.25
-HORIZON, CONTEXT_STEPS, TEST_TASKS, TEST_SEED = 25, 50, 50, 20250
-PARAMETERS = ("cart_mass", "pole_mass")
+HORIZON = 25
 
 
 def transition(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
@@ -49,8 +48,8 @@ def features(observation: Tensor) -> Tensor:
     return torch.stack([x, speed, angle.sin(), angle.cos(), spin], -1)
 
 
-def make_spec(name: str, half: bool, tip_sign: float) -> EnvSpec:
-    """The cart-pole's spec; see :func:`cartpole` for the two variants of the reward."""
+def cartpole_spec(name: str, half: bool, tip_sign: float) -> EnvSpec:
+    """The cart-pole's spec; see the family for the two variants of the reward."""
     width = COST_WIDTH**2 * (2 if half else 1)
 
     def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
@@ -74,40 +73,4 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
     return canvas.picture
 
 
-def _family(name: str, train: Box, beyond: Box, half: bool, tip_sign: float) -> TaskFamily:
-    spec = make_spec(name, half, tip_sign)
-    return TaskFamily(
-        spec=spec,
-        parameters=PARAMETERS,
-        draw=train.sample,
-        build=lambda tasks: TorchSimulator(spec, tasks, initial, transition, picture),
-        rescale=train.scale,
-        test=train.draws(TEST_TASKS, TEST_SEED),
-        extreme=beyond.draws(TEST_TASKS, TEST_SEED + 1, outside=train),
-        context_steps=CONTEXT_STEPS,
-    )
-
-
-def cartpole(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
-    """The paper's range: cart mass U[1, 2] kg, pole mass U[0.7, 1] kg; 50 fixed test tasks.
-
-    Reward -(1 - exp(-d^2 / (2 sigma^2))) of the next state, d = distance of the pole's tip to its upright
-    place over the origin, sigma = 0.25 m; in [-1, 0]. Reported as mean per step over 25 steps. Uniform random
-    forces: -0.976. Extreme tasks: cart in [0.5, 3], pole in [0.35, 1.5] with at least one of the two outside
-    the training range.
-
-    Args:
-        half: True is deep PILCO's exponent d^2 / (2 sigma^2); False is GSSM's table, d^2 / sigma^2.
-        tip_sign: +1 is deep PILCO's tip x + l sin(theta); -1 is the side on which the equations conserve
-            energy.
-    """
-    return _family("cartpole", Box((1.0, 0.7), (2.0, 1.0)), Box((0.5, 0.35), (3.0, 1.5)), half, tip_sign)
-
-
-def cartpole_wide(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
-    """As :func:`cartpole`, cart mass U[0.3, 4] and pole mass U[0.2, 1.5] kg: here knowing the masses pays.
-
-    Extreme tasks: cart in [0.2, 6], pole in [0.15, 2.2] with at least one of the two outside the training
-    range.
-    """
-    return _family("cartpole_wide", Box((0.3, 0.2), (4.0, 1.5)), Box((0.2, 0.15), (6.0, 2.2)), half, tip_sign)
+build = functools.partial(TorchSimulator, initial=initial, transition=transition, draw=picture)

@@ -1,0 +1,1 @@
+"""Bodies: physics, and what is seen of it. One file per body."""

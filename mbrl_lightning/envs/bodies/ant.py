@@ -1,0 +1,77 @@
+"""The ant of gymnasium: eight joints, steps of 0.05 s. 27 visible entries, without contact forces.
+
+MuJoCo versions of the papers' time reported none. Height, quaternion (w first), 8 joint angles, then the 14 velocities.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.bodies.body import Body, half_uniform
+from mbrl_lightning.envs.bodies.edits import RED, paint
+from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, centre_of_mass
+
+DT, FRAME_SKIP, UPRIGHT, RESET_SCALE = 0.05, 5, (0.2, 1.0), 0.1
+JOINTS = tuple(f"{joint}_{leg}" for leg in (1, 2, 3, 4) for joint in ("hip", "ankle"))
+NAMES = (
+    "z [m]",
+    *(f"quaternion_{part}" for part in "wxyz"),
+    *(f"{joint} [rad]" for joint in JOINTS),
+    *(f"{axis}_velocity [m/s]" for axis in "xyz"),
+    *(f"{axis}_angular_velocity [rad/s]" for axis in "xyz"),
+    *(f"{joint}_velocity [rad/s]" for joint in JOINTS),
+)
+# Of legs 0 to 3 (learning_to_adapt's order): upper and lower geom, and the two motors.
+LEGS, MOTORS = ((3, 4), (6, 7), (9, 10), (12, 13)), ((2, 3), (4, 5), (6, 7), (0, 1))
+
+
+def observe(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray, x: int) -> np.ndarray:
+    """[B, 28]: mean speed of entry ``x`` of the positions over the step, then what the agent sees."""
+    return np.concatenate([(qpos[:, [x]] - before[:, [x]]) / DT, qpos[:, 2:15], qvel], 1)
+
+
+def fallen(observation: Tensor) -> Tensor:
+    """Bool [...]: torso height outside [0.2, 1] m."""
+    height = observation[..., 0]
+    return (height < UPRIGHT[0]) | (height > UPRIGHT[1])
+
+
+def untarget(observation: Tensor, change: Tensor) -> Tensor:
+    """Inverse of the plain difference; the quaternion keeps its length of 1."""
+    height, quaternion, rest = (observation + change).split([1, 4, 22], -1)
+    return torch.cat([height, torch.nn.functional.normalize(quaternion, dim=-1), rest], -1)
+
+
+def cripple(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
+    """Write task = the leg that does not work, as learning_to_adapt has it, and paint it red.
+
+    Its two motors give no torque, both geoms shrink to half their radius and length, and the lower one is drawn in to
+    where the upper one is. Masses stay.
+    """
+    for field in ("geom_size", "geom_pos", "geom_matid", "geom_rgba", "actuator_gear"):
+        getattr(model, field)[:] = getattr(nominal, field)
+    leg = round(float(task[0]))
+    upper, lower = LEGS[leg]
+    model.actuator_gear[list(MOTORS[leg])] = 0
+    model.geom_size[[upper, lower]] *= 0.5
+    model.geom_pos[lower] = nominal.geom_pos[upper]
+    paint(model, LEGS[leg], RED)
+
+
+def ant_body(edit: Edit, scale: float = RESET_SCALE, whole: bool = False) -> Body:
+    """The body; paid speeds are the torso's, or those of the centre of mass of the ``whole`` ant.
+
+    Args:
+        edit: writes tasks.
+        scale: of the start: half-width (positions) and deviation (velocities).
+        whole: see above.
+    """
+    seen = functools.partial(observe, x=15 if whole else 0)  # the sensed entries follow the 15 positions
+    noise = functools.partial(half_uniform, positions=15, velocities=14, scale=scale)
+    physics = MujocoBody("ant.xml", FRAME_SKIP, 1.0, edit, noise, seen, centre_of_mass if whole else None)
+    return Body(NAMES, 8, DT, functools.partial(MujocoSimulator, body=physics), untarget=untarget, fallen=fallen)

@@ -1,0 +1,110 @@
+"""The half-cheetah on a pier of eight floating blocks (M3PO, after learning_to_adapt). 20 visible entries.
+
+The cheetah's own 17, then its centre of mass; the blocks are not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.bodies import half_cheetah
+from mbrl_lightning.envs.bodies.body import Body, normal, planar_features
+from mbrl_lightning.envs.bodies.edits import paint
+from mbrl_lightning.envs.bodies.mujoco import MujocoBody, MujocoSimulator, asset, centre_of_mass
+
+TIME_STEP = 0.01
+CENTRE = tuple(f"centre_of_mass_{axis} [m]" for axis in "xyz")
+# learning_to_adapt's pier: centre and half-length of each block along x, in metres.
+BLOCKS = ((-8.0, 5.999), *((4.0 * i, 1.999) for i in range(6)), (42.0, 19.999))
+HALF_WIDTH, HALF_HEIGHT, TRAVEL, STIFFNESS, BLOCK_MASS, SEABED = 0.99, 0.05, 0.15, 150.0, 1.38, -1.0
+DAMPING, FRICTION, GRAVITY = (0.0, 10.0), (0.2, 0.8), 9.81
+POSITIONS = 9  # of the cheetah; the blocks follow
+
+
+def pier_model(cheetah_mass: float) -> mujoco.MjModel:
+    """Gymnasium's cheetah on eight floating blocks, each on a vertical spring.
+
+    Masses are written explicitly: the original's settotalmass shares 14 kg out over cheetah *and* blocks, which leaves the
+    cheetah 2.93 kg. The floor becomes a sea bed 1 m below, so that who runs off the pier stops falling.
+    """
+    spec = mujoco.MjSpec.from_file(str(asset("half_cheetah.xml")))
+    spec.compiler.settotalmass = -1
+    spec.geom("floor").pos = [0, 0, SEABED]
+    for number, (centre, half_length) in enumerate(BLOCKS):
+        block = spec.worldbody.add_body(name=f"block_{number}", pos=[centre, 0, HALF_HEIGHT])
+        block.add_joint(
+            name=f"block_{number}",
+            type=mujoco.mjtJoint.mjJNT_SLIDE,
+            axis=[0, 0, 1],
+            limited=True,
+            range=[-TRAVEL, TRAVEL],
+            armature=0.1,
+        )
+        block.add_geom(
+            name=f"block_{number}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[half_length, HALF_WIDTH, HALF_HEIGHT],
+            mass=BLOCK_MASS,
+            contype=0,
+            conaffinity=1,
+            priority=1,  # else the larger of two frictions counts, and the cheetah's would hide a slippery block
+        )
+    model = spec.compile()
+    model.jnt_stiffness[POSITIONS:] = STIFFNESS
+    own = slice(1, 1 + len(half_cheetah.JOINTS) + 1)
+    factor = cheetah_mass / model.body_mass[own].sum()
+    model.body_mass[own] *= factor
+    model.body_inertia[own] *= factor
+    return model
+
+
+@functools.cache
+def _builder(cheetah_mass: float) -> Callable[[], mujoco.MjModel]:
+    return functools.partial(pier_model, cheetah_mass)
+
+
+def write_blocks(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
+    """Write task = the blocks' dampings, then their frictions; damped blocks are red (others blue), slippery ones pale."""
+    damping, friction = np.split(task, 2)
+    blocks = np.arange(model.ngeom - len(BLOCKS), model.ngeom)
+    model.dof_damping[POSITIONS:] = damping
+    model.geom_friction[blocks, 0] = friction
+    red, pale = np.clip(damping / DAMPING[1], 0, 1), np.clip(1 - friction / FRICTION[1], 0, 1)
+    colours = np.stack([red, 0 * red, 1 - red], -1)
+    for geom, white, colour in zip(blocks, pale[:, None], colours, strict=True):
+        paint(model, [geom], white + (1 - white) * colour)
+
+
+def pier_noise(batch: int, generator: torch.Generator, scale: float) -> tuple[Tensor, Tensor]:
+    """The cheetah's own noise; the blocks start at rest where their springs carry them."""
+    positions, velocities = normal(batch, generator, POSITIONS, POSITIONS, scale)
+    still = torch.zeros(batch, len(BLOCKS), dtype=torch.float64, device=generator.device)
+    return torch.cat([positions, still - BLOCK_MASS * GRAVITY / STIFFNESS], 1), torch.cat([velocities, still], 1)
+
+
+def observe_pier(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray, dt: float) -> np.ndarray:
+    """[B, 21]: speed of the centre of mass, then the cheetah's positions without x, velocities and centre of mass."""
+    centre = qpos[:, -3:]
+    speed = (centre[:, :1] - before[:, -3:-2]) / dt
+    return np.concatenate([speed, qpos[:, 1:POSITIONS], qvel[:, :POSITIONS], centre], 1)
+
+
+def pier_body(cheetah_mass: float, scale: float, frame_skip: int) -> Body:
+    """Cheetah and pier.
+
+    Args:
+        cheetah_mass: kg.
+        scale: standard deviation of the cheetah's start.
+        frame_skip: physics steps of 0.01 s per control step.
+    """
+    dt = TIME_STEP * frame_skip
+    noise, seen = functools.partial(pier_noise, scale=scale), functools.partial(observe_pier, dt=dt)
+    physics = MujocoBody(_builder(cheetah_mass), frame_skip, 1.0, write_blocks, noise, seen, centre_of_mass)
+    names = (*half_cheetah.NAMES, *CENTRE)
+    return Body(names, 6, dt, functools.partial(MujocoSimulator, body=physics), features=planar_features)
