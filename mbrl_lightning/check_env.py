@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mbrl_lightning.config.console import answer
-from mbrl_lightning.errors import ConfigError, MBRLError
+from mbrl_lightning.config.schema import ENVIRONMENTS
+from mbrl_lightning.config.words import read, yaml_values
+from mbrl_lightning.errors import MBRLError, did_you_mean
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help must not
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; --help must not
     from mbrl_lightning.envs.family import TaskFamily
     from mbrl_lightning.envs.spec import Simulator
 
-USAGE = """usage: python -m mbrl_lightning.check_env NAME [env.options.KEY=VALUE ...]
+HELP = """usage: python -m mbrl_lightning.check_env NAME [env.options.KEY=VALUE ...]
        python -m mbrl_lightning.check_env env.file=PATH [env.options.KEY=VALUE ...]
 
 Checks a task family before anything is trained on it: shapes, fixed and unseen test tasks, repeatability
@@ -27,6 +28,7 @@ family() -> TaskFamily.
 One line per check. Exit status: 0 all passed, 2 usage, 3 a check failed."""
 
 TASKS, STEPS = 4, 30
+OPTIONS = "env.options."
 
 
 class Check(NamedTuple):
@@ -39,7 +41,7 @@ class Check(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return answer(argv, USAGE, _command)
+    return answer(argv, lambda: HELP, _command)
 
 
 def _command(argv: list[str]) -> int:
@@ -54,31 +56,22 @@ def _command(argv: list[str]) -> int:
 
 
 def _load(argv: list[str]) -> TaskFamily:
-    names, file, options = [], None, {}
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals:
-            names.append(word)
-        elif key == "env.name":
-            names.append(value)
-        elif key == "env.file":
-            file = value
-        elif key.startswith("env.options."):
-            options[key.removeprefix("env.options.")] = _value(value)
-        else:
-            raise ConfigError(f"check_env does not know {word!r}.", "Use NAME, env.file=PATH or env.options.KEY=VALUE.")
+    words = read(argv)
+    names, words.bare = words.bare, []
+    values = yaml_values(words)
+    names += [str(values.pop("env.name"))] if "env.name" in values else []
+    file = values.pop("env.file", None)
+    options = {key.removeprefix(OPTIONS): value for key, value in values.items() if key.startswith(OPTIONS)}
+    words.problems += [f"{key}: unknown key" for key in values if not key.startswith(OPTIONS)]
+    words.problems += [
+        f"{name}: unknown{did_you_mean(name, ENVIRONMENTS)}" for name in names if name not in ENVIRONMENTS
+    ]
     if len(names) + (file is not None) != 1:
-        raise ConfigError(f"{len(names)} family names and env.file={file}.", "Give one name or one file.")
+        words.problems.append(f"{len(names)} family names and env.file={file}: give one name or one file")
+    words.raise_problems(f"give NAME, env.file=PATH or {OPTIONS}KEY=VALUE; families: {', '.join(ENVIRONMENTS)}")
     from mbrl_lightning.envs import load_family, make_family
 
-    return make_family(names[0], **options) if file is None else load_family(file, **options)
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval({"true": "True", "false": "False", "null": "None"}.get(text, text))
-    except (ValueError, SyntaxError):
-        return text
+    return make_family(names[0], **options) if file is None else load_family(str(file), **options)
 
 
 def check_family(family: TaskFamily) -> Iterator[Check]:

@@ -9,83 +9,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import read_run_config
-from mbrl_lightning.config.console import answer, quiet_libraries
-from mbrl_lightning.errors import ConfigError, did_you_mean
+from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
+from mbrl_lightning.config.option import option
+from mbrl_lightning.config.words import describe, parse
+from mbrl_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
     from mbrl_lightning.runs.results import Row
-
-HELP = """usage: python -m mbrl_lightning.evaluate run=RUN [key=value ...]
-
-Loads the newest checkpoint of a run, adapts on unseen tasks without touching the run, prints the meta-test table and
-writes evaluation_<tasks>.csv and figures into RUN/evaluation.
-
-  run=RUN         run folder, e.g. runs/cartpole/gssm_aps/seed0
-  tasks=test      test (unseen, inside the training range), extreme (outside it) or train (fresh draws)
-  episodes=N      episodes per task and context length; default: the run's
-  context=K       transitions of the exploration policy at shot 1; default: the run's, or the family's
-  seed=0          of the evaluation's own random stream
-  figures=true    draw latent space, imagined against real, adaptation curve
-  rulers=false    also fit two models to the run's data, one told nothing of the task and one told its true
-                  parameters, and measure their one-step errors beside the run's own (takes minutes)
-  video=false     film the policy in the first unseen task
-  into=results    also put the rows into the run's results.csv, in place of those of the same tasks and iteration
-"""
 
 
 @dataclass
 class Options:
     """Keys of the command line."""
 
-    run: str = ""
-    tasks: str = "test"
-    episodes: int | None = None
-    context: int | None = None
-    seed: int = 0
-    figures: bool = True
-    rulers: bool = False
-    video: bool = False
-    into: str = ""
+    run: str = option("", "run folder, e.g. runs/cartpole/gssm_aps/seed0", required=True)
+    tasks: str = option(
+        "test",
+        "unseen tasks inside the training range, tasks outside it (extreme), or fresh draws (train)",
+        choices=("test", "extreme", "train"),
+    )
+    episodes: int | None = option(None, "episodes per task and context length", minimum=1, shown="(the run's)")
+    context: int | None = option(
+        None, "transitions of the exploration policy at shot 1", minimum=1, shown="(the run's)"
+    )
+    seed: int = option(0, "of the evaluation's own random stream", minimum=0)
+    figures: bool = option(True, "draw latent space, imagined against real, adaptation curve")
+    baselines: bool = option(
+        False,
+        "also fit two models to the run's data, one told nothing of the task and one told its true parameters, and "
+        "measure their one-step errors beside the run's own (takes minutes)",
+    )
+    video: bool = option(False, "film the policy in the first unseen task")
+    into: str = option(
+        "",
+        "results: also put the rows into the run's results.csv, in place of those of the same tasks",
+        choices=("results",),
+    )
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """Options from `key=value` words; all problems at once.
+HELP = f"""usage: python -m mbrl_lightning.evaluate run=RUN [key=value ...]
 
-    Raises:
-        ConfigError: unknown key, wrong value, no run.
-    """
-    options, problems = Options(), []
-    known = Options.__dataclass_fields__
-    for word in argv:
-        key, sign, value = word.partition("=")
-        if not sign or key not in known:
-            problems.append(f"'{word}': unknown key{did_you_mean(key, known)}")
-            continue
-        try:
-            setattr(options, key, _read(key, value))
-        except ValueError:
-            problems.append(f"{word}: not a valid value")
-    if options.tasks not in ("test", "extreme", "train"):
-        problems.append(f"tasks={options.tasks}: choose test, extreme or train")
-    if options.into not in ("", "results"):
-        problems.append(f"into={options.into}: there is only into=results")
-    if any(number is not None and number < 1 for number in (options.episodes, options.context)):
-        problems.append("episodes and context must be at least 1")
-    if not options.run:
-        problems.append("run= is missing")
-    if problems:
-        raise ConfigError("; ".join(problems), "see python -m mbrl_lightning.evaluate --help")
-    return options
+Loads the newest checkpoint of a run, adapts on unseen tasks without touching the run, prints the meta-test table and
+writes evaluation_<tasks>.csv and figures into RUN/evaluation.
 
-
-def _read(key: str, value: str) -> Any:
-    if key in ("run", "tasks", "into"):
-        return value
-    if key in ("figures", "rulers", "video"):
-        if value.lower() not in ("true", "false"):
-            raise ValueError(value)
-        return value.lower() == "true"
-    return int(value)
+{describe(Options)}"""
 
 
 def load_run(folder: str | Path) -> Any:
@@ -128,7 +95,7 @@ def evaluate(
     context: int | None = None,
     seed: int = 0,
     figures: bool = True,
-    rulers: bool = False,
+    baselines: bool = False,
     video: bool = False,
     into: str = "",
 ) -> Any:
@@ -141,7 +108,7 @@ def evaluate(
         context: K, transitions at shot 1; None: as the run was configured.
         seed: of the evaluation stream.
         figures: draw into `run/evaluation`.
-        rulers: fit and measure a blind and a told model on the run's data.
+        baselines: fit and measure a blind and a told model on the run's data.
         video: film one unseen task.
         into: `results` also puts the rows of these tasks into the run's own results (see `put_into_results`).
 
@@ -162,7 +129,7 @@ def evaluate(
     path.unlink(missing_ok=True)
     loop.results = Results(path, loop.results.algorithm, loop.results.env, loop.results.seed)
     loop.streams["evaluation"].manual_seed(seed)
-    loop.evaluate(full=True, split=tasks, rulers=rulers)
+    loop.evaluate(full=True, split=tasks, baselines=baselines)
     if into:
         print(put_into_results(run, [row for row in loop.results.rows if row.split == tasks]))
     if figures:
@@ -203,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
 
     def command(argv: list[str]) -> None:
-        options = parse(argv)
+        options = parse(Options, argv, "evaluate")
         evaluate(**vars(options))
         from mbrl_lightning.report import report
 
@@ -211,8 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report([folder / f"evaluation_{options.tasks}.csv"], out=folder))
         print(f"tables, rows and figures are in {folder}")
 
-    return answer(argv, HELP, command)
+    return answer(argv, lambda: HELP, command)
 
 
+make_callable(__name__)
 if __name__ == "__main__":
     sys.exit(main())

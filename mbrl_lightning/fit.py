@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_lightning.config import compose, load_config, to_yaml
-from mbrl_lightning.config.console import guard, log, quiet_libraries
+from mbrl_lightning.config.console import answer, log, make_callable, quiet_libraries
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.usage import help_text
 from mbrl_lightning.errors import ConfigError
@@ -108,9 +108,6 @@ def _fit_seeds(config: Config, words: Sequence[str]) -> int:
 
 
 def _command(words: Sequence[str]) -> int:
-    if {"-h", "--help", "help"} & set(words):
-        print(help_text())
-        return 0
     config = load_config([word for word in words if word != "--print-config"])
     if "--print-config" in words:
         print(to_yaml(config), end="")
@@ -136,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status, listed in `--help`.
     """
-    words = sys.argv[1:] if argv is None else argv
-    return guard(lambda: _command(words))
+    return answer(argv, help_text, _command)
 
 
+make_callable(__name__)
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mbrl_lightning.config import load_config
-from mbrl_lightning.config.console import answer
+from mbrl_lightning.config import config_of, each_seed
+from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
 from mbrl_lightning.config.schema import Config
+from mbrl_lightning.config.words import read
 
 HELP = """usage: python -m mbrl_lightning.headroom conf=NAME [seeds=0..2] [key=value ...]
 
@@ -57,7 +58,7 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.data.collect import collect, random_actions
     from mbrl_lightning.data.seeds import Streams
-    from mbrl_lightning.measuring.baselines import fit_ruler
+    from mbrl_lightning.measuring.baselines import fit_baseline
     from mbrl_lightning.measuring.meta_test import MetaTest
     from mbrl_lightning.models.measures import one_step_error
     from mbrl_lightning.networks.step import GradientStep
@@ -74,7 +75,7 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     targets, means = transitions(family.test), {}
     for arm, told in (("with", True), ("without", False)):
         streams.seed_globals()
-        dynamics = fit_ruler(family, cfg, real, step, streams["batches"], MODEL_UPDATES, told)
+        dynamics = fit_baseline(family, cfg, real, step, streams["batches"], MODEL_UPDATES, told)
         belief = dynamics.tell(family.scale(family.test))
         for name, held in {arm: belief, **({"wrong": MetaTest.another(belief)} if told else {})}.items():
             errors = one_step_error(dynamics, targets, held)["nmse"]
@@ -126,19 +127,17 @@ def _table(conf: str, seed: int, out: dict[str, dict[str, float]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
 
-    def command(argv: list[str]) -> int:
-        cfg = load_config([*argv, "algorithm=dr_ppo"])
-        from mbrl_lightning.config.console import quiet_libraries
-        from mbrl_lightning.config.validation import parse_seeds
-
+    def command(words: list[str]) -> None:
+        cfg = config_of(read(words), algorithm="dr_ppo")
         quiet_libraries()
-        for seed in parse_seeds(cfg.seeds) if cfg.seeds else [cfg.seed]:
-            cfg.seed = seed
-            out = headroom(cfg, Path(cfg.out) / cfg.conf / "headroom" / f"seed{seed}")
-            print(_table(cfg.conf, seed, out), flush=True)
-        return 0
+        for one in each_seed(cfg):
+            out = headroom(one, Path(cfg.out) / cfg.conf / "headroom" / f"seed{one.seed}")
+            print(_table(cfg.conf, one.seed, out), flush=True)
 
-    return answer(argv, HELP, command)
+    return answer(argv, lambda: HELP, command)
+
+
+make_callable(__name__)
 
 
 if __name__ == "__main__":

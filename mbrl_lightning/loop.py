@@ -21,7 +21,7 @@ from mbrl_lightning.data.collect import Act, collect, collect_parts, random_acti
 from mbrl_lightning.data.seeds import Streams
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
-from mbrl_lightning.measuring.baselines import rulers_of
+from mbrl_lightning.measuring.baselines import baselines_of
 from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks.step import GradientStep
@@ -199,13 +199,13 @@ class MetaLoop:
 
     # -- evaluation, rows, state
 
-    def evaluate(self, full: bool, split: str | None = None, rulers: bool = False) -> dict[str, float]:
+    def evaluate(self, full: bool, split: str | None = None, baselines: bool = False) -> dict[str, float]:
         """Meta-test on unseen tasks; draws from the evaluation stream alone, so it cannot change what is learned."""
         summary: dict[str, float] = {}
         test = MetaTest(self.algorithm, self.real, self.step, self.streams["evaluation"], self._add)
         with torch.random.fork_rng(devices=[]):
-            if rulers:
-                test.rulers = rulers_of(self.family, self.cfg, self.real, self.step, test.generator)
+            if baselines:
+                test.baselines = baselines_of(self.family, self.cfg, self.real, self.step, test.generator)
             split = split or self.cfg.evaluation.split
             tasks = {"test": self.family.test, "extreme": self.family.extreme}.get(split)
             if tasks is None:

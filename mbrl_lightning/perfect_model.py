@@ -9,29 +9,39 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from mbrl_lightning.config import load_config
-from mbrl_lightning.config.console import answer
+from mbrl_lightning.config import config_of, each_seed
+from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
+from mbrl_lightning.config.option import option
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.envs.spec import Simulator
-from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.config.words import describe, read, take
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and a typo must not
+    from torch import Tensor
+
     from mbrl_lightning.data.collect import Act
+    from mbrl_lightning.envs.family import TaskFamily
+    from mbrl_lightning.envs.spec import Simulator
 
-HELP = """usage: python -m mbrl_lightning.perfect_model conf=NAME algorithm=NAME [tasks=4] [seeds=0..2] [key=value ...]
+
+@dataclass
+class Options:
+    """Keys of the command line that are not the configuration's."""
+
+    tasks: int = option(4, "training tasks, drawn anew with each seed", minimum=1)
+
+
+HELP = f"""usage: python -m mbrl_lightning.perfect_model conf=NAME algorithm=NAME [tasks=4] [seeds=0..2] [key=value ...]
 
 Plays one episode of each of some training tasks with the algorithm's planner (planner.kind, .horizon, .candidates, ...), which
 tries its candidates in the true simulator, and prints their returns beside those of random actions. No model is trained.
 
-  tasks=4   training tasks, drawn anew with each seed
+{describe(Options)}
+
 Any key of `python -m mbrl_lightning.fit --help` may follow. Rows go to perfect_model.csv in out/NAME/perfect_model/seed<k>.
 """
 
@@ -81,6 +91,8 @@ def perfect_model(cfg: Config, tasks: int, progress: bool = False) -> dict[str, 
     Raises:
         EnvError: the simulator fails, or cannot be put into a state.
     """
+    import torch
+
     from mbrl_lightning.data.collect import collect, episode_returns, random_actions
     from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.envs import family_of
@@ -141,37 +153,34 @@ def parse(argv: Sequence[str]) -> tuple[Config, int]:
     """Configuration and number of tasks.
 
     Raises:
-        ConfigError: either is wrong.
+        ConfigError: naming everything that is wrong.
     """
-    tasks = ([word.partition("=")[2] for word in argv if word.startswith("tasks=")] or ["4"])[-1]
-    if not tasks.isdecimal() or int(tasks) < 1:
-        raise ConfigError(f"tasks={tasks}", "give a number of tasks, 1 or more")
-    return load_config([word for word in argv if not word.startswith("tasks=")]), int(tasks)
+    words = read(argv)
+    tasks = take(Options, words, strict=False).tasks
+    return config_of(words), tasks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
 
-    def command(argv: list[str]) -> int:
+    def command(argv: list[str]) -> None:
         cfg, tasks = parse(argv)
-        from mbrl_lightning.config.console import quiet_libraries
-        from mbrl_lightning.config.validation import parse_seeds
-
         quiet_libraries()
         kind = f"{cfg.planner.kind}, {cfg.planner.candidates} candidates, {cfg.planner.horizon} steps ahead"
         print(f"{cfg.conf}, {tasks} training tasks, planner in the true simulator ({kind})", flush=True)
-        for seed in parse_seeds(cfg.seeds) if cfg.seeds else [cfg.seed]:
-            cfg.seed = seed
-            returns = perfect_model(cfg, tasks, progress=True)
-            write(cfg, returns, Path(cfg.out) / cfg.conf / "perfect_model" / f"seed{seed}" / "perfect_model.csv")
-            print(f"seed {seed}", *(_line(name, values) for name, values in returns.items()), sep="\n", flush=True)
-        return 0
+        for one in each_seed(cfg):
+            returns = perfect_model(one, tasks, progress=True)
+            write(one, returns, Path(cfg.out) / cfg.conf / "perfect_model" / f"seed{one.seed}" / "perfect_model.csv")
+            print(f"seed {one.seed}", *(_line(name, values) for name, values in returns.items()), sep="\n", flush=True)
 
-    return answer(argv, HELP, command)
+    return answer(argv, lambda: HELP, command)
 
 
 def _line(name: str, values: Tensor) -> str:
     return f"  {name:<8} {values.mean():8.4g}   each task {' '.join(f'{value:.4g}' for value in values)}"
+
+
+make_callable(__name__)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbrl_lightning.config import load_config
-from mbrl_lightning.config.console import answer
+from mbrl_lightning.config.console import answer, make_callable
+from mbrl_lightning.config.option import option
+from mbrl_lightning.config.words import describe, read, take
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -96,6 +98,16 @@ STUDIES = {
         {f"{count} outer steps": (f"meta.updates={count}",) for count in (10, 30, 60)},
     ),
 }
+
+
+@dataclass
+class Options:
+    """Words of the command line that are not the configuration's."""
+
+    name: str = option("", f"{' | '.join(STUDIES)}", bare=True, required=True, item="NAME")
+    out: str = option("runs/studies", "runs are in out/NAME/<arm>, table and figure in out/NAME")
+
+
 LINES = "\n".join(f"  {name:<12} {study.figure}: {study.question}" for name, study in STUDIES.items())
 HELP = f"""usage: python -m mbrl_lightning.study NAME [seeds=0..2] [key=value ...]
 
@@ -103,12 +115,11 @@ Trains every arm of one of MB-MPO's studies (Clavera et al. 2018) with every see
 
 {LINES}
 
-  seeds=0..2        seeds of every arm (default 0..2)
-  jobs=1            seeds trained at the same time
-  out=runs/studies  runs are in out/NAME/<arm>, table and figure in out/NAME
-Any other key of `python -m mbrl_lightning.fit --help` goes to all arms; a key that tells the arms apart cannot be given.
+{describe(Options)}
+
+Any other key of `python -m mbrl_lightning.fit --help` goes to all arms; one that tells the arms apart cannot be given.
 """
-OUT = "runs/studies"
+OUT = Options.out
 
 
 def folder_of(arm: str) -> str:
@@ -239,17 +250,31 @@ def rows_of(name: str, folder: Path) -> list[Row]:
     return [row._replace(algorithm=arm) for arm, place in there.items() for row in read_results(place)]
 
 
+def parse(argv: Sequence[str]) -> tuple[str, list[str], str]:
+    """Name of the study, words for its arms, folder.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    words = read(argv)
+    options = take(Options, words, strict=False)
+    words.problems += [f"{word!r}: key=value is expected" for word in words.bare]
+    words.raise_problems("see python -m mbrl_lightning.study --help")
+    return options.name, [f"{key}={text}" for key, text in words.pairs.items()], options.out
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
 
     def command(argv: list[str]) -> int:
-        words = [word for word in argv[1:] if not word.startswith("out=")]
-        out = [word.partition("=")[2] for word in argv[1:] if word.startswith("out=")]
-        status, text = study(argv[0], words, (out or [OUT])[-1])
+        status, text = study(*parse(argv))
         print(text)
         return status
 
-    return answer(argv, HELP, command)
+    return answer(argv, lambda: HELP, command)
+
+
+make_callable(__name__)
 
 
 if __name__ == "__main__":

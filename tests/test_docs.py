@@ -10,7 +10,9 @@ import pytest
 
 from mbrl_lightning import bounds, check_env, evaluate, perfect_model, report, study
 from mbrl_lightning import fit as fit_module
+from mbrl_lightning.__main__ import COMMANDS
 from mbrl_lightning.config import load_config, to_yaml
+from mbrl_lightning.config.words import parse as parse_options
 from mbrl_lightning.runs.run import run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +65,7 @@ def parse(module: str, words: list[str]) -> None:
     elif module == "perfect_model":
         perfect_model.parse(words)
     elif module == "evaluate":
-        assert Path(evaluate.parse(words).run, "config.yaml").is_file()
+        assert Path(parse_options(evaluate.Options, words, module).run, "config.yaml").is_file()
     elif module == "bounds":
         bounds.parse(words)
     elif module == "study":
@@ -71,7 +73,7 @@ def parse(module: str, words: list[str]) -> None:
         for command in study.arm_words(name, changes).values():
             load_config(command)
     elif module == "report":
-        paths, _ = report._parse(words)
+        paths = parse_options(report.Options, words, module).runs
         assert all(path == "RUN" or Path(path).exists() or path.startswith("runs/") for path in paths)
     else:
         assert module == "check_env"
@@ -84,6 +86,12 @@ def test_command_lines_parse(page, line, workplace):
     found = MODULE.search(shlex.join(words))
     if found:
         parse(found[1], shlex.split(found[2]))
+    elif words[:3] == ["python", "-m", "mbrl_lightning"] or words[0] == "mbrl":
+        command, *rest = words[3 - 2 * (words[0] == "mbrl") :] or ["--help"]
+        if command in COMMANDS:
+            parse(command, rest)
+        else:
+            assert command in ("--help", "--version")
     elif words[0] == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets

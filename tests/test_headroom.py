@@ -32,10 +32,3 @@ def test_both_halves_and_their_rows(tiny, small, tmp_path):
     with (tmp_path / "headroom.csv").open() as file:
         metrics = [row["metric"] for row in csv.DictReader(file)]
     assert metrics.count("return/with") == metrics.count("return/without") == metrics.count("model/nmse_wrong") == 50
-
-
-def test_command_line_without_a_conf(capsys):
-    assert headroom.main([]) == 2
-    assert headroom.main(["--help"]) == 0
-    assert headroom.main(["conf=cartpoel"]) == 2
-    assert "cartpole" in capsys.readouterr().err

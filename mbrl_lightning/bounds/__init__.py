@@ -6,31 +6,16 @@ With `run=` the errors are those that a run has measured of its own model and po
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbrl_lightning.config.console import guard
-from mbrl_lightning.config.validation import parse_seeds
-from mbrl_lightning.errors import ConfigError, StorageError, did_you_mean
+from mbrl_lightning.config.console import answer, make_callable
+from mbrl_lightning.config.option import option
+from mbrl_lightning.config.words import describe, read, take
+from mbrl_lightning.errors import ConfigError, StorageError
 
-HELP = """usage: python -m mbrl_lightning.bounds [key=value ...]
-
-Prints how far the return in the model can be from the true one by M3PO's Theorem 1 (rollouts from the initial state on,
-C_Th1) and Theorem 2 (k steps that branch off real histories, C_Th2, as printed and as the sum in its proof gives it), which
-k is best, and draws the paper's Fig. 4 (fig4.png).
-
-  gamma=0.95   discount, at least 0 and below 1
-  eps_m=0.1    model error: total variation distance, from 0 to 1
-  eps_pi=0.02  divergence of the policy from the one that collected the data: total variation distance, from 0 to 1
-  k=1..50      imagined steps of a branch: 7, 1..50 or [1,5,10]
-  r_max=1      bound of the expected reward, above 0
-  run=RUN      a run of M3PO, or a folder above several: eps_m and eps_pi are estimated from its evaluations (a value given
-               here takes their place), gamma and k are the run's unless given; draws them (bounds.png)
-  out=bounds   folder for the figures
-"""
 DEFAULTS: dict[str, Any] = {"gamma": 0.95, "eps_m": 0.1, "eps_pi": 0.02, "k": list(range(1, 51))}
 MOST_LENGTHS = 6  # columns of a run's table
 
@@ -39,13 +24,38 @@ MOST_LENGTHS = 6  # columns of a run's table
 class Options:
     """Keys of the command line; what is None has another default where there is a run."""
 
-    gamma: float | None = None
-    eps_m: float | None = None
-    eps_pi: float | None = None
-    k: list[int] | None = None
-    r_max: float = 1.0
-    run: str = ""
-    out: str = "bounds"
+    gamma: float | None = option(None, "discount", minimum=0, below=1, shown="0.95")
+    eps_m: float | None = option(
+        None, "model error: total variation distance", minimum=0, maximum=1, why="total variation distance", shown="0.1"
+    )
+    eps_pi: float | None = option(
+        None,
+        "divergence of the policy from the one that collected the data: total variation distance",
+        minimum=0,
+        maximum=1,
+        why="total variation distance",
+        shown="0.02",
+    )
+    k: list[int] | None = option(
+        None,
+        "imagined steps of a branch: 7, 1..50 or [1,5,10]",
+        minimum=1,
+        why="Theorem 2 holds for k >= 1 only; without an imagined step there is no return in the model to bound",
+        shown="1..50",
+    )
+    r_max: float = option(1.0, "bound of the expected reward", above=0)
+    run: str = option("", "a run of M3PO, or a folder above several, whose evaluations give eps_m, eps_pi, gamma and k")
+    out: str = option("bounds", "folder for the figures")
+
+
+HELP = f"""usage: python -m mbrl_lightning.bounds [key=value ...]
+
+Prints how far the return in the model can be from the true one by M3PO's Theorem 1 (rollouts from the initial state on,
+C_Th1) and Theorem 2 (k steps that branch off real histories, C_Th2, as printed and as the sum in its proof gives it), which
+k is best, and draws the paper's Fig. 4 (fig4.png). With run= it draws the errors along the run and what they bound
+(bounds.png); a value given on the command line takes the place of the run's.
+
+{describe(Options)}"""
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -54,35 +64,12 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         ConfigError: unknown keys, values that cannot be read or are out of range, all at once.
     """
-    from mbrl_lightning.bounds.guarantees import range_problems
-
-    options, problems = Options(), []
-    known = Options.__dataclass_fields__
-    for word in argv:
-        key, _, value = word.partition("=")
-        if key not in known:
-            problems.append(f"'{word}': unknown key{did_you_mean(key, known)}")
-            continue
-        try:
-            setattr(options, key, _read(key, value))
-        except ValueError:
-            wanted = {"k": "7, 1..50 or [1,5,10]", "run": "a folder", "out": "a folder"}.get(key, "a number")
-            problems.append(f"'{word}': {wanted} is expected")
-    given = {key: getattr(options, key) for key in (*DEFAULTS, "r_max")}
-    problems += range_problems(**{key: value for key, value in given.items() if value is not None})
+    words = read(argv)
+    options = take(Options, words)
     if options.run and len(options.k or ()) > MOST_LENGTHS:
-        problems.append(f"k: with run= at most {MOST_LENGTHS} lengths; each is a column of the table")
-    if problems:
-        raise ConfigError("; ".join(problems), "see python -m mbrl_lightning.bounds --help")
+        words.problems.append(f"k: with run= at most {MOST_LENGTHS} lengths; each is a column of the table")
+    words.raise_problems("see python -m mbrl_lightning.bounds --help")
     return options
-
-
-def _read(key: str, value: str) -> Any:
-    if not value:
-        raise ValueError(value)
-    if key in ("run", "out"):
-        return value
-    return parse_seeds(value) if key == "k" else float(value)  # lengths are written as lists of seeds are
 
 
 def bounds(options: Options) -> str:
@@ -149,13 +136,7 @@ def _configured(run: str, key: str) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    argv = sys.argv[1:] if argv is None else argv
+    return answer(argv, lambda: HELP, lambda words: print(bounds(parse(words))))
 
-    def command() -> int:
-        if "--help" in argv or "-h" in argv:
-            print(HELP)
-            return 0
-        print(bounds(parse(argv)))
-        return 0
 
-    return guard(command)
+make_callable(__name__)

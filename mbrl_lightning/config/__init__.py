@@ -5,6 +5,7 @@ Layers, later wins: `conf/default.yaml`, `conf/<conf>.yaml`, `conf/algorithm/<al
 All problems are reported together.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
 from mbrl_lightning.config.schema import FIELDS, NAME, OPEN, SECTIONS, Config, get
+from mbrl_lightning.config.words import Words, number_list, read, yaml_values
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 COMMAND_LINE = "command line"
@@ -230,20 +232,24 @@ def load_config(argv: Sequence[str]) -> Config:
     Raises:
         ConfigError: naming everything that is wrong.
     """
-    overrides: dict[str, Any] = {}
-    problems: list[str] = []
-    for word in argv:
-        key, equals, text = word.partition("=")
-        if word.startswith("-"):
-            bare = key.lstrip("-").replace("-", "_")
-            problems.append(f"{word!r}: options have no dashes; write {bare}={text or 'VALUE'}")
-        elif not equals or not key:
-            problems.append(f"{word!r}: key=value is expected")
-        elif "${" in text:
-            problems.append(f"{word!r}: interpolation ('${{...}}') is not allowed")
-        else:
-            try:
-                overrides[key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
-            except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-                problems.append(f"{word!r}: not readable as YAML: {' '.join(str(error).split())}")
-    return compose(overrides, problems)
+    return config_of(read(argv))
+
+
+def config_of(words: Words, **fixed: Any) -> Config:
+    """Configuration from words of which a command has taken its own options.
+
+    Args:
+        words: the rest of them, and the problems found in those.
+        **fixed: keys that the command sets itself.
+
+    Raises:
+        ConfigError: naming everything that is wrong.
+    """
+    values = yaml_values(words) | fixed
+    return compose(values, words.problems)
+
+
+def each_seed(config: Config) -> list[Config]:
+    """The configuration of every seed of `seeds=`, or of the one."""
+    seeds = number_list(config.seeds) if config.seeds else [config.seed]
+    return [dataclasses.replace(config, seed=seed, seeds=None) for seed in seeds]

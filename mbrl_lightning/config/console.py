@@ -5,8 +5,11 @@ import logging
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from mbrl_lightning import __version__
 from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
 
 log = logging.getLogger("mbrl_lightning")  # warnings of the package; with no handler Python prints them plainly
@@ -38,21 +41,35 @@ def guard(command: Callable[[], int | None]) -> int:
         return 130
 
 
-def answer(argv: Sequence[str] | None, help_text: str, command: Callable[[list[str]], int | None]) -> int:
-    """Run a command on its words; asked for help, or given no words at all, it prints its help instead.
+def answer(argv: Sequence[str] | None, help_text: Callable[[], str], command: Callable[[list[str]], int | None]) -> int:
+    """What every `main` is: run a command on its words, or tell its help or the version.
 
     Args:
         argv: words; None: those of this process.
-        help_text: of the command.
+        help_text: gives the command's help.
         command: words -> exit status, or None for 0; see `guard`.
 
     Returns:
-        Exit status; 2 if there are no words.
+        Exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and not {"--help", "-h"} & set(words):
-        return guard(lambda: command(words))
-    return guard(lambda: print(help_text)) or (0 if words else 2)
+    if {"--help", "-h", "help"} & set(words):
+        return guard(lambda: print(help_text().rstrip()))
+    if "--version" in words:
+        return guard(lambda: print(f"mbrl_lightning {__version__}"))
+    return guard(lambda: command(words))
+
+
+class _CallableModule(types.ModuleType):
+    """A module that is called as its function of the same name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+def make_callable(module: str) -> None:
+    """Let `from mbrl_lightning import fit` be called: the name is the module's and the function's, whichever came first."""
+    sys.modules[module].__class__ = _CallableModule
 
 
 def rank() -> int:

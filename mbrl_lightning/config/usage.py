@@ -1,8 +1,7 @@
 """Text of `--help`, made from the schema so that it cannot be out of date."""
 
-from typing import Any
-
 from mbrl_lightning.config import available
+from mbrl_lightning.config.option import help_line
 from mbrl_lightning.config.schema import FIELDS, SECTIONS, Config, get
 
 _HEAD = """\
@@ -36,19 +35,5 @@ def help_text() -> str:
         lines.append("")
         for key, entry in FIELDS.items():
             if key.rpartition(".")[0] == section:
-                limits = _limits(entry.metadata)
-                lines.append(f"  {f'{key}={_yaml(get(defaults, key))}':<38} {entry.metadata['help']}{limits}")
+                lines.append(help_line(key, get(defaults, key), entry.metadata))
     return head + "\n".join(lines[1:]) + "\n"
-
-
-def _yaml(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
-
-
-def _limits(metadata: Any) -> str:
-    words = {"minimum": ">=", "maximum": "<=", "above": ">", "below": "<"}
-    texts = [f"{sign} {metadata[name]}" for name, sign in words.items() if name in metadata]
-    texts += [" | ".join(metadata["choices"])] if "choices" in metadata else []
-    return f" [{', '.join(texts)}]" if texts else ""

@@ -2,51 +2,11 @@
 
 import math
 import os
-import re
-from collections.abc import Mapping
-from typing import Any
 
+from mbrl_lightning.config.option import limits_broken
 from mbrl_lightning.config.schema import ENVIRONMENTS, FIELDS, Config, get
+from mbrl_lightning.config.words import number_list
 from mbrl_lightning.errors import did_you_mean
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds from `0..4` (both ends count), `[0,3]` or `0,3`.
-
-    Raises:
-        ValueError: for any other text, repeated seeds, or more than 1000 of them.
-    """
-    bare = text.strip().removeprefix("[").removesuffix("]")
-    span = re.fullmatch(r"\s*(\d{1,9})\s*\.\.\s*(\d{1,9})\s*", bare)
-    if span:
-        seeds = list(range(int(span[1]), min(int(span[2]), int(span[1]) + 1000) + 1))
-    elif re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", bare):
-        seeds = [int(word) for word in bare.split(",")]
-    else:
-        raise ValueError(f"seeds={text}: write a range 0..4 or a list [0,3]")
-    if not 0 < len(seeds) <= 1000 or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds={text}: between 1 and 1000 different seeds are expected")
-    return seeds
-
-
-def _limits_broken(value: Any, limits: Mapping[str, Any]) -> str:
-    """What is wrong with one value, or nothing."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "must be finite"
-    if "choices" in limits and value not in limits["choices"]:
-        return f"must be one of {', '.join(limits['choices'])}{did_you_mean(value, limits['choices'])}"
-    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
-        return f"is not a name: lower-case letters, digits and _ only ({limits['pattern']})"
-    for name, text, broken in (
-        ("minimum", "at least", lambda bound: value < bound),
-        ("maximum", "at most", lambda bound: value > bound),
-        ("above", "more than", lambda bound: value <= bound),
-        ("below", "less than", lambda bound: value >= bound),
-    ):
-        if name in limits and broken(limits[name]):
-            reason = f" ({limits['why']})" if "why" in limits else ""
-            return f"must be {text} {limits[name]}{reason}"
-    return ""
 
 
 def range_problems(config: Config) -> list[str]:
@@ -55,7 +15,7 @@ def range_problems(config: Config) -> list[str]:
     for key, entry in FIELDS.items():
         value = get(config, key)
         for item in value if isinstance(value, list) else [value]:
-            broken = _limits_broken(item, entry.metadata) if item not in (None, "") else ""
+            broken = limits_broken(item, entry.metadata) if item not in (None, "") else ""
             if broken:
                 problems.append(f"{key}={value}: {broken}")
     return problems + _cross_problems(config)
@@ -107,9 +67,9 @@ def _cross_problems(config: Config) -> list[str]:
     ]
     problems = [text for broken, text in checks + _replay_checks(config) if broken]
     try:
-        parse_seeds(config.seeds or "0")
+        number_list(config.seeds or "0")
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(f"seeds={error}")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""The two rulers of a latent model, fitted to the same data with as many updates: one told nothing, one told the task."""
+"""The two baselines of a latent model, fitted to the same data with as many updates: one told nothing, one told the task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbrl_lightning.models.mlp import MLPDynamics
 from mbrl_lightning.networks.step import GradientStep
 
 
-def fit_ruler(
+def fit_baseline(
     family: TaskFamily,
     cfg: Config,
     real: TaskBuffer,
@@ -46,11 +46,11 @@ def fit_ruler(
     return dynamics
 
 
-def rulers_of(
+def baselines_of(
     family: TaskFamily, cfg: Config, real: TaskBuffer, step: GradientStep, generator: torch.Generator
 ) -> dict[str, MLPDynamics]:
     """`blind` and `told` models on a run's own data, with as many updates as the run gave its model."""
     loop = cfg.loop
     updates = loop.first_model_steps + (loop.iterations - 1) * loop.model_steps + loop.last_model_steps
     arms = (("blind", False), ("told", True))
-    return {name: fit_ruler(family, cfg, real, step, generator, updates, told) for name, told in arms}
+    return {name: fit_baseline(family, cfg, real, step, generator, updates, told) for name, told in arms}

@@ -42,7 +42,7 @@ class MetaTest:
         step: takes the gradient steps of methods that fine-tune.
         generator: the evaluation stream.
         add: receives the rows.
-        rulers: further models to measure on the same transitions, told the task as far as they may be.
+        baselines: further models to measure on the same transitions, told the task as far as they may be.
     """
 
     algorithm: Algorithm
@@ -50,7 +50,7 @@ class MetaTest:
     step: GradientStep
     generator: torch.Generator
     add: Add
-    rulers: dict[str, MLPDynamics] = field(default_factory=dict)
+    baselines: dict[str, MLPDynamics] = field(default_factory=dict)
 
     def run(self, tasks: Tensor, split: str, full: bool) -> dict[str, float]:
         """Test on `tasks` `[M, P]`.
@@ -201,8 +201,8 @@ class MetaTest:
                 if not math.isnan(value):  # an output that never changes
                     self.add(f"model/nmse{suffix}/{output}", value, split=split, shot=shot)
             others = {"wrong": wrong} | {
-                name: one_step_error(ruler, targets.to(device), ruler.tell(family.scale(tasks).to(device)))
-                for name, ruler in self.rulers.items()
+                name: one_step_error(baseline, targets.to(device), baseline.tell(family.scale(tasks).to(device)))
+                for name, baseline in self.baselines.items()
             }
             for other, errors in others.items():
                 for name in ("mse", "nmse"):

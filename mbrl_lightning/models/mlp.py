@@ -1,4 +1,4 @@
-"""The two rulers of every latent model: the same decoder told nothing of the task, or told its true parameters."""
+"""The two baselines of every latent model: the same decoder told nothing of the task, or told its true parameters."""
 
 from __future__ import annotations
 

@@ -7,27 +7,43 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbrl_lightning.config.console import guard
-from mbrl_lightning.errors import ConfigError, StorageError
+from mbrl_lightning.config.console import answer, make_callable
+from mbrl_lightning.config.option import option
+from mbrl_lightning.config.words import describe, parse
+from mbrl_lightning.errors import StorageError
 
 if TYPE_CHECKING:
     from mbrl_lightning.report.tables import Table
     from mbrl_lightning.runs.results import PathLike, Row
 
-USAGE = """usage: python -m mbrl_lightning.report RUN... [out=FOLDER]
+
+@dataclass
+class Options:
+    """Words of the command line."""
+
+    runs: list[str] = option(
+        [],
+        "a run folder, a folder above several runs (runs/cartpole), or a CSV of results; runs of different algorithms "
+        "and seeds are put side by side",
+        bare=True,
+        required=True,
+        item="RUN...",
+    )
+    out: str = option("report", "folder for report.md and the PNGs")
+
+
+HELP = f"""usage: python -m mbrl_lightning.report RUN... [out=FOLDER]
 
 Prints tables of the runs' results and writes them, with curves, into a folder.
 
-  RUN         a run folder, a folder above several runs (runs/cartpole), or a CSV of results;
-              runs of different algorithms and seeds are put side by side
-  out=FOLDER  where report.md and the PNGs go (default: report)
+{describe(Options)}
 
-exit codes: 0 done, 2 wrong usage, 5 results missing or damaged, or the folder cannot be written"""
+exit status: 0 done, 2 usage, 5 results missing or damaged, or the folder cannot be written"""
 SPLITS = ("test", "extreme", "train")
 Draw = Callable[[Path], Path]
 
@@ -121,29 +137,14 @@ def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:
     return [drawings[name](folder / f"{prefix}_{name}.png") for name in drawings if _worth_drawing(rows, name)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
 
-    def command() -> None:
-        print(USAGE if {"-h", "--help"} & set(words) else report(*_parse(words)))
+    def command(words: list[str]) -> None:
+        options = parse(Options, words, "report")
+        print(report(options.runs, options.out))
 
-    return guard(command)
-
-
-def _parse(words: Sequence[str]) -> tuple[list[str], str]:
-    paths, out = [], "report"
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key == "out" and value:
-            out = value
-        elif word.startswith("-") or (equals and not Path(word).exists()):
-            raise ConfigError(f"unknown argument {word!r}", "give run folders and out=FOLDER; see --help")
-        else:
-            paths.append(word)
-    if not paths:
-        raise ConfigError("no run is named", "give run folders, for instance runs/cartpole; see --help")
-    return paths, out
+    return answer(argv, lambda: HELP, command)
 
 
 def _with_units(rows: Sequence[Row]) -> list[Row]:
@@ -165,3 +166,6 @@ def _worth_drawing(rows: Sequence[Row], name: str) -> bool:
     if name == "adaptation":
         return len({row.shot for row in mine}) > 1
     return len({row.iteration for row in mine}) > 1
+
+
+make_callable(__name__)

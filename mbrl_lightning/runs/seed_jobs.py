@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mbrl_lightning.config import differences, read_run_config
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.config.validation import parse_seeds
+from mbrl_lightning.config.words import number_list
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
@@ -49,7 +49,7 @@ def plan(config: Config, words: Sequence[str]) -> list[Job]:
     """
     kept = [word for word in words if word.partition("=")[0] not in _OWN_KEYS]
     jobs, problems = [], []
-    for seed in parse_seeds(config.seeds or ""):
+    for seed in number_list(config.seeds or ""):
         one = dataclasses.replace(config, seed=seed, seeds=None)
         job = Job(seed, run_folder(one), [*kept, f"seed={seed}"])
         jobs.append(job)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 
@@ -136,18 +132,9 @@ def test_words_of_the_command_line():
     assert parse(["k=1..3"]).k == [1, 2, 3]
     assert parse(["k=7"]).k == [7]
     with pytest.raises(ConfigError) as caught:
-        parse(["gama=0.9", "eps_m=2", "k=0", "r_max=much", "k=1-5"])
-    for part in ("did you mean 'gamma'?", "eps_m=2", "k >= 1 only", "'r_max=much': a number", "'k=1-5': 7, 1..50"):
+        parse(["gama=0.9", "eps_m=2", "k=0", "r_max=much"])
+    for part in ("did you mean 'gamma'?", "eps_m=2", "k >= 1 only", "'r_max=much': a number"):
         assert part in caught.value.cause
-
-
-def test_an_error_is_found_quickly_and_without_pytorch():
-    code = "import sys; from mbrl_lightning.bounds import main; main(['k=0']); sys.exit('torch' in sys.modules)"
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "k=0" in done.stderr
-    assert time.perf_counter() - began < 3  # about 0.2 s on a machine that does nothing else
 
 
 def test_prints_the_table_and_draws_figure_4(tmp_path, capsys):

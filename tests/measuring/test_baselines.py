@@ -1,4 +1,4 @@
-"""The rulers of a latent model: told nothing, told the truth, fitted alike."""
+"""The baselines of a latent model: told nothing, told the truth, fitted alike."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from fakes import fingerprint
 from lightning.fabric import Fabric
 
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.measuring.baselines import fit_ruler, rulers_of
+from mbrl_lightning.measuring.baselines import baselines_of, fit_baseline
 from mbrl_lightning.networks.step import GradientStep
 
 
-def test_each_ruler_gets_as_many_updates_as_the_runs_own_model(make_loop):
+def test_each_baseline_gets_as_many_updates_as_the_runs_own_model(make_loop):
     loop = make_loop(loop={"iterations": 3, "first_model_steps": 5, "model_steps": 2, "last_model_steps": 4})
     loop.fit()
     own = loop.step.count - 3 * loop.cfg.search.updates
     step = GradientStep(Fabric(accelerator="cpu", devices=1))
-    rulers = rulers_of(loop.family, loop.cfg, loop.real, step, torch.Generator().manual_seed(0))
+    baselines = baselines_of(loop.family, loop.cfg, loop.real, step, torch.Generator().manual_seed(0))
     assert own == 5 + 2 * 2 + 4
     assert step.count == 2 * own
-    assert (rulers["blind"].code_dim, rulers["told"].code_dim) == (0, 2)
+    assert (baselines["blind"].code_dim, baselines["told"].code_dim) == (0, 2)
 
 
 def test_fitting_lowers_the_loss_and_depends_on_its_generator_alone(tiny, filled):
@@ -28,7 +28,7 @@ def test_fitting_lowers_the_loss_and_depends_on_its_generator_alone(tiny, filled
 
     def fit(updates: int, seed: int = 0):
         torch.manual_seed(1)
-        return fit_ruler(family, cfg, filled, step, torch.Generator().manual_seed(seed), updates, told=True)
+        return fit_baseline(family, cfg, filled, step, torch.Generator().manual_seed(seed), updates, told=True)
 
     batch = filled.transitions()
     data = batch.reshape(1, -1)
@@ -48,6 +48,6 @@ def test_measuring_them_leaves_no_trace_in_the_run(make_loop):
     loop = make_loop(loop={"iterations": 1})
     loop.fit()
     before = fingerprint(loop.state_dict())
-    loop.evaluate(full=True, rulers=True)
+    loop.evaluate(full=True, baselines=True)
     changed = {key for key, value in fingerprint(loop.state_dict()).items() if before[key] != value}
     assert changed == {".streams.evaluation", ".gradient_steps"}

@@ -1,4 +1,4 @@
-"""The rulers: a model told nothing, and one told the truth."""
+"""The baselines: a model told nothing, and one told the truth."""
 
 from __future__ import annotations
 
