@@ -10,11 +10,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 install: $(STAMP)
 
-# torch goes first and alone: left to itself pip takes the newest one, with gigabytes of CUDA packages.
+# torch goes first and alone, and its CPU build where pip's index or PyTorch's own has one: left to itself pip takes gigabytes of
+# CUDA packages. `make TORCH_INDEX=` takes what pip takes, for a GPU.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1)
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed; set PYTHON=')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-input torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-input $(TORCH_FROM) torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[viz,tb,dev]'
 	touch $(STAMP)
 

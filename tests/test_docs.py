@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+import mbrl_lightning
 from mbrl_lightning import bounds, check_env, evaluate, perfect_model, report, study
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.__main__ import COMMANDS
@@ -166,3 +171,25 @@ def test_every_name_on_the_command_line_is_in_the_readme():
 
     text = (ROOT / "README.md").read_text()
     assert not [name for name in (*available("algorithm"), *available()) if f"`{name}`" not in text and name != "debug"]
+
+
+def test_a_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mbrl_lightning.__version__
+    assert (Path(mbrl_lightning.__file__).parent / "py.typed").is_file()
+
+
+def test_every_import_is_declared_and_every_extra_imported():
+    """Each package of the dependencies and extras (but for the developer's) is imported somewhere in the package."""
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "tensorboard": "torch.utils.tensorboard"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: words for name, words in project["optional-dependencies"].items() if name != "dev"}
+    named = [re.split(r"[\[<>=]", word)[0] for words in [project["dependencies"], *extras.values()] for word in words]
+    trees = [ast.parse(path.read_text()) for path in Path(mbrl_lightning.__file__).parent.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    used = {name.partition(".")[0] for name in names}
+    expected = {modules.get(name, name).replace("-", "_") for name in named} - {"torch.utils.tensorboard"}
+    assert expected <= used
+    assert used - set(sys.stdlib_module_names) - {"mbrl_lightning"} <= expected

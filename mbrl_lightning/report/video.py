@@ -68,7 +68,7 @@ def _staged(write: Callable[[Frames, Path, float], None], pictures: Frames, path
 
 
 def _write_mp4(pictures: Frames, path: Path, fps: float) -> None:
-    import imageio_ffmpeg  # type: ignore[import-untyped,unused-ignore]
+    import imageio_ffmpeg
 
     size = (pictures.shape[2], pictures.shape[1])
     writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error")

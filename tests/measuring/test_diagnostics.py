@@ -155,7 +155,7 @@ def test_where_nothing_can_be_rendered_there_is_no_film_and_no_error(trained, tm
 
 
 def test_a_film_shows_the_deployed_policy(trained, tmp_path):
-    pytest.importorskip("imageio")
+    pytest.importorskip("imageio_ffmpeg")
     loop = trained()
     before = fingerprint(loop.state_dict())
     path = diagnostics.film(loop, tmp_path / "film.mp4", steps=5)
