@@ -1,7 +1,24 @@
 """The errors a user can meet: each says its cause and its remedy and maps to an exit code."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+from os import PathLike
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, or set out= to another disk",
+    errno.EDQUOT: "free some of the quota, or set out= to another disk",
+    errno.EROFS: "that file system is read-only: set out= to one that can be written",
+    errno.EACCES: "get the permission to read and write there, or set out=",
+    errno.EPERM: "get the permission to write there, or set out=",
+    errno.ENAMETOOLONG: "choose a shorter name, or a shorter out=",
+    errno.ENOTDIR: "a part of that path is a file: move it away, or set out=",
+    errno.EEXIST: "a part of that path is a file: move it away, or set out=",
+    errno.EISDIR: "that is a folder where a file is expected: move it away",
+    errno.EIO: "the disk fails: look after it, and set out= to another",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENOSYS: "that file system has no locks: set out= to another",
+}
 
 
 class MBRLError(Exception):
@@ -54,6 +71,17 @@ class StorageError(MBRLError):
 
     exit_code = 5
     code = "E-STO"
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk or the quota is full."""
+        return getattr(self.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+    @classmethod
+    def of(cls, error: OSError, path: str | PathLike[str] | None = None) -> "StorageError":
+        """What the system said about a path, with the remedy of its kind; None: the path that the error names."""
+        cause = f"{error.filename if path is None else path}: {error.strerror or error}"
+        return cls(cause, _REMEDIES.get(error.errno or 0, "check the path and its permissions, or set out="))
 
 
 class Preempted(MBRLError):

@@ -13,6 +13,7 @@ from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.runs.storage import Lock, probe
 
 if TYPE_CHECKING:
     from mbrl_lightning.runs.results import Row
@@ -124,12 +125,11 @@ def evaluate(
     cfg = loop.cfg.evaluation
     cfg.episodes, cfg.context = episodes or cfg.episodes, context or cfg.context
     folder = Path(run) / "evaluation"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"evaluation_{tasks}.csv"
-    path.unlink(missing_ok=True)
-    loop.results = Results(path, loop.results.algorithm, loop.results.env, loop.results.seed)
+    probe(folder)
+    loop.results = Results(None, loop.results.algorithm, loop.results.env, loop.results.seed)
     loop.streams["evaluation"].manual_seed(seed)
     loop.evaluate(full=True, split=tasks, baselines=baselines)
+    loop.results.save_as(folder / f"evaluation_{tasks}.csv")  # the earlier one stays until there is another
     if into:
         print(put_into_results(run, [row for row in loop.results.rows if row.split == tasks]))
     if figures:
@@ -152,7 +152,6 @@ def put_into_results(run: str | Path, rows: Sequence[Row]) -> str:
     Raises:
         StorageError: the run is being trained, or the file cannot be written; it is as before.
     """
-    from mbrl_lightning.runs.lock import Lock
     from mbrl_lightning.runs.results import Results
 
     lock = Lock(Path(run) / "lock")

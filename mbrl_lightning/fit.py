@@ -13,11 +13,14 @@ from mbrl_lightning.config import compose, load_config, to_yaml
 from mbrl_lightning.config.console import answer, log, make_callable, quiet_libraries
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.usage import help_text
-from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.runs.run import Run, run_folder
+from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
+from mbrl_lightning.runs import checkpoint
+from mbrl_lightning.runs.run import Run
 from mbrl_lightning.runs.signals import StopFlag
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
     from mbrl_lightning.envs.family import TaskFamily
     from mbrl_lightning.loop import MetaLoop
     from mbrl_lightning.runs.results import Results
@@ -43,31 +46,56 @@ def fit(config: Config | None = None, **overrides: Any) -> "Results":
         raise ConfigError("fit() takes a Config or keyword overrides, not both", "put the overrides into the Config")
     if config.seeds is not None:
         raise ConfigError("fit() trains one seed", "call it once per seed, or use the command line for seeds=")
-    run = Run(config)
+    with StopFlag() as stop:
+        return _train(Run(config), stop)
+
+
+def _train(run: Run, stop: StopFlag) -> "Results":
+    config = run.config
     if run.finished and not config.overwrite:
         return _finished(run)
     quiet_libraries()
     from mbrl_lightning.envs import family_of
+    from mbrl_lightning.runs.devices import make_fabric, together
 
+    fabric = make_fabric(config)
     family = family_of(config.env)
-    with run, StopFlag() as stop:
-        loop = _build_loop(run, family, stop)
-        results = loop.fit()
-        if run.writer:
-            run.finish(dict(loop.times))
+    if config.devices * config.num_nodes == 1:  # ranks agree on stopping, at the end of an iteration
+        stop.heed("give the same command again")
+    try:
+        with run, together(fabric, run.folder):
+            loop = _build_loop(run, family, stop, fabric)
+            results = loop.fit()
+            if run.writer:
+                run.finish(dict(loop.times))
+    except DivergedError as error:
+        raise DivergedError(error.cause, f"{error.remedy}: {_way_on(run)}") from error
     return results
 
 
-def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag) -> "MetaLoop":
+def _way_on(run: Run) -> str:
+    """What to add to the command of a run that diverged, so that it works."""
+    if checkpoint.newest(run.checkpoints) < 0:
+        return f"give the same command again with that{' and overwrite=true' if run.learned else ''}"
+    out = f"out={run.config.out.rstrip('/')}_again"
+    return f"give the command that began the run again with that, and init_from={run.folder} {out} for its last good weights"
+
+
+def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag, fabric: "Fabric") -> "MetaLoop":
     """The loop as it stood at the newest checkpoint, with the weights of another run, or new."""
     from mbrl_lightning.algorithms import make_algorithm
     from mbrl_lightning.loop import MetaLoop
-    from mbrl_lightning.runs import checkpoint
 
     config = run.config
-    loop = MetaLoop(config, family, make_algorithm(config, family), run.folder, stop, watch=lambda it: _draw(it, run))
+    algorithm = make_algorithm(config, family)
+    loop = MetaLoop(config, family, algorithm, run.folder, stop, watch=lambda it: _draw(it, run), fabric=fabric)
     resuming = config.resume is not None and bool(checkpoint.steps(run.checkpoints))
     if config.resume is not None and not resuming:
+        if any(row.iteration >= config.loop.checkpoint_every for row in loop.results.rows):
+            raise StorageError(
+                f"{run.folder}: its results are there, but its checkpoints are gone",
+                "start anew with another out=, or with overwrite=true, which replaces the results",
+            )
         log.warning("%s has no checkpoint yet: starting from the beginning", run.folder)
         loop.results.truncate(-1)
     if resuming or config.init_from:
@@ -91,14 +119,16 @@ def _draw(loop: "MetaLoop", run: Run) -> None:
 def _finished(run: Run) -> "Results":
     from mbrl_lightning.runs.results import Results
 
+    run.restore_results()
     iterations = run.config.loop.iterations
     print(f"{run.folder} is finished ({iterations} iterations); a larger loop.iterations= would extend it")
     return Results(run.results, run.config.algorithm, run.config.conf, run.config.seed)
 
 
-def _fit_seeds(config: Config, words: Sequence[str]) -> int:
+def _fit_seeds(config: Config, words: Sequence[str], stop: StopFlag) -> int:
     from mbrl_lightning.runs.seed_jobs import train_seeds
 
+    stop.heed("give the same command again")
     status, folders = train_seeds(config, words)
     if folders:
         from mbrl_lightning.report import report
@@ -107,15 +137,15 @@ def _fit_seeds(config: Config, words: Sequence[str]) -> int:
     return status
 
 
-def _command(words: Sequence[str]) -> int:
+def _command(words: Sequence[str], stop: StopFlag) -> int:
     config = load_config([word for word in words if word != "--print-config"])
     if "--print-config" in words:
         print(to_yaml(config), end="")
         return 0
     if config.seeds is not None:
-        return _fit_seeds(config, words)
-    fit(config)
-    run = Run.open(run_folder(config))
+        return _fit_seeds(config, words, stop)
+    run = Run(config)
+    _train(run, stop)
     if run.writer:
         from mbrl_lightning.report import report
 
@@ -133,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status, listed in `--help`.
     """
-    return answer(argv, help_text, _command)
+    with StopFlag() as stop:  # before PyTorch is loaded, which takes seconds
+        return answer(argv, help_text, lambda words: _command(words, stop))
 
 
 make_callable(__name__)

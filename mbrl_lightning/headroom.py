@@ -97,18 +97,19 @@ def headroom(cfg: Config, folder: Path | None = None) -> dict[str, dict[str, flo
     """
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.runs.results import Results
+    from mbrl_lightning.runs.storage import probe
 
     family = family_of(cfg.env)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "headroom.csv").unlink(missing_ok=True)
-    results = Results(folder / "headroom.csv" if folder else None, "headroom", cfg.conf, cfg.seed)
+        probe(folder)
+    results = Results(None, "headroom", cfg.conf, cfg.seed)
 
     def add(metric: str, value: float, split: str = "", task: int = -1, shot: int = -1) -> None:
         results.add(metric, value, iteration=0, real_steps=max(shot, 0), split=split, task=task)
 
     out = {"model": model_headroom(cfg, family, add), "policy": policy_headroom(cfg, family, add)}
-    results.flush()
+    if folder is not None:
+        results.save_as(folder / "headroom.csv")  # the earlier one stays until there is another
     return out
 
 

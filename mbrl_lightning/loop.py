@@ -24,8 +24,9 @@ from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
 from mbrl_lightning.measuring.baselines import baselines_of
 from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.models.imagination import mean_return
-from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep, require_finite
 from mbrl_lightning.runs import checkpoint
+from mbrl_lightning.runs.devices import make_fabric
 from mbrl_lightning.runs.progress import Progress
 from mbrl_lightning.runs.results import Results, return_unit
 
@@ -49,6 +50,7 @@ class MetaLoop:
         stop: asked at iteration boundaries.
         quiet: no progress lines.
         watch: called on rank 0 every `loop.figures_every` iterations and at the end, to draw.
+        fabric: not launched yet; None makes one as configured.
 
     Raises:
         ConfigError: train and test tasks overlap, or the task batches do not divide among the devices.
@@ -63,19 +65,14 @@ class MetaLoop:
         stop: Stop | None = None,
         quiet: bool = False,
         watch: Callable[[MetaLoop], None] | None = None,
+        fabric: Fabric | None = None,
     ) -> None:
         if not cfg.allow_overlap:
             family.check_disjoint()
         self.cfg, self.family, self.algorithm, self.folder, self.stop = cfg, family, algorithm, folder, stop
         self.watch = watch if not quiet else None
         torch.set_num_threads(cfg.threads)
-        self.fabric = Fabric(
-            accelerator=cfg.accelerator,
-            devices=cfg.devices,
-            num_nodes=cfg.num_nodes,
-            strategy=cfg.strategy,
-            precision=cfg.precision,  # type: ignore[arg-type]
-        )
+        self.fabric = fabric or make_fabric(cfg)
         self.fabric.launch()
         for name, count in (("dynamics.tasks", cfg.dynamics.tasks), ("search.tasks", cfg.search.tasks)):
             if count % self.fabric.world_size:
@@ -106,6 +103,7 @@ class MetaLoop:
         """
         loop = self.cfg.loop
         began = time.perf_counter()
+        self.progress.begin(self.iteration)
         while self.iteration < loop.iterations:
             with self._timed("collect"):
                 metrics = self._collect()
@@ -114,6 +112,7 @@ class MetaLoop:
             with self._timed("policy"):
                 metrics |= self.algorithm.improve(self.real, self.step, self.interact)
             self.iteration += 1
+            require_finite(self._learned(), f"iteration {self.iteration}")
             last = self.iteration == loop.iterations
             if last or (loop.evaluate_every and self.iteration % loop.evaluate_every == 0):
                 with self._timed("evaluate"):
@@ -259,10 +258,8 @@ class MetaLoop:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on exactly: plain containers and tensors."""
-        optimizers = {name: value.state_dict() for name, value in self.algorithm.optimizers.items()}
         return {
-            "algorithm": self.algorithm.state_dict(),
-            "optimizers": optimizers,
+            **self._learned(),
             "real": self.real.state_dict(),
             "streams": self.streams.state_dict(),
             "generator": self.algorithm.generator.get_state(),
@@ -272,6 +269,10 @@ class MetaLoop:
             "times": dict(self.times),
             "gradient_steps": self.step.count,
         }
+
+    def _learned(self) -> dict[str, Any]:
+        optimizers = {name: value.state_dict() for name, value in self.algorithm.optimizers.items()}
+        return {"algorithm": self.algorithm.state_dict(), "optimizers": optimizers}
 
     def load_state_dict(self, state: dict[str, Any], weights_only: bool = False) -> None:
         """Restore what `state_dict` gave; with `weights_only` just networks and normalisers, for a new run."""
@@ -290,5 +291,6 @@ class MetaLoop:
     def save(self) -> None:
         """Write a checkpoint (rank 0), if there is a folder."""
         if self.folder is not None and self.fabric.is_global_zero:
+            self.results.record()
             checkpoint.save(self.folder / "checkpoints", self.iteration, self.state_dict(), self.cfg.loop.keep)
         self.fabric.barrier()

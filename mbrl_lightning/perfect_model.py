@@ -140,13 +140,12 @@ def write(cfg: Config, returns: dict[str, Tensor], path: Path) -> None:
     from mbrl_lightning.runs.results import Results, return_unit
 
     spec = family_of(cfg.env).spec
-    path.unlink(missing_ok=True)
-    results = Results(path, "perfect_model", cfg.conf, cfg.seed)
+    results = Results(None, "perfect_model", cfg.conf, cfg.seed)
     for name, values in returns.items():
         for task, value in enumerate(values.tolist()):
             unit = return_unit(spec.unit, spec.horizon)
             results.add(f"return/{name}", value, iteration=0, real_steps=0, split="train", task=task, unit=unit)
-    results.flush()
+    results.save_as(path)
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, int]:

@@ -17,7 +17,7 @@ from mbrl_lightning import errors
 from mbrl_lightning.config import load_config
 from mbrl_lightning.config.console import guard
 from mbrl_lightning.fit import main
-from mbrl_lightning.runs import seed_jobs
+from mbrl_lightning.runs import checkpoint, seed_jobs
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
 
@@ -43,10 +43,10 @@ def elsewhere(tmp_path, monkeypatch):
     ],
 )
 def test_exit_statuses_and_two_lines(monkeypatch, capsys, kind, status):
-    def fail(config):
+    def fail(run, stop):
         raise getattr(errors, kind)("the cause", "the remedy")
 
-    monkeypatch.setattr(fit_module, "fit", fail)
+    monkeypatch.setattr(fit_module, "_train", fail)
     assert main(["conf=debug"]) == status
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error[E-")
@@ -101,6 +101,9 @@ class Stop(StopFlag):
     """As if SIGTERM had come during the first iteration."""
 
     requested = signal.SIGTERM
+
+    def heed(self, remedy):
+        """It had not come yet."""
 
 
 def contents(folder, step):
@@ -180,6 +183,7 @@ def test_own_family_from_a_file(plain):
 def test_preempted_run_saves_and_can_be_resumed():
     words = [*FIT, "conf=debug", "loop.iterations=10000"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "seed 0 -> runs/debug/gssm_aps/seed0: iteration 1 of 10000 began" in process.stdout.readline()
     assert process.stdout.readline().startswith("[")
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=60)
@@ -187,7 +191,6 @@ def test_preempted_run_saves_and_can_be_resumed():
     assert "resume=" in text
     run = Run.open("runs/debug/gssm_aps/seed0")
     assert list(run.checkpoints.iterdir())
-    assert not (run.folder / "lock").exists()
     assert run.manifest["ended"] == "E-PRE"
 
 
@@ -225,8 +228,7 @@ def test_seeds_go_on_after_a_failure_and_the_first_failure_counts(seeds, capfd, 
 def test_finished_seeds_are_skipped_unfinished_resumed_and_others_refused(seeds):
     for seed in (0, 1):
         with Run(load_config(["conf=debug", f"seed={seed}"])) as run:
-            if seed == 0:
-                run.finish({})
+            checkpoint.save(run.checkpoints, 1 + (seed == 0), {}, keep=1)
     words = ["conf=debug", "seeds=0..2", "threads=1"]
     jobs = seed_jobs.plan(load_config(words), words)
     assert [job.status for job in jobs] == [0, None, None]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import os
 import shutil
-import socket
 
 import pytest
 
@@ -17,6 +14,7 @@ from mbrl_lightning.evaluate import Options, evaluate, load_run, main
 from mbrl_lightning.fit import fit
 from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.runs.results import read_results
+from mbrl_lightning.runs.storage import Lock
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +145,27 @@ def test_rows_are_put_into_the_run_when_asked_and_replace_those_put_there_before
     assert f"{len(again)} rows of test tasks at iteration 2 put in place of {len(new)}" in capsys.readouterr().out
     assert repr(read_results(copied)) == repr([*old, *again])
     assert repr(again) != repr(new)
-    assert not (copied / "lock").exists()
 
 
 def test_a_run_in_training_is_left_alone(hidden, tmp_path):
     copied = shutil.copytree(hidden, tmp_path / "seed0")
-    (copied / "lock").write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
     before = contents(copied)
+    lock = Lock(copied / "lock")
+    lock.acquire()
     with pytest.raises(StorageError, match="in use"):
         evaluate(copied, figures=False, into="results")
+    lock.release()
     assert contents(copied) == before
+
+
+def test_the_earlier_rows_stay_until_there_are_others(run, tmp_path, monkeypatch):
+    copied = shutil.copytree(run, tmp_path / "seed0")
+    evaluate(copied, figures=False)
+    rows = (copied / "evaluation" / "evaluation_test.csv").read_bytes()
+    monkeypatch.setattr(MetaTest, "run", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(copied, figures=False)
+    assert (copied / "evaluation" / "evaluation_test.csv").read_bytes() == rows
 
 
 def test_no_run_and_no_checkpoint(tmp_path, run):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mbrl_lightning import __version__
-from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
+from mbrl_lightning.errors import ConfigError, EnvError, MBRLError, StorageError
 
 log = logging.getLogger("mbrl_lightning")  # warnings of the package; with no handler Python prints them plainly
 
@@ -36,6 +36,11 @@ def guard(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.filename is None:  # not about a file: a socket, a process
+            raise
+        print(StorageError.of(error), file=sys.stderr)
+        return StorageError.exit_code
     except KeyboardInterrupt:
         print("error[E-INT]: interrupted\n  remedy: run the command again", file=sys.stderr)
         return 130

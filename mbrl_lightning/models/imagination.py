@@ -186,7 +186,7 @@ def require_imaginable(observation: Tensor) -> None:
     if not bool(torch.isfinite(observation).all()):
         raise DivergedError(
             "an imagined state is not finite",
-            "resume from the last checkpoint with more loop.model_steps or smaller search.bounds",
+            "choose more loop.model_steps, a smaller dynamics.lr, or smaller search.bounds",
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -71,7 +71,7 @@ class GradientStep:
             raise DivergedError(
                 f"loss {float(values['loss'].detach())} or gradient norm {norms.tolist()} is not finite at "
                 f"gradient step {self.count}",
-                "resume from the last checkpoint with a smaller lr, or a smaller search.max_grad_norm",
+                "choose a smaller learning rate of the model (dynamics.lr) or the policy (search.lr, sac.lr)",
             )
         if max_grad_norm > 0:
             _clip(gradients, norms, max_grad_norm)
@@ -83,6 +83,34 @@ class GradientStep:
         flat = self.mean(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def require_finite(learned: Mapping[str, Any], where: str) -> None:
+    """Refuse parameters, statistics and moments that are not finite: they must not become the last good state.
+
+    Args:
+        learned: nested plain containers and tensors.
+        where: in words, for the message.
+
+    Raises:
+        DivergedError: naming the first tensor that has such an entry.
+    """
+
+    def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield name, value
+        elif isinstance(value, Mapping):
+            for key, entry in value.items():
+                yield from tensors(entry, f"{name}.{key}")
+
+    found = list(tensors(learned, where))
+    bad = [name for name, value in found if not bool(value.isfinite().all())]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DivergedError(
+            f"{bad[0]}{more} is not finite",
+            "choose a smaller learning rate of the model (dynamics.lr) or the policy (search.lr, sac.lr)",
+        )
 
 
 def _norms(gradients: list[Tensor], stacked: bool) -> Tensor:

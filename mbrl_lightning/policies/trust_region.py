@@ -279,5 +279,5 @@ def _require_finite(vector: Tensor, what: str, step: GradientStep) -> None:
     if not bool(torch.isfinite(vector).all()):
         raise DivergedError(
             f"the {what} of the trust region is not finite at gradient step {step.count}",
-            "resume from the last checkpoint with a smaller meta.inner_lr or meta.delta",
+            "choose a smaller meta.inner_lr or meta.delta",
         )

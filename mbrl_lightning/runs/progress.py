@@ -29,13 +29,24 @@ class Progress:
     """
 
     def __init__(self, cfg: Config, active: bool, folder: Path | None) -> None:
-        self.total, self.active = cfg.loop.iterations, active
+        self.cfg, self.loop, self.active, self.folder = cfg, cfg.loop, active, folder
         self.first: tuple[int, float] | None = None
         self.logger: Any = None
         if cfg.tensorboard and active and folder is not None:
             from lightning.fabric.loggers import TensorBoardLogger
 
             self.logger = TensorBoardLogger(folder, name="", version="events")
+
+    def begin(self, done: int) -> None:
+        """Say what is run and where it goes, before the first iteration, which may take minutes.
+
+        Args:
+            done: iterations done so far.
+        """
+        if self.active and done < self.loop.iterations:
+            what = f"{self.cfg.algorithm} on {self.cfg.conf}, seed {self.cfg.seed}"
+            where = f" -> {self.folder}" if self.folder is not None else ""
+            print(f"{what}{where}: iteration {done + 1} of {self.loop.iterations} began", flush=True)
 
     def line(self, iteration: int, steps: int, metrics: dict[str, float], times: dict[str, float]) -> None:
         """Report one iteration.
@@ -54,19 +65,22 @@ class Progress:
                 self.logger = None
         if not self.active:
             return
-        if self.first is None:
-            self.first = (
-                (iteration - 1, 0.0)
-                if iteration == 1
-                else (iteration - 1, times["total"] / iteration * (iteration - 1))
-            )
-        pace = (times["total"] - self.first[1]) / (iteration - self.first[0])
-        left = timedelta(seconds=round(pace * (self.total - iteration)))
         values = [f"{label} {metrics[name]:.4g}" for name, label in SHOWN.items() if name in metrics]
         shares = [f"{stage} {times[stage] / times['total']:.0%}" for stage in STAGES if stage in times]
-        width = len(str(self.total))
+        total = self.loop.iterations
+        gone, left = (timedelta(seconds=round(s)) for s in (times["total"], self._left(iteration, times)))
         print(
-            f"[{iteration:{width}}/{self.total}] {steps} real steps | {', '.join(values)} | {', '.join(shares)} | "
-            f"{timedelta(seconds=round(times['total']))} gone, {left} to go",
+            f"[{iteration:{len(str(total))}}/{total}] {steps} real steps | {', '.join(values)} | {', '.join(shares)} | "
+            f"{gone} gone, {left} to go",
             flush=True,
         )
+
+    def _left(self, iteration: int, times: dict[str, float]) -> float:
+        """Seconds to go at the pace since this start, and those of the last iteration's longer fit."""
+        if self.first is None:
+            self.first = (iteration - 1, times["total"] / iteration * (iteration - 1))
+        pace = (times["total"] - self.first[1]) / (iteration - self.first[0])
+        loop, ahead = self.loop, self.loop.iterations - iteration
+        fitted = loop.first_model_steps + (iteration - 1) * loop.model_steps
+        longer = times.get("model", 0.0) / max(fitted, 1) * loop.last_model_steps if ahead > 0 else 0.0
+        return pace * ahead + longer

@@ -4,41 +4,25 @@ A row says whose number it is (algorithm, env, seed), when it was measured (iter
 taken so far), on what (split, task, shot) and what it is (metric, value, unit). `task` and `shot` are -1
 where they have no meaning; `shot` is the number of real transitions of context the belief was made from.
 
-Only the standard library is used, so reading results is quick anywhere.
+Each checkpoint is preceded by a record of the rows so far (`checkpoints/rows`, with its SHA-256): what happens to the CSV
+afterwards is noticed and mended from it. Only the standard library is used, so reading results is quick anywhere.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import os
-import uuid
-import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
+from mbrl_lightning.config.console import log
 from mbrl_lightning.errors import StorageError
+from mbrl_lightning.runs.rows import COLUMNS, HEADER, Row, encode, load_rows, put_on_record, record_of
+from mbrl_lightning.runs.storage import MARK, append, move, replace_file
+
+__all__ = ["COLUMNS", "PathLike", "Results", "Row", "read_results", "return_unit"]
 
 
-class Row(NamedTuple):
-    """One number. Field order is the column order of the CSV."""
-
-    algorithm: str
-    env: str
-    seed: int
-    iteration: int
-    real_steps: int
-    split: str
-    task: int
-    shot: int
-    metric: str
-    value: float
-    unit: str
-
-
-COLUMNS = Row._fields
 PathLike = str | os.PathLike[str]
 
 
@@ -57,8 +41,8 @@ def return_unit(unit: str, horizon: int) -> str:
 class Results:
     """The rows of one run, in memory and (with a path) in a CSV of whole rows.
 
-    `add` only buffers; `flush` appends. A line torn by a crash is cut off when the file is opened again, and
-    a write that fails half-way (full disk) is taken back, so the file always holds whole rows.
+    `add` only buffers; `flush` appends. A line torn by a crash is cut off when the file is opened again, a write that
+    fails half-way (full disk) is taken back, and a file that is not as it was left is written anew.
 
     Args:
         path: the CSV, made with its folder when missing, continued when there; None: rows in memory only.
@@ -77,9 +61,16 @@ class Results:
         self.path = None if path is None else Path(path)
         self.algorithm, self.env, self.seed = _word(algorithm), _word(env), int(seed)
         self.rows: list[Row] = []
+        self._size = self._flushed = 0  # bytes and rows of the file
         if self.path is not None:
-            self.rows = _open_repaired(self.path)
-        self._flushed = len(self.rows)
+            found = load_rows(self.path)
+            if found.fault:
+                log.warning("%s; restored from the record of the last checkpoint", found.fault)
+                if os.path.lexists(self.path):
+                    move(self.path, self.path.with_name(f"{self.path.name}.damaged"))
+            self.rows, self._size, self._flushed = found.rows, found.size, len(found.rows)
+            if found.fault or found.torn or not found.size:
+                self._write(self.path, self.rows)
 
     def add(
         self,
@@ -104,12 +95,21 @@ class Results:
             StorageError: the write failed; the file is as before and the rows stay buffered for another try.
         """
         pending = self.rows[self._flushed :]
-        if self.path is not None and pending:
-            try:
-                _append(self.path, _encode(pending))
-            except OSError as error:
-                raise _storage_error(f"cannot append to {self.path}", error) from error
-        self._flushed = len(self.rows)
+        if self.path is None or not pending:
+            return
+        if not self.path.is_file() or self.path.stat().st_size != self._size:
+            log.warning("%s was changed or removed meanwhile; written anew", self.path)
+            self._write(self.path, self.rows)
+            return
+        data = encode(pending)
+        append(self.path, data)
+        self._size, self._flushed = self._size + len(data), len(self.rows)
+
+    def record(self) -> None:
+        """Puts a copy of all rows beside the checkpoints, before one is written; errors as in `flush`."""
+        self.flush()
+        if self.path is not None:
+            put_on_record(self.path, self.rows)
 
     def truncate(self, iteration: int) -> None:
         """Keeps only rows up to and including `iteration`, as resuming from its checkpoint needs.
@@ -133,13 +133,21 @@ class Results:
         self._rewrite([*kept, *rows])
         return gone
 
+    def save_as(self, path: Path) -> None:
+        """Writes all rows into a CSV of their own, in place of what it held; errors as in `truncate`."""
+        replace_file(path, HEADER + encode(self.rows))
+
     def _rewrite(self, rows: list[Row]) -> None:
         if self.path is not None:
-            try:
-                _replace(self.path, _header() + _encode(rows))
-            except OSError as error:
-                raise _storage_error(f"cannot rewrite {self.path}", error) from error
+            if record_of(self.path).exists():
+                put_on_record(self.path, rows)
+            self._write(self.path, rows)
         self.rows, self._flushed = rows, len(rows)
+
+    def _write(self, path: Path, rows: list[Row]) -> None:
+        data = HEADER + encode(rows)
+        replace_file(path, data)
+        self._size, self._flushed = len(data), len(rows)
 
 
 def read_results(paths: PathLike | Iterable[PathLike]) -> list[Row]:
@@ -169,115 +177,32 @@ def read_results(paths: PathLike | Iterable[PathLike]) -> list[Row]:
     return rows
 
 
+def _read_file(path: Path) -> list[Row]:
+    found = load_rows(path)
+    if found.fault:
+        log.warning("%s; read from the record of the last checkpoint, which resume= puts back", found.fault)
+    elif not found.size:
+        raise StorageError(f"{path} is missing or empty", "restore it from a copy")
+    elif found.torn:
+        log.warning("%s: its last line has no end (a crash, or a run still writing) and is left out", path)
+    return found.rows
+
+
 def _word(text: str) -> str:
-    """Refuses line breaks: a row must stay one line, or a torn one could not be told from a whole one."""
+    """Refuses line breaks, by which a torn row is known."""
     if "\n" in text or "\r" in text or "\0" in text:
         raise ValueError(f"no line break or NUL in a result row: {text!r}")
     return text
 
 
-def _storage_error(cause: str, error: OSError) -> StorageError:
-    return StorageError(f"{cause}: {error.strerror or error}", "see that the folder is writable, the disk not full")
-
-
-def _encode(rows: Sequence[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    # csv writes floats with repr, which reads back to the same bits.
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
-def _header() -> bytes:
-    return _encode([COLUMNS])
-
-
-def _append(path: Path, data: bytes) -> None:
-    with open(path, "ab", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        except BaseException:  # also an interrupt: no half row stays behind
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
-
-
-def _replace(path: Path, data: bytes) -> None:
-    # Staged in the target's own folder: a rename is atomic only within one filesystem.
-    staged = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        with open(staged, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _open_repaired(path: Path) -> list[Row]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.name}.tmp-*"):
-            stale.unlink(missing_ok=True)
-        data = path.read_bytes() if path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        if whole == 0 and not _header().startswith(data):
-            raise StorageError(f"{path} is not a file of result rows", "move it away")
-        rows = _parse(data[:whole] or _header(), path)  # before cutting: nothing of a foreign file is touched
-        if whole < len(data):
-            os.truncate(path, whole)
-        if whole == 0:
-            _append(path, _header())
-    except OSError as error:
-        raise _storage_error(f"cannot open {path}", error) from error
-    return rows
-
-
-def _read_file(path: Path) -> list[Row]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        reason = "its last line has no end (a crash, or a run still writing) and is left out"
-        warnings.warn(f"{path}: {reason}", stacklevel=3)
-    return _parse(data[:whole], path)
-
-
-def _parse(data: bytes, path: Path) -> list[Row]:
-    """Whole lines to rows; the line number of a damaged one goes into the error."""
-    remedy = "restore it from a copy, or delete the damaged line"
-    try:
-        lines = csv.reader(io.StringIO(data.decode(), newline=""))
-        if tuple(next(lines, ())) != COLUMNS:
-            raise StorageError(f"{path} does not start with our header", "give a CSV written by this library")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise StorageError(f"{path} is damaged: {error}", remedy) from error
-    rows, number = [], 1
-    try:
-        for number, cells in enumerate(lines, start=2):  # noqa: B007  (read by the handler below)
-            name, env, seed, iteration, steps, split, task, shot, metric, value, unit = cells
-            when = (int(seed), int(iteration), int(steps))
-            rows.append(Row(name, env, *when, split, int(task), int(shot), metric, float(value), unit))
-    except (ValueError, csv.Error) as error:
-        raise StorageError(f"{path}, line {number} is damaged: {error}", remedy) from error
-    return rows
-
-
 def _find_files(paths: Sequence[PathLike]) -> list[Path]:
     files: dict[Path, None] = {}  # in order, each once
     for path in map(Path, paths):
-        found = [path] if path.is_file() else sorted(path.rglob("results.csv"))
+        runs = {
+            *path.rglob("results.csv"),
+            *(file.parents[1] / "results.csv" for file in path.rglob("checkpoints/rows")),
+        }
+        found = [path] if path.is_file() else sorted(file for file in runs if MARK not in str(file.relative_to(path)))
         if not found:
             found = [file for file in sorted(path.rglob("*.csv")) if _is_ours(file)]
         if not found:
@@ -289,6 +214,7 @@ def _find_files(paths: Sequence[PathLike]) -> list[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.readline() == _header()
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as file:
+            return file.readline(len(HEADER)) == HEADER
     return False

@@ -17,8 +17,21 @@ from mbrl_lightning.config import read_run_config, to_yaml
 from mbrl_lightning.config.console import log, rank
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.errors import ConfigError, MBRLError, StorageError
-from mbrl_lightning.runs.lock import Lock
-from mbrl_lightning.runs.storage import probe, replace_text, storage_errors, sweep
+from mbrl_lightning.runs import checkpoint
+from mbrl_lightning.runs.results import Results
+from mbrl_lightning.runs.rows import has_rows
+from mbrl_lightning.runs.storage import (
+    MARK,
+    REPLACED,
+    Lock,
+    move,
+    probe,
+    read_file,
+    remove,
+    replace_file,
+    storage_errors,
+    sweep,
+)
 
 _LIBRARIES = ("torch", "torchrl", "tensordict", "lightning", "gymnasium", "mujoco", "omegaconf", "numpy")
 _LOW_SPACE = 200 * 2**20  # bytes
@@ -40,7 +53,7 @@ class Run:
         config: the run's configuration.
 
     Raises:
-        ConfigError: if the folder already holds a run and neither resume nor overwrite was asked for.
+        ConfigError: if something was learned in the folder already and neither resume nor overwrite was asked for.
     """
 
     def __init__(self, config: Config) -> None:
@@ -51,8 +64,10 @@ class Run:
         self.videos = self.folder / "videos"
         self.results = self.folder / "results.csv"
         self.writer = config.devices * config.num_nodes == 1 or rank() == 0
+        whole = Path(os.path.abspath(self.folder))
+        self._aside = whole.parent / f"{whole.name}{REPLACED}"
         self._lock = Lock(self.folder / "lock")
-        if self.writer and not config.resume:
+        if self.writer:
             self._refuse_reuse()
 
     @classmethod
@@ -70,24 +85,37 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         """Versions, wall-clock and state of the run so far; empty before it began."""
         try:
-            content = json.loads((self.folder / "manifest.json").read_text())
-        except (OSError, ValueError):
+            content = json.loads(read_file(self.folder / "manifest.json", most=2**20))
+        except (StorageError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 
     @property
+    def learned(self) -> bool:
+        """Whether anything was learned or measured here; a start that came to nothing is in nobody's way."""
+        return bool(checkpoint.steps(self.checkpoints)) or has_rows(self.results)
+
+    @property
     def finished(self) -> bool:
-        """Whether all iterations asked for are done."""
-        done = self.manifest.get("finished_iterations", 0)
-        return isinstance(done, int) and done >= self.config.loop.iterations
+        """Whether all iterations asked for are done, and what they gave is still there."""
+        return checkpoint.newest(self.checkpoints) >= self.config.loop.iterations
 
     def finish(self, seconds: dict[str, float]) -> None:
-        """Mark the run as done.
+        """Note where the time went.
 
         Args:
             seconds: wall-clock by stage [s].
         """
         self._note(finished_iterations=self.config.loop.iterations, seconds=seconds)
+
+    def restore_results(self) -> None:
+        """Mend the rows of a finished run from their record, should something have happened to them."""
+        if self.writer:
+            self._lock.acquire()
+            try:
+                Results(self.results, self.config.algorithm, self.config.conf, self.config.seed)
+            finally:
+                self._lock.release()
 
     def __enter__(self) -> "Run":
         if not self.writer:
@@ -98,7 +126,7 @@ class Run:
         try:
             self._begin()
         except BaseException:
-            self._lock.release()
+            self._settle()
             raise
         return self
 
@@ -110,49 +138,65 @@ class Run:
         ended = error.code if isinstance(error, MBRLError) else kind.__name__ if kind else "done"
         with contextlib.suppress(StorageError):  # must not hide the error that ended the run
             self._note(ended=ended)
-        self._lock.release()
+        self._settle()
 
     def _begin(self) -> None:
+        self._refuse_reuse()  # again: another process may have been faster
+        fresh: dict[str, Any] = {} if self.config.resume else {"finished_iterations": 0}
         if self.config.overwrite:
-            self._clear()
+            self._set_aside()
+        # Of this start, not of the run; a family's file is found from any folder.
+        file = self.config.env.file and os.path.abspath(self.config.env.file)
+        env = dataclasses.replace(self.config.env, file=file)
+        once: dict[str, Any] = {"resume": None, "overwrite": False, "seeds": None, "jobs": 1, "env": env}
+        replace_file(self.folder / "config.yaml", to_yaml(dataclasses.replace(self.config, **once)).encode())
         for folder in (self.folder, self.checkpoints, self.figures, self.videos):
             probe(folder)
-            with storage_errors(folder):
-                sweep(folder)
+            sweep(folder)
         free = shutil.disk_usage(self.folder).free
         if free < _LOW_SPACE:
             log.warning("%s: only %d MB free; checkpoints may fail", self.folder, free // 2**20)
-        asked_once: dict[str, Any] = {
-            "resume": None,
-            "overwrite": False,
-            "seeds": None,
-            "jobs": 1,
-        }  # of this start, not of the run
-        replace_text(self.folder / "config.yaml", to_yaml(dataclasses.replace(self.config, **asked_once)))
-        self._note(ended=None, **_provenance())
+        self._note(**fresh, ended=None, **_provenance())
 
     def _refuse_reuse(self) -> None:
-        if not (self.folder / "config.yaml").exists() or self.config.overwrite:
+        if self.config.resume or self.config.overwrite or not self.learned:
             return
         raise ConfigError(
             f"{self.folder} already holds a run",
             f"continue it with resume={self.folder}, replace it with overwrite=true, or set out= or seed=",
         )
 
-    def _clear(self) -> None:
-        """Remove an older run, and only what is one: the folder name may have been mistyped."""
-        entries = [path for path in self.folder.iterdir() if path != self._lock.path]
-        if entries and not (self.folder / "config.yaml").is_file():
+    def _set_aside(self) -> None:
+        """An older run steps aside as a whole, if it is one: the folder name may have been mistyped."""
+        sweep(self.folder)
+        strange = [path for path in self.folder.iterdir() if path != self._lock.path]
+        if strange and not (self.folder / "config.yaml").is_file():
             raise ConfigError(
                 f"overwrite=true, but {self.folder} does not hold a run",
                 "empty the folder by hand, or set out=",
             )
-        with storage_errors(self.folder):
-            for path in sorted(entries, key=lambda path: path.name == "config.yaml"):  # what marks a run goes last
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if self.learned:
+            remove(self._aside)  # of a start before this one, which has learned since
+            move(self.folder, self._aside)  # our lock with it
+            before, self._lock = self._lock, Lock(self.folder / "lock")
+            with storage_errors(self.folder):
+                self.folder.mkdir()
+            self._lock.acquire()
+            before.release()
+
+    def _settle(self) -> None:
+        """The run that stepped aside goes once the new one has a checkpoint, and comes back if that failed before."""
+        with contextlib.suppress(StorageError):
+            if self._aside.is_dir() and checkpoint.newest(self.checkpoints) >= 0:
+                remove(self._aside)
+            elif self._aside.is_dir():
+                remove(self.folder)
+                move(self._aside, self.folder)
+            sweep(self.folder.parent, f"{self._aside.name}{MARK}*")
+        self._lock.release()
 
     def _note(self, **facts: Any) -> None:
-        replace_text(self.folder / "manifest.json", json.dumps(self.manifest | facts, indent=1) + "\n")
+        replace_file(self.folder / "manifest.json", (json.dumps(self.manifest | facts, indent=1) + "\n").encode())
 
 
 def _provenance() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Several seeds in one command: a process each, `jobs` at a time, finished ones skipped."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,6 +16,7 @@ from mbrl_lightning.config.words import number_list
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
+from mbrl_lightning.runs.storage import storage_errors
 
 _OWN_KEYS = ("seeds", "jobs", "seed", "overwrite")
 _POLL = 0.1  # seconds
@@ -53,13 +55,14 @@ def plan(config: Config, words: Sequence[str]) -> list[Job]:
         one = dataclasses.replace(config, seed=seed, seeds=None)
         job = Job(seed, run_folder(one), [*kept, f"seed={seed}"])
         jobs.append(job)
+        run = Run(dataclasses.replace(one, resume=str(job.folder)))
         if config.overwrite:
             job.words.append("overwrite=true")
-        elif (job.folder / "config.yaml").exists():
+        elif run.learned:
             problems += [f"{job.folder}: {line}" for line in differences(read_run_config(job.folder), one)]
             job.words = [word for word in job.words if not word.startswith("init_from=")]  # the run knows it
             job.words.append(f"resume={job.folder}")
-            job.status = 0 if Run(dataclasses.replace(one, resume=str(job.folder))).finished else None
+            job.status = 0 if run.finished else None
     if problems:
         text = "\n  - ".join(["runs of these seeds exist with another configuration:", *problems])
         raise ConfigError(text, "set out= to keep both, or overwrite=true to replace them")
@@ -123,18 +126,18 @@ def _start(job: Job, slot: int, config: Config) -> subprocess.Popen[bytes]:
     devices = _cuda_devices() if config.accelerator in ("cuda", "gpu") and config.devices == 1 else []
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    command = _command(job)
     print(f"seed {job.seed}: {job.folder}", flush=True)
-    if config.jobs == 1:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-    _log_file(job).parent.mkdir(parents=True, exist_ok=True)
-    with open(_log_file(job), "ab") as output:  # side by side their lines would mix
+    log = _log_file(job) if config.jobs > 1 else None  # side by side their lines would mix
+    with storage_errors(_log_file(job)), contextlib.ExitStack() as opened:
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        output = opened.enter_context(open(log, "ab")) if log is not None else None
         return subprocess.Popen(
-            command,
+            _command(job),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=output and subprocess.STDOUT,
             start_new_session=True,
         )
 

@@ -7,6 +7,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from mbrl_lightning.errors import Interrupted, Preempted
+
 
 class StopFlag:
     """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop reads where it can save.
@@ -33,6 +35,16 @@ class StopFlag:
         if self._signal is None and self._parent and os.getppid() != self._parent:
             return int(signal.SIGTERM)
         return self._signal
+
+    def heed(self, remedy: str) -> None:
+        """Stop here if a signal came.
+
+        Raises:
+            Interrupted, Preempted: with that remedy.
+        """
+        if self.requested is not None:
+            kind = Interrupted if self.requested == signal.SIGINT else Preempted
+            raise kind(f"stopped by signal {self.requested} before anything was done", remedy)
 
     def __enter__(self) -> "StopFlag":
         with contextlib.suppress(ValueError):  # not the main thread

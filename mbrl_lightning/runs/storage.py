@@ -1,25 +1,205 @@
-"""Writing files so that a crash leaves the old content or the new one, never a part of either."""
+"""The one place that writes, renames and locks files. A crash leaves the old content or the new one, never a part of either.
+
+What cannot be done is a `StorageError` that names the path, the cause and the remedy of its kind.
+"""
 
 import contextlib
-import errno
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mbrl_lightning.errors import StorageError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-_MARK = ".tmp-"
+MARK = ".tmp-"  # in the name of everything that is not whole yet, or about to go
+REPLACED = f"{MARK}replaced"
+MOST = 2**30  # bytes of a file that is read as a whole
 
 
-def staging_name(target: Path) -> Path:
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError.
+
+    Raises:
+        StorageError: in place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError.of(error, path) from error
+
+
+def read_file(path: Path, most: int = MOST) -> bytes:
+    """The content of a regular file; pipes, devices and huge files are refused before anything is read.
+
+    Raises:
+        StorageError: if it cannot be read.
+    """
+    with storage_errors(path):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+        with os.fdopen(handle, "rb") as file:
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
+                what = f"{facts.st_size} bytes" if stat.S_ISREG(facts.st_mode) else "not a regular file"
+                raise StorageError(f"{path}: {what}", "move it away: no file of a run is like that")
+            return file.read()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file as a whole, its folder included.
+
+    Raises:
+        StorageError: if it cannot be written; the old content is then still there.
+    """
+    stage = _stage(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(stage, data, os.O_CREAT | os.O_EXCL)
+            os.replace(stage, path)
+        except BaseException:
+            _discard(stage)
+            raise
+        _sync(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to a file all of `data` or, on any failure, nothing.
+
+    Raises:
+        StorageError: if it cannot be written; the file is as before.
+    """
+    with storage_errors(path):
+        size = os.stat(path).st_size
+        try:
+            _write(path, data, os.O_APPEND)
+        except BaseException:  # also an interrupt: no half row stays behind
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def publish(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files as a whole, in the order given, in place of what has that name.
+
+    Raises:
+        StorageError: if it cannot be written; what was there is still there.
+    """
+    stage = _stage(target)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.mkdir(stage)
+            for name, data in files.items():
+                _write(stage / name, data, os.O_CREAT | os.O_EXCL)
+            _sync(stage)
+            remove(target)
+            os.rename(stage, target)
+            _sync(target.parent)
+        except BaseException:
+            _discard(stage)
+            raise
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file or folder another name beside it.
+
+    Raises:
+        StorageError: if that is not possible.
+    """
+    with storage_errors(source):
+        os.rename(source, target)
+        _sync(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if there: it is gone at once or not at all.
+
+    Raises:
+        StorageError: if it cannot be renamed; what only cannot be deleted is left to `sweep`.
+    """
+    if os.path.lexists(path):
+        dying = _stage(path)
+        move(path, dying)
+        _discard(dying)
+
+
+def sweep(folder: Path, names: str = f"*{MARK}*") -> None:
+    """Remove what interrupted writes left in a folder. Only for the process that holds the run's lock."""
+    for path in folder.glob(names):
+        _discard(path)
+
+
+def probe(folder: Path) -> None:
+    """Make a folder; write and remove a file: what is read-only must show before hours of training, not after.
+
+    Raises:
+        StorageError: if the folder cannot be made or written.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = _stage(folder / "probe")
+        _write(stage, b"probe", os.O_CREAT | os.O_EXCL)
+        os.unlink(stage)
+
+
+class Lock:
+    """Keeps two processes out of one folder. The system gives it back when its holder ends, however that ends.
+
+    Args:
+        path: of the lock file, which stays; its folder must exist when the lock is taken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: Any = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            StorageError: if another process holds it, or the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path, timeout=0)
+        with storage_errors(self.path):
+            try:
+                lock.acquire()
+            except Timeout as error:
+                cause = f"{self.path.parent} is in use by another process"
+                raise StorageError(cause, "wait for it to end, or end it") from error
+        self._lock = lock
+
+    def release(self) -> None:
+        """Give the lock back, if held."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock.release()
+            self._lock = None
+
+
+def _stage(target: Path) -> Path:
     """A fresh path beside `target`: on the same file system, so that renaming it is atomic."""
-    return target.with_name(f"{target.name}{_MARK}{uuid.uuid4().hex[:8]}")
+    return target.with_name(f"{target.name}{MARK}{uuid.uuid4().hex[:8]}")
 
 
-def sync_folder(folder: Path) -> None:
+def _write(path: Path, data: bytes, how: int) -> None:
+    """Write and wait until it is on the disk."""
+    handle = os.open(path, os.O_WRONLY | how, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
     """Make renames and new names in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -28,62 +208,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_synced(path: Path, data: bytes | memoryview) -> None:
-    """Write a new file and wait until it is on the disk; the name must not exist yet."""
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole.
-
-    Raises:
-        StorageError: if it cannot be written; the old content is then still there.
-    """
-    stage = staging_name(path)
-    with storage_errors(path):
-        try:
-            write_synced(stage, text.encode())
-            os.replace(stage, path)
-        except OSError:
-            stage.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what interrupted writes left in a folder. Only for the process that holds the run's lock."""
-    for path in folder.glob(f"*{_MARK}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def probe(folder: Path) -> None:
-    """Write and remove a file: a read-only folder must show before hours of training, not after.
-
-    Raises:
-        StorageError: if the folder cannot be made or written.
-    """
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = staging_name(folder / "probe")
-        write_synced(stage, b"probe")
-        stage.unlink()
-
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError that names the path and the remedy.
-
-    Raises:
-        StorageError: in place of any OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = "free some space" if error.errno in FULL else "check the path and its permissions, or set out="
-        raise StorageError(f"{path}: {error.strerror or error}", remedy) from error
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

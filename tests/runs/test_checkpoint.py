@@ -138,16 +138,16 @@ def test_staging_is_on_the_file_system_of_the_target(tmp_path, monkeypatch):
 def full_disk(monkeypatch, failures, code=errno.ENOSPC):
     """The first `failures` writes put down half of their bytes and fail."""
     left = [failures]
-    write = storage.write_synced
+    write = storage._write
 
-    def failing(path, data):
+    def failing(path, data, how):
         if left[0] > 0:
             left[0] -= 1
             path.write_bytes(bytes(data[: len(data) // 2]))
             raise OSError(code, os.strerror(code))
-        write(path, data)
+        write(path, data, how)
 
-    monkeypatch.setattr(checkpoint, "write_synced", failing)
+    monkeypatch.setattr(storage, "_write", failing)
 
 
 def test_full_disk_once_is_survived_by_pruning(tmp_path, monkeypatch, caplog):
@@ -206,6 +206,41 @@ def test_nothing_to_load_is_an_error_that_names_the_file(tmp_path):
     (checkpoint.save(tmp_path, 1, state(1), keep=1) / "state.pt").unlink()
     with pytest.raises(StorageError, match=r"step_00000001: state\.pt is missing"):
         checkpoint.load(tmp_path)
+
+
+def test_a_checkpoint_that_is_rotated_away_while_it_is_loaded_is_looked_for_anew(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state(1), keep=1)
+    read = checkpoint._read
+
+    def slow(path):
+        if path.name == "step_00000001":
+            checkpoint.save(tmp_path, 2, state(2), keep=1)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read", slow)
+    assert checkpoint.load(tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("name", ["state.pt", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "sparse", "device", "folder"])
+def test_what_is_no_file_of_ours_is_passed_over_at_once(tmp_path, name, kind):
+    for number in (1, 2):
+        path = checkpoint.save(tmp_path, number, state(number), keep=2) / name
+    put_in_place_of(path, kind)
+    assert checkpoint.load(tmp_path)[0] == 1
+
+
+def put_in_place_of(path, kind):
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "sparse":
+        path.touch()
+        os.truncate(path, 2**42)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
 
 
 def test_complete_checkpoint_of_the_same_step_is_left_and_a_damaged_one_replaced(tmp_path):

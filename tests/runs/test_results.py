@@ -91,12 +91,12 @@ def test_line_breaks_are_refused() -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])
-def test_torn_last_line_is_dropped_on_read_and_repaired_on_append(tmp_path: Path, cut: int) -> None:
+def test_torn_last_line_is_dropped_on_read_and_repaired_on_append(tmp_path: Path, cut: int, caplog) -> None:
     file = tmp_path / "results.csv"
     whole = run_with_rows(file).rows
     file.write_bytes(file.read_bytes()[:-cut])
-    with pytest.warns(UserWarning, match="last line"):
-        assert read_results(file) == whole[:-1]
+    assert read_results(file) == whole[:-1]
+    assert "last line" in caplog.text
     again = Results(file, "gssm_aps", "cartpole", 0)
     again.add("x", 2.0, iteration=5, real_steps=500)
     again.flush()
@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_whole_rows_and_a_second_try(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 1000, hard))  # writes stop amid a row
     try:
-        with pytest.raises(StorageError, match="cannot append"):
+        with pytest.raises(StorageError, match="File too large"):
             results.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -185,8 +185,97 @@ def test_a_kill_during_truncation_leaves_old_or_new(tmp_path: Path, point: str) 
     assert done.returncode == 9
     expected = rows[:2] if point == "after-replace" else rows
     assert read_results(tmp_path) == expected
-    Results(file, "gssm_aps", "cartpole", 0)
-    assert os.listdir(tmp_path) == ["results.csv"]  # what the kill left over is swept
+
+
+def empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
+
+
+def double(file: Path) -> None:
+    file.write_bytes(file.read_bytes() * 2)
+
+
+def double_rows(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"".join(file.read_bytes().splitlines(keepends=True)[1:]))
+
+
+def another_number(file: Path) -> None:
+    file.write_text(file.read_text().replace("0.1", "0.9", 1))
+
+
+def rubbish(file: Path) -> None:
+    file.write_bytes(os.urandom(500))
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+DAMAGES = [empty, cut, double, double_rows, another_number, rubbish, pipe, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_happens_to_the_file_after_a_checkpoint_is_noticed_by_all_and_mended(
+    tmp_path: Path, damage, caplog
+) -> None:
+    file = tmp_path / "seed0" / "results.csv"
+    results = run_with_rows(file)
+    results.record()
+    results.add("late", 1.0, iteration=4, real_steps=400)
+    results.flush()
+    assert read_results(tmp_path) == results.rows
+    damage(file)
+    known = results.rows[:-1]
+    assert read_results(tmp_path) == known
+    assert "record of the last checkpoint" in caplog.text
+    caplog.clear()
+    assert Results(file, "gssm_aps", "cartpole", 0).rows == known
+    assert "restored" in caplog.text
+    caplog.clear()
+    assert read_results(tmp_path) == known
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_changed_while_it_is_written_to_is_written_anew(tmp_path: Path, damage, caplog) -> None:
+    file = tmp_path / "results.csv"
+    results = run_with_rows(file)
+    damage(file)
+    results.add("late", 1.0, iteration=4, real_steps=400)
+    results.flush()
+    if damage is not another_number:  # seen at the next start
+        assert read_results(tmp_path) == results.rows
+        assert "written anew" in caplog.text
+
+
+def test_rows_put_in_place_are_what_is_on_record(tmp_path: Path, caplog) -> None:
+    results = run_with_rows(tmp_path / "results.csv")
+    results.record()
+    results.put_in_place([row._replace(value=9.0) for row in results.rows if row.split])
+    results.truncate(1)
+    assert read_results(tmp_path) == Results(results.path, "a", "e", 0).rows == results.rows
+    assert not caplog.text
+
+
+def test_a_damaged_record_is_said_and_the_file_counts(tmp_path: Path, caplog) -> None:
+    results = run_with_rows(tmp_path / "results.csv")
+    results.record()
+    rubbish(tmp_path / "checkpoints" / "rows")
+    assert read_results(tmp_path) == results.rows
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [empty, pipe])
+def test_a_file_without_rows_and_without_a_record_is_refused(tmp_path: Path, damage) -> None:
+    run_with_rows(tmp_path / "results.csv")
+    damage(tmp_path / "results.csv")
+    with pytest.raises(StorageError, match=r"empty|no results"):
+        read_results(tmp_path / "results.csv")
 
 
 # -- finding files

@@ -1,7 +1,6 @@
 """Run folders: reuse, locks, ranks, signals, resume rules. Faults 5, 19, 25, 32 and 35 of the list."""
 
 import errno
-import json
 import os
 import signal
 import socket
@@ -14,10 +13,10 @@ import pytest
 
 from mbrl_lightning.config import load_config, read_run_config
 from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
-from mbrl_lightning.runs import storage
-from mbrl_lightning.runs.lock import Lock
+from mbrl_lightning.runs import checkpoint, storage
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
+from mbrl_lightning.runs.storage import Lock
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +30,17 @@ def configure(*words):
     return load_config(["conf=debug", *words])
 
 
-def started(*words, seconds=None):
-    """A run that began and, with `seconds`, finished."""
+def started(*words, learned=None):
+    """A run that began and, with `learned`, has a checkpoint of that iteration."""
     with Run(configure(*words)) as run:
-        if seconds is not None:
-            run.finish(seconds)
+        if learned is not None:
+            checkpoint.save(run.checkpoints, learned, {"iteration": learned}, keep=1)
     return run
 
 
 def test_a_run_leaves_its_configuration_and_where_it_came_from():
-    run = started("seed=3", seconds={"model": 1.5})
+    with Run(configure("seed=3")) as run:
+        run.finish({"model": 1.5})
     assert run.folder == Path("runs/debug/gssm_aps/seed3")
     assert read_run_config(run.folder) == configure("seed=3")
     manifest = run.manifest
@@ -53,11 +53,10 @@ def test_a_run_leaves_its_configuration_and_where_it_came_from():
         "figures",
         "videos",
     ]
-    assert not (run.folder / "lock").exists()
 
 
 def test_a_used_folder_is_refused_with_the_three_ways_out():
-    started()
+    started(learned=1)
     with pytest.raises(ConfigError, match="already holds a run") as caught:
         Run(configure())
     assert all(way in caught.value.remedy for way in ("resume=", "overwrite=true", "out="))
@@ -65,18 +64,48 @@ def test_a_used_folder_is_refused_with_the_three_ways_out():
     Run(configure("algorithm=gssm"))
 
 
-def test_overwrite_clears_a_run_but_nothing_else():
-    (started().folder / "checkpoints" / "old").write_text("old")
-    run = started("overwrite=true")
-    assert not (run.checkpoints / "old").exists()
-    assert read_run_config(run.folder) == configure()
+def test_a_start_that_came_to_nothing_is_in_nobodys_way():
+    with pytest.raises(DivergedError), Run(configure()):
+        raise DivergedError("at once", "mend it")
+    assert started("search.lr=0.5").config.search.lr == 0.5
+
+
+def test_of_two_that_looked_at_the_same_time_the_later_is_refused():
+    late = Run(configure())
+    started(learned=1)
+    with pytest.raises(ConfigError, match="already holds a run"), late:
+        pytest.fail("it began")
+
+
+def test_overwrite_replaces_a_run_but_nothing_else():
+    folder = started(learned=1).folder
+    with Run(configure("overwrite=true")) as run:
+        assert not run.learned
+        checkpoint.save(run.checkpoints, 2, {}, keep=1)
+    assert checkpoint.steps(folder / "checkpoints") == [2]
+    assert [path.name for path in folder.parent.iterdir()] == ["seed0"]
     other = Path("runs/debug/gssm_aps/seed1")
     other.mkdir()
     (other / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match="does not hold a run"):
         started("seed=1", "overwrite=true")
     assert (other / "thesis.tex").read_text() == "precious"
-    assert not (other / "lock").exists()
+
+
+def test_the_old_run_comes_back_when_the_new_one_fails_before_its_first_checkpoint():
+    folder = started(learned=7).folder
+    with pytest.raises(StorageError), Run(configure("overwrite=true", "search.lr=0.5")):
+        raise StorageError("disk full", "free some space")
+    assert checkpoint.steps(folder / "checkpoints") == [7]
+    assert read_run_config(folder) == configure()
+    assert [path.name for path in folder.parent.iterdir()] == ["seed0"]
+
+
+def test_a_run_whose_newest_checkpoint_is_lost_is_not_finished():
+    run = started("loop.iterations=2", learned=2)
+    assert run.finished
+    (run.checkpoints / "step_00000002" / "state.pt").unlink()
+    assert not run.finished
 
 
 def test_stale_temporary_files_are_swept():
@@ -90,14 +119,14 @@ def test_stale_temporary_files_are_swept():
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 @pytest.mark.parametrize("name", ["seed0", "checkpoints"])
 def test_unwritable_folder_shows_before_any_work(monkeypatch, code, name):
-    write = storage.write_synced
+    write = storage._write
 
-    def refuse(path, data):
+    def refuse(path, data, how):
         if path.parent.name == name:
             raise OSError(code, os.strerror(code))
-        write(path, data)
+        write(path, data, how)
 
-    monkeypatch.setattr(storage, "write_synced", refuse)
+    monkeypatch.setattr(storage, "_write", refuse)
     with pytest.raises(StorageError, match=os.strerror(code)), Run(configure()):
         pytest.fail("the run began")
 
@@ -113,51 +142,33 @@ def test_the_end_of_a_failed_run_is_noted():
         raise DivergedError("loss is nan", "lower search.lr")
     assert run.manifest["ended"] == "E-DIV"
     assert not run.finished
-    assert not (run.folder / "lock").exists()
 
 
-def write_lock(folder, pid, host=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "lock").write_text(json.dumps({"pid": pid, "host": host or socket.gethostname()}))
+def test_a_lock_excludes_others_and_ends_with_its_holder(tmp_path):
+    code = (
+        "import pathlib as p, sys; from mbrl_lightning.runs.storage import Lock\n"
+        "lock = Lock(p.Path(sys.argv[1])); lock.acquire(); print('held', flush=True); input()"
+    )
+    lock = Lock(tmp_path / "lock")
+    command = [sys.executable, "-c", code, lock.path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StorageError, match="in use by another process"):
+            lock.acquire()
+        holder.kill()
+    lock.acquire()
+    with pytest.raises(StorageError, match="in use"):
+        Lock(lock.path).acquire()
+    lock.release()
+    Lock(lock.path).acquire()
 
 
-def test_lock_of_a_living_process_is_refused_and_of_a_dead_one_taken_over(tmp_path, caplog):
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 1, "host": "elsewhere"}'])
+def test_a_lock_file_that_nobody_holds_blocks_nothing(content):
     folder = run_folder(configure())
-    write_lock(folder, process.pid)
-    with pytest.raises(StorageError, match=f"in use by process {process.pid}"):
-        started()
-    assert (folder / "lock").exists()
-    process.communicate(b"\n")
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text(content)
     started()
-    assert "stale lock" in caplog.text
-    assert not (folder / "lock").exists()
-
-
-@pytest.mark.parametrize("content", ["", "{", '{"pid": 1}', "[]"])
-def test_unreadable_lock_is_refused(content):
-    lock = Lock(Path("lock"))
-    lock.path.write_text(content)
-    with pytest.raises(StorageError, match="remove lock"):
-        lock.acquire()
-    assert lock.path.exists()
-
-
-def test_lock_of_another_host_is_refused():
-    write_lock(run_folder(configure()), 1, host="elsewhere")
-    with pytest.raises(StorageError, match="on elsewhere") as caught:
-        started()
-    assert "remove" in caught.value.remedy
-
-
-def test_two_locks_exclude_each_other_within_a_host(tmp_path):
-    first = Lock(tmp_path / "lock")
-    first.acquire()
-    code = "import sys, pathlib as p, mbrl_lightning.runs.lock as lock; lock.Lock(p.Path(sys.argv[1])).acquire()"
-    other = subprocess.run([sys.executable, "-c", code, first.path], capture_output=True, text=True)
-    assert "in use by process" in other.stderr
-    first.release()
-    assert subprocess.run([sys.executable, "-c", code, first.path], capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -174,8 +185,6 @@ def test_other_ranks_neither_make_nor_refuse_the_folder(monkeypatch, ranks):
     assert not Path("runs").exists()
     with zero, Run(configure(*words)):
         assert zero.writer
-        assert (zero.folder / "lock").exists()
-    assert not (zero.folder / "lock").exists()
 
 
 def test_one_device_writes_whatever_rank_the_cluster_gives(monkeypatch):
@@ -207,7 +216,7 @@ def test_resume_of_no_run_and_contradicting_words():
 
 def test_a_run_made_from_weights_can_be_resumed_and_extended():
     source = started().folder
-    run = started("seed=1", f"init_from={source}", seconds={})
+    run = started("seed=1", f"init_from={source}", learned=configure().loop.iterations)
     again = Run(load_config([f"resume={run.folder}"]))
     assert again.finished
     assert again.config.init_from == str(source)
@@ -259,8 +268,6 @@ def test_a_process_stops_when_the_one_that_started_it_is_gone(monkeypatch):
 
 
 def test_names_of_checkpoints_do_not_depend_on_the_clock(monkeypatch):
-    from mbrl_lightning.runs import checkpoint
-
     for now, step in ((2e9, 1), (1e9, 2)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         checkpoint.save(Path("c"), step, {"n": step}, keep=2)
