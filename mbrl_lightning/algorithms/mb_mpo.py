@@ -182,7 +182,8 @@ class MBMPO(Algorithm):
             }
 
         data = worlds.rollout(act)[0].unflatten(0, (self.tasks, rows))
-        data["advantage"] = advantages(data["inputs"], data["next"], self.cfg.search.gamma, self.cfg.search.lam)
+        search = self.cfg.search
+        data["advantage"] = advantages(data["inputs"], data["next"], search.gamma, search.lam, data["age"])
         return sampled_rows(self.policy, data, scale), float(mean_return(data, self.spec))
 
     def _keep_adapted(self, worlds: Worlds, step: GradientStep) -> None:

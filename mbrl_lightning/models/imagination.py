@@ -67,20 +67,21 @@ class ImaginedStreams:
             steps: T.
 
         Returns:
-            Batch `[M, B, T]`: `observation`, what `act` gave, and under `next`: `observation`, `reward`, `terminated`,
-            `truncated`, `done`, `[..., 1]` each. Differentiable in what `act` gave.
+            Batch `[M, B, T]`: `observation`, `age` (steps since its episode began), what `act` gave, and under `next`:
+            `observation`, `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each. Differentiable in what `act` gave.
 
         Raises:
             DivergedError: an imagined state is not finite.
         """
         rows: list[dict[str, Tensor]] = []
         for _ in range(steps):
-            taken = act(self.observation)
+            taken, age = act(self.observation), self.now - self.born
             following, terminated, truncated = self._advance(taken["action"])
             rows.append(
                 taken
                 | {
                     "observation": self.observation,
+                    "age": age,
                     "following": following,
                     "terminated": terminated,
                     "truncated": truncated,

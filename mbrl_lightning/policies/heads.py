@@ -114,7 +114,7 @@ class Policy(nn.Module):
 
 
 class Value(nn.Module):
-    """State value V(s, z) on the same inputs as the policy; predicts in units of the return's spread.
+    """State value V(s, z, t) on the same inputs as the policy; predicts in units of the return's spread.
 
     Args:
         inputs: width F + Z.
@@ -123,8 +123,9 @@ class Value(nn.Module):
 
     def __init__(self, inputs: int, cfg: PolicyConfig) -> None:
         super().__init__()
-        self.net = StackedMLP(1, [inputs, *cfg.hidden, 1], cfg.activation)
+        self.net = StackedMLP(1, [inputs + 1, *cfg.hidden, 1], cfg.activation)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Values `[..., 1]` for inputs `[..., F + Z]`."""
-        return self.net(inputs.reshape(1, -1, inputs.shape[-1])).view(*inputs.shape[:-1], 1)
+    def forward(self, inputs: Tensor, time: Tensor) -> Tensor:
+        """Values `[..., 1]` for inputs `[..., F + Z]` and the share of the horizon that is over, `[..., 1]`."""
+        seen = torch.cat([inputs, time], -1)
+        return self.net(seen.reshape(1, -1, seen.shape[-1])).view(*seen.shape[:-1], 1)

@@ -10,12 +10,12 @@ from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDict
 from torch import Tensor, nn
 from torchrl.modules import IndependentNormal, OneHotCategorical
 from torchrl.objectives import ClipPPOLoss
-from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
 from mbrl_lightning.networks.gaussians import log_prob
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy, Value
+from mbrl_lightning.policies.returns import gae
 
 
 class PPO(nn.Module):
@@ -52,7 +52,7 @@ class PPO(nn.Module):
         )
         return ClipPPOLoss(
             actor,
-            TensorDictModule(self.value, in_keys=["inputs"], out_keys=["state_value"]),
+            TensorDictModule(self.value, in_keys=["inputs", "time"], out_keys=["state_value"]),
             clip_epsilon=cfg.clip_epsilon,
             entropy_bonus=cfg.entropy > 0,
             entropy_coeff=cfg.entropy or None,
@@ -100,14 +100,13 @@ class PPO(nn.Module):
         kept = 0.95 if self.return_square > 0 else 0.0
         self.return_square.mul_(kept).add_((1 - kept) * step.mean(squares))
         scaled = reward / self.return_square.sqrt().clamp_min(1e-6).to(reward.dtype)
-        next_inputs = policy.inputs(following["observation"], latent.expand(*data.shape, -1))
-        value, next_value = self.value(data["inputs"]), self.value(next_inputs)
-        lam = max(self.cfg.lam, 1e-6 / self.cfg.gamma)  # TorchRL's vectorised form breaks on a product of 0
-        advantage, target = vec_generalized_advantage_estimate(
-            self.cfg.gamma, lam, value, next_value, scaled, following["done"], following["terminated"]
-        )
+        horizon = policy.spec.horizon
+        time, later = (age.unsqueeze(-1) / horizon for age in (data["age"], data["age"][..., -1] + 1))
+        seen = policy.inputs(following["observation"][..., -1, :], latent.expand(*data.shape, -1)[..., -1, :])
+        value, last = self.value(data["inputs"], time), self.value(seen, later)
+        advantage, target = gae(scaled, following["done"], value, last, self.cfg.gamma, self.cfg.lam)
         advantage = (advantage - advantage.mean()) / advantage.std(correction=0).clamp_min(1e-6)
-        rows = data.select("inputs", "action", "action_log_prob").reshape(-1)
+        rows = data.select("inputs", "action", "action_log_prob").set("time", time).reshape(-1)
         rows["advantage"], rows["value_target"] = advantage.reshape(-1, 1), target.reshape(-1, 1)
         return rows
 
@@ -124,7 +123,7 @@ class PPO(nn.Module):
 
         Args:
             policy: the policy to improve.
-            data: batch `[..., T]` with what `sample` gave, `done`, `terminated`, `reward` and `observation` under `next`.
+            data: batch `[..., T]` with what `sample` gave, `age`, and under `next` `done`, `reward` and `observation`.
             latent: broadcastable to `[..., T, Z]`.
             step: takes gradient steps.
             optimizer: over the parameters of the policy and of this.

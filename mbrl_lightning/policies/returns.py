@@ -1,4 +1,11 @@
-"""Advantages by a linear baseline that is fitted to the very batch it serves (Duan et al. 2016; MB-MPO section A.3)."""
+"""What the rest of an episode is expected to bring, for all policy gradients alike (PPO, TRPO, MB-MPO).
+
+Policies are judged by the return of an episode of finite length, so the horizon is an end as much as a termination is: nothing
+is earned after either. Values are told how old the episode is and can foresee it; a value that cannot would call the same
+state good early and bad late, and one that counted on more than the horizon would drive a policy of short episodes by what
+they never bring (Pardo et al. 2018). Where the data end in mid-episode, as rows do, the value of the last state stands for
+the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +15,19 @@ from torch import Tensor
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 
-def ages(done: Tensor) -> Tensor:
-    """Steps since the episode began, `[..., T]`, for ends of episodes `done` `[..., T]`; the first step begins one."""
-    now = torch.arange(done.shape[-1], device=done.device).expand(done.shape)
-    after = torch.zeros_like(now)
-    after[..., 1:] = torch.where(done[..., :-1], now[..., 1:], 0)
-    return now - after.cummax(-1).values
+def gae(reward: Tensor, done: Tensor, value: Tensor, last: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantages and value targets, `[..., T, 1]` both.
+
+    Args:
+        reward: `[..., T, 1]`.
+        done: ends of episodes, whatever ended them, `[..., T, 1]`.
+        value: of the states, `[..., T, 1]`.
+        last: value of the states after the last step, `[..., 1]`; nothing if that step was an end.
+        gamma: discount.
+        lam: lambda.
+    """
+    after = torch.cat([value[..., 1:, :], last.unsqueeze(-2)], -2)
+    return generalized_advantage_estimate(gamma, lam, value, after, reward, done, done)
 
 
 def baseline_features(inputs: Tensor, age: Tensor) -> Tensor:
@@ -37,9 +51,7 @@ def fit_ridge(features: Tensor, returns: Tensor, ridge: float = 1e-5, tries: int
 
 
 @torch.no_grad()
-def advantages(
-    inputs: Tensor, following: TensorDictBase, gamma: float, lam: float, age: Tensor | None = None
-) -> Tensor:
+def advantages(inputs: Tensor, following: TensorDictBase, gamma: float, lam: float, age: Tensor) -> Tensor:
     """Generalised advantages of M tasks, standardised task by task.
 
     Episodes are of finite length, and the baseline is told the time: nothing is expected after the last step of an episode
@@ -50,25 +62,22 @@ def advantages(
         following: batch `[M, B, T]` with `reward` and `done`, `[..., 1]`.
         gamma: discount.
         lam: lambda; 1 is the return minus the baseline.
-        age: steps since the episode began, `[M, B, T]`; None counts from the first step and from ends of episodes.
+        age: steps since the episode began, `[M, B, T]`.
 
     Returns:
         `[M, B, T]`.
     """
     done, reward = following["done"].clone(), following["reward"].double()
-    age = ages(done.squeeze(-1)) if age is None else age
     done[..., -1, :] = True
     nothing = torch.zeros_like(reward)
-    totals, _ = generalized_advantage_estimate(gamma, 1.0, nothing, nothing, reward, done, done)
+    totals, _ = gae(reward, done, nothing, nothing[..., 0, :], gamma, 1.0)
     features = baseline_features(inputs, age)
     tasks = len(inputs)
     weights = fit_ridge(features.reshape(tasks, -1, features.shape[-1]), totals.reshape(tasks, -1))
     value = torch.einsum("mbtd,md->mbt", features, weights).unsqueeze(-1)
     found = totals - value  # what the estimate telescopes to with lambda = 1
     if lam < 1:
-        after = torch.zeros_like(value)
-        after[..., :-1, :] = value[..., 1:, :]
-        found, _ = generalized_advantage_estimate(gamma, lam, value, after, reward, done, done)
+        found, _ = gae(reward, done, value, nothing[..., 0, :], gamma, lam)
     flat = found.reshape(tasks, -1)
     spread = flat.std(1, correction=0, keepdim=True).clamp_min(1e-8)
     return ((flat - flat.mean(1, keepdim=True)) / spread).view(done.shape[:-1]).to(inputs.dtype)

@@ -59,6 +59,7 @@ def test_truncated_at_the_horizon_then_anew_from_the_start():
     following = data["next"]
     assert following["truncated"][0, 0, :, 0].tolist() == [False, False, True, False, False, True, False]
     assert not following["terminated"].any()
+    assert data["age"][0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert data["observation"][0, 0, :, 0].tolist() == [7, 8, 9, 7, 8, 9, 7]
     assert following["observation"][0, 0, :, 0].tolist() == [8, 9, 10, 8, 9, 10, 8]  # before the new start
 
@@ -68,6 +69,7 @@ def test_streams_run_on_from_one_rollout_to_the_next():
     first, second = both.rollout(constant(1.0), 3), both.rollout(constant(1.0), 3)
     assert second["observation"][0, 0, 0, 0] == first["next", "observation"][0, 0, -1, 0] == 3
     assert second["next", "truncated"][0, 0, :, 0].tolist() == [True, False, False]
+    assert second["age"][0, 0].tolist() == [3, 0, 1]
 
 
 @pytest.mark.parametrize("field", ["termination", "training_termination"])

@@ -105,4 +105,4 @@ def test_forward_is_the_first_copy_with_its_deviation():
 
 
 def test_a_value_for_every_input():
-    assert Value(5, PolicyConfig(hidden=[8]))(torch.randn(2, 3, 5)).shape == (2, 3, 1)
+    assert Value(5, PolicyConfig(hidden=[8]))(torch.randn(2, 3, 5), torch.rand(2, 3, 1)).shape == (2, 3, 1)

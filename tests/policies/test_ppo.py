@@ -38,7 +38,12 @@ class Setting:
         ended = torch.ones(rows, 1, 1, dtype=torch.bool)
         after |= {"terminated": ended, "truncated": ~ended, "done": ended}
         return TensorDict(
-            sampled | {"observation": observation, "next": TensorDict(after, batch_size=[rows, 1])},
+            sampled
+            | {
+                "observation": observation,
+                "age": ended[..., 0].long() - 1,
+                "next": TensorDict(after, batch_size=[rows, 1]),
+            },
             batch_size=[rows, 1],
         )
 
@@ -97,63 +102,38 @@ def test_stored_probabilities_are_those_of_the_loss(discrete):
     assert float(out["ESS"].detach()) == pytest.approx(1, rel=1e-4)  # all probability ratios are equal
 
 
-def chain(setting: Setting, observations, following, rewards, terminated, truncated) -> TensorDict:
-    def column(values, kind=torch.float32):
-        return torch.tensor(values, dtype=kind).view(1, -1, 1)
-
-    ended = column(terminated, torch.bool) | column(truncated, torch.bool)
-    sampled = setting.ppo.sample(
-        setting.policy, column(observations), torch.zeros(1, len(rewards), 0), setting.generator
-    )
-    after = {
-        "observation": column(following),
-        "reward": column(rewards),
-        "terminated": column(terminated, torch.bool),
-        "truncated": column(truncated, torch.bool),
-        "done": ended,
-    }
-    return TensorDict(
-        sampled | {"observation": column(observations), "next": TensorDict(after, [1, len(rewards)])},
-        batch_size=[1, len(rewards)],
-    )
+def chain(setting: Setting, rewards: list[float], ends: list[int]) -> TensorDict:
+    """One row of states 0, 1, 2, ..., which are the ages of its only episode, if nothing ends it before."""
+    states = torch.arange(len(rewards) + 1.0).view(1, -1, 1)
+    done, reward = (torch.tensor(x).view(1, -1, 1) for x in (ends, rewards))
+    sampled = setting.ppo.sample(setting.policy, states[:, :-1], torch.zeros(1, len(rewards), 0), setting.generator)
+    after = TensorDict({"observation": states[:, 1:], "reward": reward, "done": done.bool()}, [1, len(rewards)])
+    return TensorDict(sampled | {"age": states[..., :-1, 0].long(), "next": after}, [1, len(rewards)])
 
 
-VALUES = {0.0: 2.0, 1.0: 5.0}  # two states A = 0 and B = 1
-
-
-def targets(lam: float, terminated, truncated, rewards=(1.0, 3.0)) -> list[float]:
-    """Value targets of the chain A -> B, then (after an end or not) B -> A, in units of the reward."""
-    setting = Setting(plain_spec(observation=1, action=1), gamma=0.9, lam=lam)
+def targets(lam: float, ends: list[int], rewards: tuple[float, ...] = (1.0, 3.0)) -> list[float]:
+    """Value targets of a row, in units of the reward, for a value that says 2 + 3 x state + 100 x share of the horizon."""
+    setting = Setting(plain_spec(observation=1, action=1, horizon=10), gamma=0.9, lam=lam)
 
     class Known(torch.nn.Module):  # in the scaled units that PPO learns in
-        def forward(self, inputs):
-            spread = setting.ppo.return_square.sqrt().float()
-            return (2 + 3 * inputs[..., :1]) / spread
+        def forward(self, inputs, time):
+            return (2 + 3 * inputs[..., :1] + 100 * time) / setting.ppo.return_square.sqrt().float()
 
     setting.ppo.value = Known()
-    data = chain(setting, [0.0, 1.0], [1.0, 0.0], list(rewards), terminated, truncated)
+    data = chain(setting, list(rewards), ends)
     rows = setting.ppo._advantages(setting.policy, data, torch.zeros(1, 1, 0), setting.step)
     return (rows["value_target"][:, 0] * setting.ppo.return_square.sqrt()).tolist()
 
 
-def test_one_step_targets_bootstrap_on_truncation_but_not_on_termination():
-    a, b = VALUES[0.0], VALUES[1.0]
-    assert targets(0.0, [0, 0], [0, 1]) == pytest.approx([1 + 0.9 * b, 3 + 0.9 * a])
-    assert targets(0.0, [0, 1], [0, 0]) == pytest.approx([1 + 0.9 * b, 3.0])
-    assert targets(0.0, [1, 0], [0, 1]) == pytest.approx([1.0, 3 + 0.9 * a])
-    assert targets(0.0, [0, 0], [1, 1]) == pytest.approx([1 + 0.9 * b, 3 + 0.9 * a])
-
-
-def test_long_targets_do_not_reach_over_an_end():
-    a, b = VALUES[0.0], VALUES[1.0]
-    last = 3 + 0.9 * a
-    assert targets(1.0, [0, 0], [0, 1]) == pytest.approx([1 + 0.9 * last, last])  # one episode
-    assert targets(1.0, [0, 0], [1, 1]) == pytest.approx([1 + 0.9 * b, last])  # truncated between
-    assert targets(1.0, [1, 0], [0, 1]) == pytest.approx([1.0, last])  # terminated between
-
-
-def test_the_last_step_of_an_unfinished_rollout_bootstraps():
-    assert targets(1.0, [0, 0], [0, 0]) == pytest.approx(targets(1.0, [0, 0], [0, 1]))
+def test_nothing_is_expected_after_an_end_and_the_value_of_the_last_state_where_a_row_is_cut():
+    second, third = 2 + 3 + 10, 2 + 6 + 20
+    assert targets(0.0, [0, 0]) == pytest.approx([1 + 0.9 * second, 3 + 0.9 * third])
+    assert targets(0.0, [0, 1]) == pytest.approx([1 + 0.9 * second, 3.0])  # whether it fell or time was up
+    assert targets(0.0, [1, 0]) == pytest.approx([1.0, 3 + 0.9 * third])
+    last = 3 + 0.9 * third
+    assert targets(1.0, [0, 0]) == pytest.approx([1 + 0.9 * last, last])
+    assert targets(1.0, [0, 1]) == pytest.approx([1 + 0.9 * 3, 3.0])
+    assert targets(1.0, [1, 0]) == pytest.approx([1.0, last])
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from mbrl_lightning.policies.returns import advantages, ages, baseline_features, fit_ridge
+from mbrl_lightning.policies.returns import advantages, baseline_features, fit_ridge
 
 
 def following(reward: torch.Tensor, done: torch.Tensor | None = None) -> TensorDict:
@@ -17,11 +17,6 @@ def following(reward: torch.Tensor, done: torch.Tensor | None = None) -> TensorD
 def standardised(value: torch.Tensor) -> torch.Tensor:
     flat = value.flatten(1)
     return ((flat - flat.mean(1, keepdim=True)) / flat.std(1, correction=0, keepdim=True)).view_as(value)
-
-
-def test_ages_count_from_the_last_end_of_an_episode():
-    done = torch.tensor([[0, 0, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0]], dtype=torch.bool)
-    assert ages(done).tolist() == [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 2, 0]]
 
 
 def test_features_are_the_papers():
@@ -48,7 +43,8 @@ def test_a_reward_that_depends_on_time_alone_has_no_advantages():
     reward = torch.ones(1, 4, 30)  # the undiscounted return is 30 - t, which the baseline knows
     noise = 1e-3 * torch.randn(1, 4, 30, generator=torch.Generator().manual_seed(0))
     seen = torch.zeros(1, 4, 30, 2)
-    told, untold = (advantages(seen, following(r), 1.0, 1.0) for r in (reward + noise, reward))
+    age = torch.arange(30).expand(1, 4, -1)
+    told, untold = (advantages(seen, following(r), 1.0, 1.0, age) for r in (reward + noise, reward))
     assert torch.isfinite(untold).all()
     # what is left is the noise: its own sum over the rest of the episode, less what a cubic in t explains
     rest = noise.flip(-1).cumsum(-1).flip(-1)
@@ -61,8 +57,9 @@ def test_the_estimate_equals_the_sum_over_the_rest_of_the_episode(lam):
     inputs, reward = torch.randn(2, 3, 12, 2), torch.randn(2, 3, 12)
     done = torch.zeros(2, 3, 12, dtype=torch.bool)
     done[:, :, 5] = done[:, :, -1] = True
-    found = advantages(inputs, following(reward, done), 0.9, lam)
-    features, totals = baseline_features(inputs, ages(done)), torch.zeros(2, 3, 12, dtype=torch.float64)
+    age = torch.tensor([0, 1, 2, 3, 4, 5] * 2).expand(2, 3, -1)
+    found = advantages(inputs, following(reward, done), 0.9, lam, age)
+    features, totals = baseline_features(inputs, age), torch.zeros(2, 3, 12, dtype=torch.float64)
     for t in reversed(range(12)):
         after = torch.zeros(2, 3, dtype=torch.float64) if t in (5, 11) else totals[:, :, t + 1]
         totals[:, :, t] = reward[:, :, t] + 0.9 * after
@@ -79,7 +76,8 @@ def test_the_estimate_equals_the_sum_over_the_rest_of_the_episode(lam):
 def test_tasks_do_not_see_each_other():
     torch.manual_seed(0)
     inputs, reward = torch.randn(3, 2, 10, 2), torch.randn(3, 2, 10)
-    together = advantages(inputs, following(reward), 0.99, 1.0)
-    alone = advantages(inputs[1:2], following(reward[1:2]), 0.99, 1.0)
+    age = torch.arange(10).expand(3, 2, -1)
+    together = advantages(inputs, following(reward), 0.99, 1.0, age)
+    alone = advantages(inputs[1:2], following(reward[1:2]), 0.99, 1.0, age[1:2])
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-6)
     torch.testing.assert_close(together.flatten(1).std(1, correction=0), torch.ones(3))
