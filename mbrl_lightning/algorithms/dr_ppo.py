@@ -29,6 +29,7 @@ class DRPPO(Algorithm):
     """
 
     collects = True
+    adapts = False
     rounds: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config, told: bool = False) -> None:

@@ -39,7 +39,8 @@ def test_it_has_no_model_and_believes_nothing(make_loop):
     assert loop.algorithm.adapt(torch.zeros(3, 4)).batch_size == (3,)
     rows = loop.fit().rows
     assert not [row for row in rows if row.metric.startswith(("model/", "probe/", "imagined/"))]
-    assert len({row.value for row in rows if row.metric == "return/wrong_belief"}) > 0
+    assert {row.shot for row in rows if row.metric == "return/policy"} == {0}
+    assert not [row for row in rows if row.metric == "return/wrong_belief"]
 
 
 @pytest.mark.parametrize("told", [False, True])
