@@ -182,9 +182,13 @@ class MBMPO(Algorithm):
             }
 
         data = worlds.rollout(act)[0].unflatten(0, (self.tasks, rows))
-        search = self.cfg.search
-        data["advantage"] = advantages(data["inputs"], data["next"], search.gamma, search.lam, data["age"])
+        data["advantage"] = self._advantages(data)
         return sampled_rows(self.policy, data, scale), float(mean_return(data, self.spec))
+
+    def _advantages(self, data: TensorDictBase) -> Tensor:
+        search, after = self.cfg.search, data["next", "observation"][..., -1, :]
+        last = self.policy.norm(self.spec.features(after))
+        return advantages(data["inputs"], last, data, search.gamma, search.lam)
 
     def _keep_adapted(self, worlds: Worlds, step: GradientStep) -> None:
         """Adapt to each model once more, from where the outer steps ended: the collectors of the next iteration."""
@@ -214,11 +218,9 @@ class MBMPO(Algorithm):
         if not self.adapts or not context.shape[1] or ("next", "done") not in keys:
             return belief
         with torch.no_grad():
-            inputs = self.policy.norm(self.spec.features(context["observation"])).unsqueeze(1)
-            search, after = self.cfg.search, context["next"].unsqueeze(1)
-            gain = advantages(inputs, after, search.gamma, search.lam, context["age"].unsqueeze(1))
-            rows = {"inputs": inputs, "action": context["action"].unsqueeze(1), "advantage": gain}
-            support = TensorDict(rows, batch_size=gain.shape)
+            data = context.select("action", "age", "next").unsqueeze(1)
+            data["inputs"] = self.policy.norm(self.spec.features(context["observation"])).unsqueeze(1)
+            support = data.set("advantage", self._advantages(data))
             return belief.set(
                 "policy", self._stepped(TensorDict({"support": support}, batch_size=[tasks]), executed=True)
             )

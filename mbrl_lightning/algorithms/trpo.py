@@ -55,8 +55,8 @@ class TRPO(Algorithm):
             (data,) = collect(tasks, act, search.horizon or self.spec.horizon)
             metrics = {"real/return": float(mean_return(data, self.spec))}
             data = data.to(device).update(torch.stack(taken, 1)).unsqueeze(0)
-            age = data["age"]
-            data["advantage"] = advantages(data["inputs"], data["next"], search.gamma, search.lam, age)
+            last = self.policy.norm(self.spec.features(data["next", "observation"][..., -1, :]))
+            data["advantage"] = advantages(data["inputs"], last, data, search.gamma, search.lam)
             _, scale = self.policy(data["inputs"][:, 0, :1])
             found = self.outer(TensorDict({"target": sampled_rows(self.policy, data, scale)}, batch_size=[1]), step)
             metrics |= {f"train/{name}": value for name, value in found.items() if name != "inner_kl"}

@@ -36,12 +36,19 @@ def baseline_features(inputs: Tensor, age: Tensor) -> Tensor:
     return torch.cat([x, x.square(), t, t.square(), t**3, torch.ones_like(t)], -1)
 
 
-def fit_ridge(features: Tensor, returns: Tensor, ridge: float = 1e-5, tries: int = 5) -> Tensor:
-    """Weights `[M, D]` of M ridge regressions of returns `[M, N]` on features `[M, N, D]`.
+def fit_baseline(features: Tensor, later: Tensor, returns: Tensor, ridge: float = 1e-5, tries: int = 5) -> Tensor:
+    """Weights `[M, D]` of M linear baselines, by ridge regression of `returns + later w` on features.
 
     The penalty grows tenfold while a solution is not finite; what is left then is no baseline, weights of 0.
+
+    Args:
+        features: of the states, `[M, N, D]`.
+        later: discounted features of the state in which each one's episode was cut, `[M, N, D]`; 0 where it ended.
+        returns: what was earned until then, `[M, N]`.
+        ridge: penalty.
+        tries: solutions tried.
     """
-    gram, moment = features.mT @ features, features.mT @ returns.unsqueeze(-1)
+    gram, moment = features.mT @ (features - later), features.mT @ returns.unsqueeze(-1)
     identity = torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
     for attempt in range(tries):
         weights = torch.linalg.solve_ex(gram + ridge * 10**attempt * identity, moment)[0].squeeze(-1)
@@ -51,33 +58,31 @@ def fit_ridge(features: Tensor, returns: Tensor, ridge: float = 1e-5, tries: int
 
 
 @torch.no_grad()
-def advantages(inputs: Tensor, following: TensorDictBase, gamma: float, lam: float, age: Tensor) -> Tensor:
-    """Generalised advantages of M tasks, standardised task by task.
+def advantages(inputs: Tensor, last: Tensor, data: TensorDictBase, gamma: float, lam: float) -> Tensor:
+    """Generalised advantages of M tasks over a linear baseline fitted to the very batch, standardised task by task.
 
-    Episodes are of finite length, and the baseline is told the time: nothing is expected after the last step of an episode
-    or of the batch.
+    Source: Duan et al. 2016; MB-MPO section A.3. Without the rest of the episodes that are cut at the end of a row, late steps
+    of bodies that fall (whose rows hold a new episode then) would seem bad whatever was done.
 
     Args:
         inputs: what the policy saw, `[M, B, T, F]`.
-        following: batch `[M, B, T]` with `reward` and `done`, `[..., 1]`.
+        last: what it would have seen after the last step, `[M, B, F]`.
+        data: batch `[M, B, T]` with `age`, and under `next` `reward` and `done`, `[..., 1]`.
         gamma: discount.
         lam: lambda; 1 is the return minus the baseline.
-        age: steps since the episode began, `[M, B, T]`.
 
     Returns:
         `[M, B, T]`.
     """
-    done, reward = following["done"].clone(), following["reward"].double()
-    done[..., -1, :] = True
+    done, reward, age, tasks = data["next", "done"], data["next", "reward"].double(), data["age"], len(inputs)
     nothing = torch.zeros_like(reward)
-    totals, _ = gae(reward, done, nothing, nothing[..., 0, :], gamma, 1.0)
-    features = baseline_features(inputs, age)
-    tasks = len(inputs)
-    weights = fit_ridge(features.reshape(tasks, -1, features.shape[-1]), totals.reshape(tasks, -1))
-    value = torch.einsum("mbtd,md->mbt", features, weights).unsqueeze(-1)
-    found = totals - value  # what the estimate telescopes to with lambda = 1
-    if lam < 1:
-        found, _ = gae(reward, done, value, nothing[..., 0, :], gamma, lam)
-    flat = found.reshape(tasks, -1)
-    spread = flat.std(1, correction=0, keepdim=True).clamp_min(1e-8)
-    return ((flat - flat.mean(1, keepdim=True)) / spread).view(done.shape[:-1]).to(inputs.dtype)
+    earned, _ = gae(reward, done, nothing, nothing[..., 0, :], gamma, 1.0)
+    features, cut = baseline_features(inputs, age), baseline_features(last, age[..., -1] + 1)
+    ended = done.flip(-2).cummax(-2).values.flip(-2)
+    steps = torch.arange(done.shape[-2], 0, -1, device=done.device, dtype=reward.dtype).unsqueeze(-1)
+    later = torch.where(ended, 0.0, gamma**steps) * cut.unsqueeze(-2)
+    weights = fit_baseline(features.flatten(1, 2), later.flatten(1, 2), earned.reshape(tasks, -1))
+    value, rest = (torch.einsum("m...d,md->m...", x, weights).unsqueeze(-1) for x in (features, cut))
+    found = gae(reward, done, value, rest, gamma, lam)[0].reshape(tasks, -1)
+    spread = found.std(1, correction=0, keepdim=True).clamp_min(1e-8)
+    return ((found - found.mean(1, keepdim=True)) / spread).view_as(age).to(inputs.dtype)
