@@ -32,7 +32,7 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
 
-# Takes over the rows of finished runs and rewrites the tables and curves of docs/results.md.
+# Takes over the rows of finished runs and writes all numbers and curves of docs/results/.
 results: $(STAMP)
 	$(BIN)/python docs/update_results.py
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,18 +59,15 @@ def elsewhere(tmp_path, monkeypatch):
     ],
 )
 def test_answers_within_a_second_and_without_pytorch(line, status, part, tmp_path):
-    seconds = []
-    for _ in range(4):  # a busy machine may be slow once, not each time
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", RUN, *line.split()], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - began)
-        assert done.returncode == status, done.stderr
-        assert part in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        assert not list(tmp_path.iterdir())
-        if seconds[-1] < 1:
-            return
-    pytest.fail(f"took {seconds} s")
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", RUN, *line.split()], capture_output=True, text=True)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == status, done.stderr
+    assert part in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    # of the processor: a busy machine is slow by the clock
+    assert ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime < 1
 
 
 def test_the_list_of_commands_has_them_all(capsys):

@@ -1,8 +1,9 @@
-"""The page of results: sections for families that have rows, variants under the names of their folders."""
+"""The pages of results: numbers only from rows, variants under the names of their folders, prose left as it is."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -16,22 +17,15 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 @pytest.fixture
 def updater(tmp_path, monkeypatch):
-    """`docs/update_results.py` on an empty page, with no runs and no results yet."""
-    monkeypatch.syspath_prepend(DOCS)
+    """`docs/update_results.py` on an empty front page, with no runs and no results yet."""
     spec = importlib.util.spec_from_file_location("update_results", DOCS / "update_results.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "update_results", module)
     spec.loader.exec_module(module)
-    for name, path in {
-        "DOCS": tmp_path,
-        "RESULTS": tmp_path / "results",
-        "RUNS": tmp_path / "runs",
-        "PAGE": tmp_path / "page.md",
-        "README": tmp_path / "README.md",
-    }.items():
-        monkeypatch.setattr(module, name, path)
-    (tmp_path / "page.md").write_text("# Results\n")
-    (tmp_path / "README.md").write_text("<!-- results -->\n")
+    for name, folder in {"PAGES": "pages", "IMAGES": "images", "RESULTS": "results", "RUNS": "runs"}.items():
+        monkeypatch.setattr(module, name, tmp_path / folder)
+        (tmp_path / folder).mkdir()
+    (tmp_path / "pages" / "README.md").write_text("# Results\n<!-- front -->\n<!-- end front -->\n")
     return module
 
 
@@ -42,7 +36,7 @@ def store(folder: Path, label: str, algorithm: str, seeds: int = 2, worse: float
         for iteration in (1, 2):
             at = {"iteration": iteration, "real_steps": 200 * iteration, "shot": 0 if algorithm == "m3po" else 200}
             for task in (0, 1):
-                value = 100.0 * seed + 10 * iteration
+                value = 100.0 * seed + 10 * iteration + 50 * (label == "m3po_k3")
                 results.add("return/policy", value, split="test", task=task, **at)
             results.add("reward/direction=1", 2.0 - seed, split="test", **at)
             results.add("reward/direction=-1", worse + seed, split="test", **at)
@@ -50,30 +44,32 @@ def store(folder: Path, label: str, algorithm: str, seeds: int = 2, worse: float
         results.flush()
 
 
-def test_a_family_gets_its_section_with_its_first_results_and_keeps_what_is_written_there(updater, tmp_path):
+def test_a_family_gets_its_page_with_its_first_results_and_keeps_what_is_written_there(updater, tmp_path):
     updater.main()
-    assert (tmp_path / "page.md").read_text() == "# Results\n"
+    assert not (tmp_path / "pages" / "point_switch.md").exists()
     store(tmp_path / "results" / "point_switch", "m3po", "m3po")
     store(tmp_path / "results" / "point_switch", "m3po_k3", "m3po", worse=-0.5)
     store(tmp_path / "results" / "point_switch", "pearl", "pearl", seeds=1)
     updater.main()
-    page = (tmp_path / "page.md").read_text()
-    assert page.count("## Tasks that are hidden") == page.count("## Point in the plane") == 1
-    assert "conf=point_switch algorithm=m3po seeds=0..1\n" in page
-    assert "algorithm=m3po branch.length=3 seeds=0..1 out=runs/m3po_k3\n" in page
-    assert "ant_fwd_bwd" not in page
-    (tmp_path / "page.md").write_text(page.replace("## Point in the plane", "## Point\n\nBoth directions are learned."))
-    updater.main()
-    again = (tmp_path / "page.md").read_text()
+    path = tmp_path / "pages" / "point_switch.md"
+    assert "conf=point_switch algorithm=m3po\n" in path.read_text()
+    path.write_text(path.read_text().replace("# point_switch", "# Point\n\nBoth directions are learned."))
+    updater.main(["point_switch"])
+    again = path.read_text()
     assert "Both directions are learned." in again
-    assert again.count("<!-- table: point_switch -->") == 1
+    assert again.count("<!-- tables -->") == again.count("test tasks: return") == 1
+    (line,) = [line for line in (tmp_path / "pages" / "README.md").read_text().splitlines() if "point_switch" in line]
+    # iteration 2: 20 and 120 on two tasks each, the variant 50 more; PEARL 20 with its one seed
+    assert re.match(
+        r"\| \[point_switch\]\(point_switch.md\) \| 400 \| 120 \[.*?\] \(2, k3\) \| - \| - \| - \| 20 \(1\) \|", line
+    )
 
 
 def test_every_seed_and_the_worse_direction_stand_in_the_tables(updater, tmp_path):
     store(tmp_path / "results" / "point_switch", "m3po", "m3po")
     store(tmp_path / "results" / "point_switch", "m3po_k3", "m3po", worse=-0.5)
-    lines = updater.section("point_switch").splitlines()
-    assert "| m3po | 1 | 400 | 0 | 120 |" in lines
+    lines = updater.page("point_switch").splitlines()
+    assert "| m3po | 0 | 1 | 400 | 120 |" in lines
     # seed 0 has 2 and .5, seed 1 has 1 and 1.5; of the variant 2 and -.5, 1 and .5
     assert "| m3po | 0 | 0 | 400 | 0.5 | 2 | 0.5 | -0.25 |" in lines
     assert "| m3po_k3 | 0 | 1 | 400 | 0.5 | 1 | 0.5 | -0.25 |" in lines
@@ -89,7 +85,7 @@ def test_variants_have_a_picture_of_their_own(updater, tmp_path, monkeypatch):
         drawn[path.name] = {row.algorithm for row in rows}
 
     monkeypatch.setattr(updater.figures, "learning_curve", draw)
-    updater.section("point_switch")
+    updater.page("point_switch")
     assert drawn == {
         "point_switch_curve.png": {"m3po", "pearl"},
         "point_switch_variants.png": {"m3po", "m3po_k3", "visible"},
@@ -103,18 +99,18 @@ def test_curves_of_runs_that_looked_at_training_tasks_on_the_way_are_of_those(up
     assert updater.curve_split([entry._replace(split="test") for entry in looked]) == "test"
 
 
-def test_the_committed_results_have_a_section_each(updater, monkeypatch):
-    monkeypatch.setattr(updater, "RESULTS", DOCS.parent / "results")
-    page = (DOCS / "results.md").read_text()
+def test_the_committed_results_have_a_page_each_and_no_number_stands_elsewhere():
+    pages = {path.stem: path.read_text() for path in (DOCS / "results").glob("*.md")}
     names = {path.name for path in (DOCS.parent / "results").iterdir() if path.is_dir()} - {"studies"}
+    assert {name for name in names if "<!-- tables -->" not in pages.get(name, "")} == set()
     studies = {path.name for path in (DOCS.parent / "results" / "studies").iterdir()}
-    assert {name for name in studies if f"<!-- study: {name} -->" not in page} == set()
-    assert {name for name in names if f"<!-- table: {name} -->" not in updater.with_hidden_families(page)} == set()
+    assert {name for name in studies if f"<!-- study: {name} -->" not in pages["studies"]} == set()
+    assert all(f"[{name}]({name}.md)" in pages["README"] for name in names)
+    assert len(pages["README"].splitlines()) <= 100
 
 
-def test_headroom_is_a_table_of_its_own_and_no_algorithm(updater, tmp_path, monkeypatch):
-    monkeypatch.setattr(updater, "RESULTS", tmp_path)
-    results = Results(tmp_path / "cartpole" / "headroom" / "seed0.csv", "headroom", "cartpole", 0)
+def test_headroom_is_a_table_of_its_own_and_no_algorithm(updater, tmp_path):
+    results = Results(tmp_path / "results" / "cartpole" / "headroom" / "seed0.csv", "headroom", "cartpole", 0)
     for arm, value in (("with", 3.0), ("without", 2.0), ("wrong", 1.0)):
         for task in range(2):
             results.add(f"return/{arm}", value + task, iteration=0, real_steps=500, split="test", task=task)
@@ -126,9 +122,8 @@ def test_headroom_is_a_table_of_its_own_and_no_algorithm(updater, tmp_path, monk
 
 
 def test_a_study_stands_under_the_names_of_its_arms(updater, tmp_path, monkeypatch):
-    monkeypatch.setattr(updater, "RESULTS", tmp_path)
     monkeypatch.setattr(updater.study, "draw", lambda name, rows, path: path)
-    path = tmp_path / "studies" / "tailored" / "adapted_policies_collect" / "seed0.csv"
+    path = tmp_path / "results" / "studies" / "tailored" / "adapted_policies_collect" / "seed0.csv"
     results = Results(path, "mb_mpo", "half_cheetah_200", 0)
     for iteration in (1, 2):
         where = {"iteration": iteration, "real_steps": 100 * iteration, "split": "test", "task": 0, "shot": 0}
@@ -140,19 +135,8 @@ def test_a_study_stands_under_the_names_of_its_arms(updater, tmp_path, monkeypat
 
 
 def test_marks_are_filled_and_filled_again(updater):
-    page = "a <!-- study: x --> b"
-    once = updater.filled(page, "study", "x", "one")
+    page = "a <!-- study: x --> <!-- end study: x --> b"
+    once = updater.filled(page, "study: x", "one")
     assert once == "a <!-- study: x -->\n\none\n\n<!-- end study: x --> b"
-    assert updater.filled(once, "study", "x", "two") == once.replace("one", "two")
-    assert updater.filled(page, "study", "y", "one") == page
-
-
-def test_methods_stand_side_by_side_with_their_number_of_seeds(updater, tmp_path):
-    (tmp_path / "README.md").write_text("<!-- hidden tasks -->\n")
-    store(tmp_path / "results" / "point_switch", "m3po", "m3po")
-    store(tmp_path / "results" / "point_switch", "pearl", "pearl", seeds=1)
-    updater.main()
-    (line,) = [
-        line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| `point_switch`")
-    ]
-    assert line == "| `point_switch` | 400 | 70 (2) | - | - | - | 20 (1) | - |"  # iteration 2: 20 and 120, and 20
+    assert updater.filled(once, "study: x", "two") == once.replace("one", "two")
+    assert updater.filled(page, "study: y", "one") == page

@@ -35,18 +35,7 @@ LIMITS = """These are proxies that compare evaluations of one run; they guarante
 
 
 def bounds_table(gamma: float, eps_m: float, eps_pi: float, k: Sequence[int], r_max: float = 1.0) -> Table:
-    """Both discrepancies for each k, and the best k.
-
-    Args:
-        gamma: discount in [0, 1).
-        eps_m: model error in [0, 1].
-        eps_pi: policy divergence in [0, 1].
-        k: lengths of the branches, each at least 1.
-        r_max: bound of the expected reward, > 0.
-
-    Raises:
-        ConfigError: arguments out of range.
-    """
+    """Both discrepancies for each k, and the best k; arguments and errors as in `guarantees`."""
     full, limit = float(full_rollout_discrepancy(gamma, eps_m, eps_pi, r_max)), float(vacuous_above(gamma, r_max))
     printed = branched_rollout_discrepancy(gamma, eps_m, eps_pi, k, r_max, "printed")
     exact = branched_rollout_discrepancy(gamma, eps_m, eps_pi, k, r_max)
@@ -57,26 +46,17 @@ def bounds_table(gamma: float, eps_m: float, eps_pi: float, k: Sequence[int], r_
     for length, loose, tight in zip(k, printed.tolist(), exact.tolist(), strict=True):
         said = _vacuous({"C_Th1": full, "C_Th2 as printed": loose, "C_Th2 exact": tight}, limit)
         table.rows.append([str(length), *(f"{value:.10g}" for value in (full, loose, tight, tight - full)), said])
-    table.notes = [
-        _limit_note(limit),
-        f"best k of these: {k[int(exact.argmin())]}, with C_Th2 exact = {exact.min():.10g}",
-    ]
+    best = f"best k of these: {k[int(exact.argmin())]}, with C_Th2 exact = {exact.min():.10g}"
+    table.notes = [_limit_note(limit), best]
     return table
 
 
 def read_errors(run: PathLike) -> dict[Run, Array]:
-    """What runs have measured of their models and policies.
-
-    Args:
-        run: run folder, folder above runs, or CSV.
-
-    Returns:
-        For each run columns `[4, n]`, in the order of its n evaluations: iteration, real steps, mean negative
-        log-likelihood of held-out data [nats], KL from the cloned policy [nats]. Runs without them are left out.
+    """For each run the `[4, n]` of its n evaluations: iteration, real steps, NLL of held-out data, KL from cloned policy [nats].
 
     Raises:
         StorageError: results missing or damaged.
-        ConfigError: no run has them.
+        ConfigError: no run has both.
     """
     values: dict[Run, dict[tuple[int, int], dict[str, list[float]]]] = {}
     for row in read_results(run):
@@ -104,18 +84,9 @@ def run_bounds(
     eps_m: float | None = None,
     eps_pi: float | None = None,
 ) -> dict[str, Array]:
-    """Bounds from the errors of one run.
+    """`[n]` each of `eps_m`, `eps_pi`, `C_Th1`, and `C_Th2, k=...` (exact) for each k, from the `[4, n]` of `read_errors`.
 
-    Args:
-        errors: `[4, n]` of `read_errors`.
-        gamma: discount.
-        k: lengths of the branches.
-        r_max: bound of the expected reward.
-        eps_m: takes the place of the estimate `sqrt(NLL / 2)`.
-        eps_pi: takes the place of the estimate `sqrt(KL / 2)`.
-
-    Returns:
-        `[n]` each: `eps_m`, `eps_pi`, `C_Th1`, and `C_Th2, k=...` in the exact form for each k.
+    A given eps_m or eps_pi takes the place of the estimates `sqrt(NLL / 2)` and `sqrt(KL / 2)`.
     """
     nothing = np.zeros(errors.shape[1])
     model = pinsker(errors[2]) if eps_m is None else nothing + eps_m
@@ -125,14 +96,7 @@ def run_bounds(
 
 
 def run_table(name: Run, errors: Array, bounds: Mapping[str, Array], limit: float) -> Table:
-    """One line for each evaluation of a run.
-
-    Args:
-        name: of the run.
-        errors: `[4, n]` of `read_errors`.
-        bounds: of `run_bounds`.
-        limit: `vacuous_above` of its gamma and r_max.
-    """
+    """One line for each evaluation of a run: `read_errors`, `run_bounds`, and which bounds are above `vacuous_above`."""
     opening = ["iteration", "real steps", "NLL [nats]", "KL from cloned policy [nats]"]
     table = Table("{}, {}, seed {}: error proxies and bounds".format(*name), [*opening, *bounds, "vacuous"])
     for index, (iteration, steps, nll, kl) in enumerate(errors.T.tolist()):
@@ -149,12 +113,6 @@ def comparison(path: PathLike, gammas: Sequence[float] = GAMMAS, r_max: float = 
 
     Upper row (a) eps_pi = 0, lower row (b) eps_pi = 1 - eps_m; one column for each discount. On the black line both
     are equal. Hatched: C_Th2 is vacuous, above `2 r_max / (1 - gamma)`; C_Th1 is right of the dashed line.
-
-    Args:
-        path: the PNG; its folder is made.
-        gammas: discounts, one column of panels each.
-        r_max: bound of the expected reward.
-        form: of C_Th2; the paper draws the printed one.
     """
     figure, panels = canvas.blank(2, len(gammas), 3.6, 3.3)
     eps_m, k = np.meshgrid(ERRORS, LENGTHS)  # [k, eps_m]
@@ -186,13 +144,7 @@ def comparison(path: PathLike, gammas: Sequence[float] = GAMMAS, r_max: float = 
 
 
 def along_runs(runs: Mapping[Run, tuple[Array, Mapping[str, Array]]], limit: float, path: PathLike) -> Path:
-    """Model error, policy divergence and the bounds from them against real steps, one colour for each run.
-
-    Args:
-        runs: errors `[4, n]` of `read_errors` and bounds of `run_bounds`.
-        limit: `vacuous_above`, drawn as a line.
-        path: the PNG; its folder is made.
-    """
+    """Model error, policy divergence and the bounds from them against real steps, one colour for each run."""
     figure, (likelihood, divergence, discrepancy) = canvas.blank(1, 3, 4.6, 3.8)
     for index, (name, (errors, bounds)) in enumerate(runs.items()):
         steps, shade = errors[1], canvas.colour(index)

@@ -91,19 +91,11 @@ def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> st
 
 def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
     """All tables of one env that its rows have entries for."""
-    from mbrl_lightning.report import hidden_tables, model_tables, tables
+    from mbrl_lightning.report.kinds import KINDS
+    from mbrl_lightning.report.tables import build, training_table
 
-    builders = (
-        tables.return_table,
-        hidden_tables.reward_table,
-        tables.body_table,
-        model_tables.model_table,
-        model_tables.adaptation_table,
-        hidden_tables.history_table,
-        tables.probe_table,
-    )
-    made = [build(rows, env, split) for split in SPLITS for build in builders]
-    return [table for table in made if table is not None] + [tables.training_table(rows, env)]
+    made = [build(rows, env, split, kind) for split in SPLITS for kind in KINDS]
+    return [table for table in made if table is not None] + [training_table(rows, env)]
 
 
 def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:

@@ -9,14 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mbrl_lightning.report.metrics import place_in_order
 from mbrl_lightning.report.statistics import iqm, stratified_bootstrap
 from mbrl_lightning.runs.results import Row
 
 Array = NDArray[np.float64]
 REPS = 1000  # resamples for each point of a band
 GRID = 40  # most places at which seeds are compared
-ORDER = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "visible")
-"""Methods for hidden tasks, as they are put side by side; variants (m3po_k3) follow their method, all others go before."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +107,11 @@ def last(rows: Sequence[Row]) -> list[Row]:
 
 
 def by_algorithm(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each algorithm, algorithms in the order of `ORDER` and else of the alphabet."""
+    """Rows of each algorithm, algorithms in their order (`metrics.place_in_order`)."""
     groups: dict[str, list[Row]] = {name: [] for name in sorted({row.algorithm for row in rows}, key=place_in_order)}
     for row in rows:
         groups[row.algorithm].append(row)
     return groups
-
-
-def place_in_order(algorithm: str) -> tuple[int, str]:
-    """What to sort names of algorithms, and of their variants, by."""
-    of = [name for name in ORDER if f"{algorithm}_".startswith(f"{name}_")]
-    return (ORDER.index(max(of, key=len)) if of else -1), algorithm
 
 
 def one_env(rows: Sequence[Row], what: str) -> None:

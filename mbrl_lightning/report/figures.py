@@ -17,6 +17,7 @@ import numpy as np
 
 from mbrl_lightning.report import canvas
 from mbrl_lightning.report.curves import Array, Curve, by_algorithm, choose, curve, last, one_env, seed_count
+from mbrl_lightning.report.metrics import metric as named
 from mbrl_lightning.report.paper import full_unit
 from mbrl_lightning.report.statistics import score_matrix
 from mbrl_lightning.runs.results import PathLike, Row
@@ -24,14 +25,6 @@ from mbrl_lightning.runs.results import PathLike, Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABELS = {
-    "return/policy": "return, deterministic policy",
-    "real/return": "return of training episodes",
-    "imagined/return": "imagined return",
-    "model/mse": "one-step MSE, raw units",
-    "model/nmse": "one-step nMSE (share of variance)",
-    "model/multi_step_nmse": "multi-step nMSE (share of variance)",
-}
 PANELS = 12  # most observation entries in one figure
 ROLLOUTS = 3  # most rollouts in one panel
 POINTS = 1000  # most latents embedded: t-SNE's time grows faster than their number
@@ -148,7 +141,7 @@ def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
         for index, metric in enumerate(both):
             for steps, values in lines[metric].seeds:
                 axes.plot(steps, values, color=canvas.colour(1 - index), linewidth=0.7, alpha=0.5)
-            axes.plot(*lines[metric].mean(), color=canvas.colour(1 - index), linewidth=2.2, label=LABELS[metric])
+            axes.plot(*lines[metric].mean(), color=canvas.colour(1 - index), linewidth=2.2, label=named(metric).heading)
         steps, real = lines["real/return"].mean()
         imagined = np.interp(steps, *lines["imagined/return"].mean())
         axes.fill_between(steps, imagined, real, color="0.5", alpha=0.15, label="gap")
@@ -291,7 +284,8 @@ def _worst(imagined: Array, real: Array) -> Array:
 
 def _label(metric: str, unit: str, env: str = "") -> str:
     unit = full_unit(unit, env) if "return" in metric else unit
-    return LABELS.get(metric, metric) + (f"\n({unit})" if unit else "")
+    heading = f"return, {named(metric).heading}" if metric.startswith("return/") else named(metric).heading
+    return heading + (f"\n({unit})" if unit else "")
 
 
 def _array(values: Any) -> Array:

@@ -6,9 +6,11 @@ import pytest
 
 from mbrl_lightning.report import make_tables, tables
 from mbrl_lightning.report.curves import by_algorithm, choose
-from mbrl_lightning.report.hidden_tables import history_table, reward_table
+from mbrl_lightning.report.kinds import HISTORY, RETURN, REWARD
+from mbrl_lightning.report.tables import build
 from mbrl_lightning.runs.results import Results, Row
 
+WORST = "the worst of these, of each seed"
 RETURNS = {0: 300.0, 1: 290.0, 2: 20.0}
 
 
@@ -41,12 +43,12 @@ def column(table: tables.Table | None, name: str) -> list[str]:
 
 
 def test_rewards_stand_in_the_order_of_the_tasks_with_the_worse_one_of_each_seed() -> None:
-    table = reward_table(rows_of(), "point_switch", "test")
+    table = build(rows_of(), "point_switch", "test", REWARD)
     assert table is not None
-    assert table.header[4:7] == ["direction=-1", "direction=1", "the worse direction"]
+    assert table.header[4:7] == ["direction=-1", "direction=1", WORST]
     assert column(table, "direction=1") == ["1.5 +- 0"]
     assert column(table, "direction=-1") == ["0.833 +- 1.2"]  # 1.5, 1.5, -.5
-    assert column(table, "the worse direction") == ["0.833 +- 1.2"]
+    assert column(table, WORST) == ["0.833 +- 1.2"]
     assert column(table, "0-9 steps after one") == ["-0.25 +- 0"]
     assert column(table, "real steps") == ["200"]
     assert "10-24" not in table.text()  # never measured: no empty column
@@ -54,41 +56,41 @@ def test_rewards_stand_in_the_order_of_the_tasks_with_the_worse_one_of_each_seed
 
 def test_the_worse_direction_is_of_each_seed() -> None:
     other = [row._replace(seed=row.seed + 3) for row in rows_of(values=(-1, 1)) if row.seed == 2]
-    table = reward_table([row for row in rows_of() if row.seed == 2] + other, "point_switch", "test")
+    table = build([row for row in rows_of() if row.seed == 2] + other, "point_switch", "test", REWARD)
     assert column(table, "direction=1") == ["0.5 +- 1.4"]
-    assert column(table, "the worse direction") == ["-0.5 +- 0"]
+    assert column(table, WORST) == ["-0.5 +- 0"]
 
 
 def test_every_seed_has_a_line() -> None:
-    table = reward_table(rows_of(), "point_switch", "test", each_seed=True)
+    table = build(rows_of(), "point_switch", "test", REWARD, each_seed=True)
     assert column(table, "seed") == ["0", "1", "2"]
     assert column(table, "direction=-1") == ["1.5", "1.5", "-0.5"]
-    assert column(table, "the worse direction") == ["1.5", "1.5", "-0.5"]
+    assert column(table, WORST) == ["1.5", "1.5", "-0.5"]
 
 
 def test_four_tasks_have_a_worst_one() -> None:
-    table = reward_table(rows_of(values=(2, 0, 10, 1)), "point_switch", "test")
+    table = build(rows_of(values=(2, 0, 10, 1)), "point_switch", "test", REWARD)
     assert table is not None
-    assert table.header[4:9] == ["direction=0", "direction=1", "direction=2", "direction=10", "the worst direction"]
+    assert table.header[4:9] == ["direction=0", "direction=1", "direction=2", "direction=10", WORST]
 
 
 def test_context_lengths_at_which_no_reward_was_measured_are_left_out() -> None:
     longer = [row._replace(shot=50) for row in rows_of() if row.metric == "return/policy"]
-    assert column(reward_table(rows_of() + longer, "point_switch", "test"), "context") == ["0"]
+    assert column(build(rows_of() + longer, "point_switch", "test", REWARD), "context") == ["0"]
 
 
 def test_the_model_of_histories_has_a_table_of_its_own() -> None:
-    table = history_table(rows_of(), "point_switch", "test")
+    table = build(rows_of(), "point_switch", "test", HISTORY)
     assert column(table, "nMSE") == ["0.3 +- 0"]
     assert column(table, "NLL [nats]") == ["-3 +- 1"]
     assert column(table, "slope, worst head") == ["0.9 +- 0"]
 
 
 def test_the_median_of_the_seeds_stands_beside_their_mean_where_a_task_is_hidden() -> None:
-    table = tables.return_table(rows_of(), "point_switch", "test")
+    table = build(rows_of(), "point_switch", "test", RETURN)
     assert (column(table, "mean +- sd"), column(table, "median")) == (["203 +- 159"], ["290"])
     known = [row for row in rows_of() if not row.metric.startswith("reward/")]
-    assert column(tables.return_table(known, "point_switch", "test"), "median") == ["-"]
+    assert column(build(known, "point_switch", "test", RETURN), "median") == ["-"]
 
 
 def test_a_report_holds_them_and_families_without_a_hidden_task_do_not() -> None:
@@ -96,12 +98,12 @@ def test_a_report_holds_them_and_families_without_a_hidden_task_do_not() -> None
     assert [title.split(": ")[1].split(" [")[0] for title in titles[:3]] == [
         "return",
         "reward per step",
-        "error of the model",
+        "error of the model of histories",
     ]
     known = [row for row in rows_of() if row.metric == "return/policy"]
-    assert reward_table(known, "point_switch", "test") is None
-    assert history_table(known, "point_switch", "test") is None
-    assert reward_table(rows_of(), "point_switch", "extreme") is None
+    assert build(known, "point_switch", "test", REWARD) is None
+    assert build(known, "point_switch", "test", HISTORY) is None
+    assert build(rows_of(), "point_switch", "extreme", REWARD) is None
 
 
 def test_methods_stand_in_their_order_and_variants_behind_their_method() -> None:
