@@ -20,7 +20,11 @@ ImaginedAct = Callable[[Tensor], dict[str, Tensor]]
 
 
 class ImaginedStreams:
-    """M x B imagined environments that run on from one rollout to the next and start anew where an episode ends.
+    """M x B imagined environments, each in an episode after another, or in one alone.
+
+    Told of new starts, streams run on from one rollout to the next and begin anew where an episode ends (what on-policy
+    methods take for data). Without, each is one episode: after its end nothing is earned any more, `valid` is false, and the
+    stream stands at its start, where model and reward are finite.
 
     The member of the ensemble and the noise of the code belong to a stream, so a stream lives in one sampled world. Rewards
     and terminations are the family's; a fall that cuts training episodes is terminal here too.
@@ -32,7 +36,7 @@ class ImaginedStreams:
         horizon: steps after which an episode is truncated.
         code_noise: standard normal `[M, B, Z]`; None takes the mean code.
         members: ensemble members that share out the B streams.
-        restart: count n -> start observations `[n, S]`; None repeats `start`.
+        restart: count n -> start observations `[n, S]` of new episodes; None: there are none.
         noise: factor on the model's own deviation, drawn anew each step.
         generator: for `noise`.
     """
@@ -54,6 +58,7 @@ class ImaginedStreams:
         self.noise, self.generator = noise, generator
         self.observation = start
         self.nobody = torch.zeros(start.shape[:2], dtype=torch.bool, device=start.device)
+        self.alive = ~self.nobody
         self.now, self.due, self.born = 0, horizon, torch.zeros_like(self.nobody, dtype=torch.long)
         fall = dynamics.spec.training_termination
         self.rules = [] if dynamics.spec.termination is never else [dynamics.spec.termination]
@@ -67,7 +72,7 @@ class ImaginedStreams:
             steps: T.
 
         Returns:
-            Batch `[M, B, T]`: `observation`, `age` (steps since its episode began), what `act` gave, and under `next`:
+            Batch `[M, B, T]`: `observation`, `age` (steps since its episode began), `valid`, what `act` gave, and under `next`:
             `observation`, `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each. Differentiable in what `act` gave.
 
         Raises:
@@ -77,19 +82,11 @@ class ImaginedStreams:
         for _ in range(steps):
             taken, age = act(self.observation), self.now - self.born
             following, terminated, truncated = self._advance(taken["action"])
-            rows.append(
-                taken
-                | {
-                    "observation": self.observation,
-                    "age": age,
-                    "following": following,
-                    "terminated": terminated,
-                    "truncated": truncated,
-                }
-            )
+            seen = {"observation": self.observation, "age": age, "valid": self.alive, "following": following}
+            rows.append(taken | seen | {"terminated": terminated, "truncated": truncated})
             self.observation = following
             if terminated is not self.nobody or truncated is not self.nobody:
-                self._begin_anew(terminated | truncated)
+                self._end(terminated | truncated)
         data = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
         require_imaginable(data["following"])
         return self._assemble(data)
@@ -105,15 +102,18 @@ class ImaginedStreams:
         terminated, self.now = self.nobody, self.now + 1
         for rule in self.rules:
             terminated = terminated | rule(following)
+        terminated = terminated & self.alive if self.rules else terminated
         if self.now < self.due:  # nothing else ends an episode, so ages are not looked at
             return following, terminated, self.nobody
-        return following, terminated, (self.now - self.born >= self.horizon) & ~terminated
+        return following, terminated, (self.now - self.born >= self.horizon) & ~terminated & self.alive
 
-    def _begin_anew(self, done: Tensor) -> None:
+    def _end(self, done: Tensor) -> None:
         if not bool(done.any()):
             return
         fresh = self.start
-        if self.restart is not None:
+        if self.restart is None:
+            self.alive = self.alive & ~done
+        else:
             fresh = torch.zeros_like(self.observation)
             fresh[done] = self.restart(int(done.sum())).to(fresh.device)
         self.observation = torch.where(done.unsqueeze(-1), fresh, self.observation)
@@ -125,6 +125,7 @@ class ImaginedStreams:
         following, terminated, truncated = (data.pop(k) for k in ("following", "terminated", "truncated"))
         action = data["action"] if spec.discrete else data["action"].clamp(-1, 1)
         reward = spec.reward(data["observation"], action, following)
+        reward = reward if self.restart is not None or bool(self.alive.all()) else reward * data["valid"]
         flags = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
         after = {"observation": following, "reward": reward.unsqueeze(-1)}
         after |= {name: value.unsqueeze(-1) for name, value in flags.items()}
@@ -192,9 +193,10 @@ def require_imaginable(observation: Tensor) -> None:
 
 
 def mean_return(rollout: TensorDict, spec: EnvSpec) -> Tensor:
-    """Return of an episode in the family's unit, from streams that run on over the ends of episodes.
+    """Return of an episode in the family's unit.
 
-    Total reward over the number of episodes: those that ended, or, where none ends early, the steps over the horizon.
+    Total reward over the number of episodes: those that ended, or, where none ends early, the steps over the horizon. So
+    it is the same for streams that run on over the ends of episodes and for streams of one episode each.
 
     Args:
         rollout: batch `[..., T]` of imagined or real training data.

@@ -21,7 +21,7 @@ class PathwiseLoss(LossModule):
 
     Args:
         policy: C policies.
-        dynamics: the model; its parameters get no gradient.
+        dynamics: the model, which the caller has frozen.
         horizon: H, imagined steps.
         gamma: discount.
         members: ensemble members that share out the streams of each policy.
@@ -38,8 +38,7 @@ class PathwiseLoss(LossModule):
         paired: bool = False,
     ) -> None:
         super().__init__()
-        self.policy, self.horizon, self.members, self.paired = policy, horizon, members, paired
-        self.__dict__["dynamics"] = dynamics  # not a submodule: it is not this loss's to train
+        self.policy, self.dynamics, self.horizon, self.members, self.paired = policy, dynamics, horizon, members, paired
         self.register_buffer("discount", gamma ** torch.arange(horizon))
         self.in_keys = ["observation", "belief", "noise"]
         self.out_keys = ["loss_policy", "imagined_return"]
@@ -53,7 +52,7 @@ class PathwiseLoss(LossModule):
 
         Returns:
             `loss_policy`, summed over the C policies (their parameters are apart, so each gets its own gradient), and
-            `imagined_return` `[C]`, mean per step.
+            `imagined_return` `[C]`, discounted mean over the H steps; those after the end of an episode count as 0.
 
         Raises:
             ConfigError: the reward has no gradient in the actions.

@@ -54,8 +54,12 @@ def test_discrete_actions_are_not_clipped():
     assert model.calls[0]["action"].item() == 5
 
 
-def test_truncated_at_the_horizon_then_anew_from_the_start():
-    data = streams(Adder(), torch.full((1, 2, 2), 7.0), 3).rollout(constant(1.0), 7)
+def sevens(count: int) -> torch.Tensor:
+    return torch.full((count, 2), 7.0)
+
+
+def test_truncated_at_the_horizon_then_anew_from_a_start():
+    data = streams(Adder(), torch.full((1, 2, 2), 7.0), 3, restart=sevens).rollout(constant(1.0), 7)
     following = data["next"]
     assert following["truncated"][0, 0, :, 0].tolist() == [False, False, True, False, False, True, False]
     assert not following["terminated"].any()
@@ -65,7 +69,7 @@ def test_truncated_at_the_horizon_then_anew_from_the_start():
 
 
 def test_streams_run_on_from_one_rollout_to_the_next():
-    both = streams(Adder(), torch.zeros(1, 2, 2), 4)
+    both = streams(Adder(), torch.zeros(1, 2, 2), 4, restart=sevens)
     first, second = both.rollout(constant(1.0), 3), both.rollout(constant(1.0), 3)
     assert second["observation"][0, 0, 0, 0] == first["next", "observation"][0, 0, -1, 0] == 3
     assert second["next", "truncated"][0, 0, :, 0].tolist() == [True, False, False]
@@ -74,13 +78,27 @@ def test_streams_run_on_from_one_rollout_to_the_next():
 
 @pytest.mark.parametrize("field", ["termination", "training_termination"])
 def test_termination_and_falls_are_terminal_and_not_truncations(field):
-    model = Adder(**{field: lambda following: following[..., 0] >= 2})
+    model = Adder(**{field: lambda following: (following[..., 0] >= 2) & (following[..., 0] < 5)})
     start = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]])
-    following = streams(model, start, 2).rollout(constant(1.0), 3)["next"]
-    assert following["terminated"][0, 0, :, 0].tolist() == [False, True, False]
-    assert following["terminated"][0, 1, :, 0].tolist() == [True, True, True]
-    assert not (following["terminated"] & following["truncated"]).any()  # the second step is both: it is terminal
+    following = streams(model, start, 2, restart=sevens).rollout(constant(1.0), 3)["next"]
+    assert following["terminated"][0, :, :, 0].tolist() == [[False, True, False], [True, False, False]]
+    assert following["truncated"][0, :, :, 0].tolist() == [[False, False, False], [False, False, True]]
     assert torch.equal(following["done"], following["terminated"] | following["truncated"])
+
+
+def test_a_stream_of_one_episode_earns_nothing_after_its_end():
+    """A body that ends after 3 of 30 steps earns .1 a step and 3 in all, and its gradient is that of the 3 steps."""
+    model = Adder(termination=lambda following: following[..., 0] > 2.5, horizon=30, reward=lambda o, a, n: a[..., 0])
+    force = torch.tensor(1.0, requires_grad=True)
+    one = streams(model, torch.zeros(1, 2, 2), 31)
+    data = one.rollout(lambda o: {"action": force.expand(*o.shape[:-1], 1)}, 30)
+    assert data["valid"].sum(-1).tolist() == [[3, 3]]
+    assert data["next", "done"].sum().item() == 2
+    assert data["next", "reward"].sum(2).tolist() == [[[3.0], [3.0]]]
+    data["next", "reward"].sum().backward()
+    assert force.grad.item() == 6
+    assert mean_return(data, model.spec).item() == pytest.approx(0.1)
+    assert one.rollout(constant(1.0), 2)["next", "reward"].sum() == 0  # nor in a later rollout
 
 
 def test_restart_is_asked_for_exactly_the_ended_streams():

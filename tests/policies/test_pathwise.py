@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -149,13 +151,28 @@ def test_only_the_given_members_are_imagined_with():
     assert not torch.equal(PathwiseLoss(policies, dynamics, 3).double()(batch)["imagined_return"], before)
 
 
-def test_the_model_is_not_the_losss_to_train():
+def test_gradients_go_to_the_policies_alone():
     dynamics, policies = model(), policy(2)
-    loss = PathwiseLoss(policies, dynamics, 3)
-    assert not any(module is dynamics for module in loss.modules())
-    loss.double()(batch_of(dynamics))["loss_policy"].backward()
+    PathwiseLoss(policies, dynamics, 3).double()(batch_of(dynamics))["loss_policy"].backward()
     assert all(p.grad is None for p in dynamics.parameters())
     assert all(p.grad is not None for p in flat(policies))
+
+
+def test_what_is_imagined_after_an_end_counts_for_nothing():
+    """A cart that is over after 3 of 30 steps: rewards of 1 a step make .1, and no gradient comes from the rest."""
+    dynamics, policies = model(1), policy(1)
+    calls = []
+
+    def third(following):
+        calls.append(None)
+        return torch.full(following.shape[:-1], len(calls) % 3 == 0)
+
+    def reward(observation, action, following):
+        return 1 + 0 * action[..., 0]
+
+    dynamics.spec = replace(SPEC, termination=third, reward=reward)
+    out = PathwiseLoss(policies, dynamics, 30).double()(batch_of(dynamics))
+    assert out["imagined_return"].tolist() == pytest.approx([0.1])
 
 
 def test_horizon_one():
