@@ -46,6 +46,7 @@ class Options:
         "results: also put the rows into the run's results.csv, in place of those of the same tasks",
         choices=("results",),
     )
+    env_file: str | None = option(None, "where the run's env.file is now, if it has moved")
 
 
 HELP = f"""usage: python -m mbrl_lightning.evaluate run=RUN [key=value ...]
@@ -56,11 +57,12 @@ writes evaluation_<tasks>.csv and figures into RUN/evaluation.
 {describe(Options)}"""
 
 
-def load_run(folder: str | Path) -> Any:
+def load_run(folder: str | Path, env_file: str | None = None) -> Any:
     """The loop of a run as it was at its newest complete checkpoint, for looking at and evaluating.
 
     Args:
         folder: run folder.
+        env_file: where the run's `env.file` is now, if it has moved.
 
     Returns:
         A `MetaLoop` that writes nothing; its `results` hold the run's rows.
@@ -69,7 +71,7 @@ def load_run(folder: str | Path) -> Any:
         ConfigError: no run there.
         StorageError: no complete checkpoint.
     """
-    cfg = read_run_config(folder)
+    cfg = read_run_config(folder, env_file)
     quiet_libraries()
     from mbrl_lightning.algorithms import make_algorithm
     from mbrl_lightning.envs import family_of
@@ -99,6 +101,7 @@ def evaluate(
     baselines: bool = False,
     video: bool = False,
     into: str = "",
+    env_file: str | None = None,
 ) -> Any:
     """Meta-test the newest checkpoint of a run.
 
@@ -112,11 +115,12 @@ def evaluate(
         baselines: fit and measure a blind and a told model on the run's data.
         video: film one unseen task.
         into: `results` also puts the rows of these tasks into the run's own results (see `put_into_results`).
+        env_file: as in `load_run`.
 
     Returns:
         `Results` with the new rows alone.
     """
-    loop = load_run(run)
+    loop = load_run(run, env_file)
     from mbrl_lightning.measuring import diagnostics
     from mbrl_lightning.runs.results import Results
 

@@ -2,7 +2,10 @@
 Faults 3, 14, 25 and 35 of the reliability list."""
 
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +19,10 @@ import mbrl_lightning.fit as fit_module
 from mbrl_lightning import errors
 from mbrl_lightning.config import load_config
 from mbrl_lightning.config.console import guard
+from mbrl_lightning.evaluate import load_run
 from mbrl_lightning.fit import main
 from mbrl_lightning.runs import checkpoint, seed_jobs
+from mbrl_lightning.runs.results import read_results
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
 
@@ -178,6 +183,88 @@ def test_own_family_from_a_file(plain):
     with pytest.raises(errors.ConfigError, match="no function family"):
         train("seed=1", "env.file=empty.py")
     assert not Path("runs/debug/gssm_aps/seed1").exists()
+    folder = Path("runs/debug/gssm_aps/seed0").absolute()
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+    assert load_run(folder).iteration == 1
+    Path("../mine.py").rename("moved.py")
+    with pytest.raises(errors.ConfigError, match="is not at") as caught:
+        load_config([f"resume={folder}"])
+    assert all(word in caught.value.remedy for word in ("env.file=", "env_file="))
+    assert load_run(folder, "moved.py").iteration == 1
+    fit_module.fit(load_config([f"resume={folder}", "env.file=moved.py", "loop.iterations=2"]))
+    assert load_run(folder).iteration == 2
+
+
+@pytest.mark.parametrize("place", ["policy", "moments"])
+def test_weights_that_are_not_finite_are_not_saved_and_the_way_on_works(plain, monkeypatch, place):
+    build = fit_module._build_loop
+
+    def poisoned(*args):
+        loop = build(*args)
+        improve = loop.algorithm.improve
+
+        def then_poison(*rest):
+            metrics = improve(*rest)
+            if loop.iteration == 1:
+                optimizer = loop.algorithm.optimizers["policy"]
+                parameter = next(iter(optimizer.state))
+                poison = parameter.data if place == "policy" else optimizer.state[parameter]["exp_avg"]
+                poison.view(-1)[0] = float("nan")
+            return metrics
+
+        loop.algorithm.improve = then_poison
+        return loop
+
+    words = ["algorithm=dr_ppo", "loop.iterations=3", "dynamics.hidden=16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "_build_loop", poisoned)
+        with pytest.raises(errors.DivergedError, match=r"iteration 2.* is not finite") as caught:
+            train(*words)
+    assert checkpoint.newest(Path("runs/debug/dr_ppo/seed0/checkpoints")) == 1
+    added = re.findall(r"(?:init_from|out)=\S+", caught.value.remedy)
+    assert "search.lr" in caught.value.remedy
+    assert len(added) == 2
+    train(*words, *added, "search.lr=1e-6")
+    assert Run.open("runs_again/debug/dr_ppo/seed0").finished
+
+
+def test_what_is_asked_for_and_not_here_is_a_configuration_error_and_leaves_nothing(monkeypatch):
+    from lightning.fabric.loggers import tensorboard
+
+    with pytest.raises(errors.ConfigError, match="accelerator=cuda") as caught:
+        train("accelerator=cuda")
+    assert "accelerator=cpu" in caught.value.remedy
+    monkeypatch.setattr(tensorboard, "_TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr(tensorboard, "_TENSORBOARDX_AVAILABLE", False)
+    with pytest.raises(errors.ConfigError, match="tensorboard=true"):
+        train("tensorboard=true")
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(errors.ConfigError, match="MASTER_PORT"):
+            train("devices=2", "dynamics.tasks=2", "search.tasks=2")
+    assert not list(Path().iterdir())
+
+
+def test_results_without_checkpoints_are_not_overwritten_by_a_resume(plain):
+    folder = Path("runs/debug/gssm_aps/seed0")
+    rows = train("loop.iterations=1").rows
+    shutil.rmtree(folder / "checkpoints" / "step_00000001")
+    with pytest.raises(errors.StorageError, match="checkpoints are gone"):
+        fit_module.fit(load_config([f"resume={folder}"]))
+    assert read_results(folder) == rows
+
+
+def test_a_signal_before_the_first_iteration_ends_as_preempted():
+    process = subprocess.Popen([*FIT, "conf=debug"], stderr=subprocess.PIPE, text=True)
+    fitting = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in fitting.read_text():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=300)
+    assert process.returncode == 75
+    assert "give the same command again" in text
 
 
 def test_preempted_run_saves_and_can_be_resumed():
@@ -186,7 +273,7 @@ def test_preempted_run_saves_and_can_be_resumed():
     assert "seed 0 -> runs/debug/gssm_aps/seed0: iteration 1 of 10000 began" in process.stdout.readline()
     assert process.stdout.readline().startswith("[")
     process.send_signal(signal.SIGTERM)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=300)
     assert process.returncode == 75
     assert "resume=" in text
     run = Run.open("runs/debug/gssm_aps/seed0")

@@ -38,6 +38,9 @@ def available(kind: str = "") -> list[str]:
 
 
 def _read_yaml(path: Path, label: str, draft: Draft) -> dict[str, Any]:
+    if path.exists() and (not path.is_file() or path.stat().st_size > 2**20):  # a pipe or /dev/zero has no end
+        draft.problems.append(f"{label}: not a file of settings")
+        return {}
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
@@ -152,10 +155,10 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
     for key in ("init_from", "overwrite", "seeds"):
         if flat.get(key):
             draft.problems.append(f"resume= and {key}= exclude each other")
-    before = read_run_config(folder)
+    before = read_run_config(folder, flat.get("env.file"))
     draft.put("", OmegaConf.to_container(OmegaConf.structured(before)), f"{folder}/config.yaml")
     for key, value in flat.items():
-        draft.put(key, value, COMMAND_LINE)
+        draft.put(key, before.env.file if key == "env.file" and before.env.file else value, COMMAND_LINE)
     config = draft.finish()
     if any(get(before, key) != get(config, key) for key in ("accelerator", "devices", "num_nodes")):
         log.warning("resuming on other devices: the run goes on, but not bit for bit as it would have")
@@ -168,8 +171,12 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
     return config
 
 
-def read_run_config(folder: str | os.PathLike[str]) -> Config:
+def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None) -> Config:
     """Configuration of an existing run.
+
+    Args:
+        folder: of the run.
+        env_file: where its `env.file`, if it has one, is now.
 
     Raises:
         ConfigError: if the folder holds no run, or its config.yaml does not fit this version.
@@ -181,7 +188,16 @@ def read_run_config(folder: str | os.PathLike[str]) -> Config:
             "give the folder that a run wrote, e.g. runs/cartpole/gssm_aps/seed0",
         )
     draft = Draft()
-    draft.put("", _read_yaml(path, str(path), draft), str(path))
+    tree = _read_yaml(path, str(path), draft)
+    env = tree.get("env")
+    if isinstance(env, dict) and env.get("file"):
+        env["file"] = os.path.abspath(env_file or str(env["file"]))
+        if not os.path.isfile(env["file"]):
+            raise ConfigError(
+                f"{folder}: the file of its task family is not at {env['file']}",
+                "say where it is now: env.file=PATH with resume=, env_file=PATH with evaluate",
+            )
+    draft.put("", tree, str(path))
     return draft.finish()
 
 
@@ -201,7 +217,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def _refuse_other_architecture(config: Config) -> None:
     assert config.init_from is not None
-    source = read_run_config(config.init_from)
+    source = read_run_config(config.init_from, config.env.file)
     rows = [
         f"{key:<24} {get(source, key)!s:<16} {get(config, key)}"
         for key, entry in FIELDS.items()

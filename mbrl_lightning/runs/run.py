@@ -15,7 +15,7 @@ from typing import Any
 from mbrl_lightning import __version__
 from mbrl_lightning.config import read_run_config, to_yaml
 from mbrl_lightning.config.console import log, rank
-from mbrl_lightning.config.schema import Config
+from mbrl_lightning.config.schema import Config, EnvConfig
 from mbrl_lightning.errors import ConfigError, MBRLError, StorageError
 from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.runs.results import Results
@@ -42,6 +42,11 @@ def run_folder(config: Config) -> Path:
     if config.resume:
         return Path(config.resume)
     return Path(config.out) / config.conf / config.algorithm / f"seed{config.seed}"
+
+
+def absolute(env: EnvConfig) -> EnvConfig:
+    """The same choice, its file found from any folder."""
+    return dataclasses.replace(env, file=env.file and os.path.abspath(env.file))
 
 
 class Run:
@@ -145,10 +150,8 @@ class Run:
         fresh: dict[str, Any] = {} if self.config.resume else {"finished_iterations": 0}
         if self.config.overwrite:
             self._set_aside()
-        # Of this start, not of the run; a family's file is found from any folder.
-        file = self.config.env.file and os.path.abspath(self.config.env.file)
-        env = dataclasses.replace(self.config.env, file=file)
-        once: dict[str, Any] = {"resume": None, "overwrite": False, "seeds": None, "jobs": 1, "env": env}
+        once: dict[str, Any] = {"resume": None, "overwrite": False, "seeds": None, "jobs": 1}  # not of the run
+        once["env"] = absolute(self.config.env)
         replace_file(self.folder / "config.yaml", to_yaml(dataclasses.replace(self.config, **once)).encode())
         for folder in (self.folder, self.checkpoints, self.figures, self.videos):
             probe(folder)

@@ -14,7 +14,7 @@ from mbrl_lightning.config import differences, read_run_config
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.words import number_list
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.runs.run import Run, run_folder
+from mbrl_lightning.runs.run import Run, absolute, run_folder
 from mbrl_lightning.runs.signals import StopFlag
 from mbrl_lightning.runs.storage import storage_errors
 
@@ -59,7 +59,9 @@ def plan(config: Config, words: Sequence[str]) -> list[Job]:
         if config.overwrite:
             job.words.append("overwrite=true")
         elif run.learned:
-            problems += [f"{job.folder}: {line}" for line in differences(read_run_config(job.folder), one)]
+            here = one if one.env.file is None else dataclasses.replace(one, env=absolute(one.env))
+            before = read_run_config(job.folder, one.env.file)
+            problems += [f"{job.folder}: {line}" for line in differences(before, here)]
             job.words = [word for word in job.words if not word.startswith("init_from=")]  # the run knows it
             job.words.append(f"resume={job.folder}")
             job.status = 0 if run.finished else None
