@@ -18,7 +18,7 @@ from mbrl_lightning.config.console import log
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Act, collect, collect_parts, random_actions
-from mbrl_lightning.data.seeds import Streams
+from mbrl_lightning.data.seeds import Streams, globals_kept
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
 from mbrl_lightning.measuring.baselines import baselines_of
@@ -202,7 +202,7 @@ class MetaLoop:
         """Meta-test on unseen tasks; draws from the evaluation stream alone, so it cannot change what is learned."""
         summary: dict[str, float] = {}
         test = MetaTest(self.algorithm, self.real, self.step, self.streams["evaluation"], self._add)
-        with torch.random.fork_rng(devices=[]):
+        with globals_kept():
             if baselines:
                 test.baselines = baselines_of(self.family, self.cfg, self.real, self.step, test.generator)
             split = split or self.cfg.evaluation.split
@@ -239,7 +239,8 @@ class MetaLoop:
     def _show(self) -> None:
         try:
             if self.watch is not None and self.fabric.is_global_zero:
-                self.watch(self)
+                with globals_kept():  # of whatever the environments drew in a film
+                    self.watch(self)
         except Exception as error:  # a picture is never worth a run
             log.warning("figures failed: %s", error)
         self.fabric.barrier()

@@ -46,7 +46,7 @@ class TransitionInputs(HistoryInputs):
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__(spec)
-        self.outcome_norm = Normalizer(1, floor=1e-3)
+        self.outcome_norm = Normalizer(1)
 
     @property
     def pair_dim(self) -> int:

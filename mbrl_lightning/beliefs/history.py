@@ -28,8 +28,8 @@ class HistoryInputs(nn.Module):
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.current_norm = Normalizer(spec.feature_dim, floor=1e-3)
-        self.outcome_norm = Normalizer(spec.outcome_dim, floor=1e-3)
+        self.current_norm = Normalizer(spec.feature_dim)
+        self.outcome_norm = Normalizer(spec.outcome_dim)
 
     @property
     def pair_dim(self) -> int:

@@ -25,6 +25,7 @@ class Draft:
 
     def put(self, key: str, value: Any, origin: str) -> None:
         """Set a leaf, or every leaf of a section."""
+        value = value.tolist() if hasattr(value, "tolist") else value  # numpy's scalars and arrays
         if key == "" or key in SECTIONS or key == OPEN:
             if isinstance(value, Mapping):
                 for name, entry in value.items():

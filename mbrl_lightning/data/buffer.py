@@ -146,9 +146,10 @@ class TaskBuffer:
         return self.storage[:][table[tasks.unsqueeze(1), column]]
 
     def start_states(self, count: int, generator: torch.Generator, initial: bool) -> Tensor:
-        """Real states `[count, S]`, of the first steps of episodes or of any step that did not end one."""
+        """Real states `[count, S]`, of the first steps of episodes or of any step that did not end one (if there is one)."""
         data = self.transitions()
         kept = (data["initial"] if initial else ~data["next", "terminated"].squeeze(-1)).nonzero().squeeze(-1)
+        kept = kept if len(kept) else torch.arange(len(data))
         return data["observation"][kept[torch.randint(len(kept), (count,), generator=generator)]]
 
     def state_dict(self) -> dict[str, object]:

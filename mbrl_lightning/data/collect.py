@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from mbrl_lightning.envs.spec import EnvSpec, Simulator, never
+from mbrl_lightning.envs.spec import EnvSpec, Simulator, never, require_finite_reward
 
 Act = Callable[[Tensor], Tensor]
 """Observations `[B, S]` -> actions `[B, A]` (in [-1, 1], or one-hot).
@@ -74,7 +74,8 @@ def collect_parts(
         `[..., 1]` each.
 
     Raises:
-        EnvError: the environment raised or gave a non-finite observation.
+        EnvError: the environment raised or gave a non-finite observation or reward.
+        DivergedError: the policy gave a non-finite action.
     """
     observation = simulator.reset(generator)
     alive = torch.ones(len(observation), dtype=torch.bool)
@@ -122,6 +123,7 @@ def _assemble(spec: EnvSpec, rows: list[tuple[Tensor, ...]], hidden: bool, now: 
     if not spec.discrete:
         action = action.clamp(-1, 1)
     reward = spec.reward(observation, action, following) * valid
+    require_finite_reward(spec, reward)
     flags = {"terminated": terminated, "truncated": done & ~terminated, "done": done}
     after = {"observation": following, "reward": reward.unsqueeze(-1)} | {k: v.unsqueeze(-1) for k, v in flags.items()}
     data = {"observation": observation, "action": action, "initial": age == 0, "age": age, "episode": episode}

@@ -6,7 +6,10 @@ every rank draws the numbers of the whole batch and takes its share, so the numb
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,12 +43,42 @@ class Streams:
         random.seed(seed)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """States of all streams and of torch's global generator, as byte tensors."""
-        states = {name: generator.get_state() for name, generator in self._generators.items()}
-        return states | {"torch": torch.get_rng_state()}
+        """States of all streams and of the global generators, as tensors."""
+        return {name: generator.get_state() for name, generator in self._generators.items()} | global_states()
 
     def load_state_dict(self, states: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
         for name, generator in self._generators.items():
             generator.set_state(states[name])
-        torch.set_rng_state(states["torch"])
+        restore_globals(states)
+
+
+def global_states() -> dict[str, Tensor]:
+    """States of torch's (on the CPU), numpy's and Python's global generators, from which environments may draw."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - the global one is meant
+    _, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([*numpy[1].tolist(), *numpy[2:]], dtype=torch.float64),
+        "python": torch.tensor([*numbers, gauss is not None, gauss or 0.0], dtype=torch.float64),
+    }
+
+
+def restore_globals(states: dict[str, Tensor]) -> None:
+    """Restore what `global_states` gave."""
+    torch.set_rng_state(states["torch"])
+    *keys, place, has_gauss, cached = states["numpy"].tolist()
+    words = np.array(keys, dtype=np.uint32)
+    np.random.set_state(("MT19937", words, int(place), int(has_gauss), cached))  # noqa: NPY002
+    *numbers, has_gauss, cached = states["python"].tolist()
+    random.setstate((3, tuple(map(int, numbers)), cached if has_gauss else None))
+
+
+@contextlib.contextmanager
+def globals_kept() -> Iterator[None]:
+    """The global generators are afterwards as before: what is measured in between cannot change what is learned."""
+    states = global_states()
+    try:
+        yield
+    finally:
+        restore_globals(states)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from mbrl_lightning.envs.families import gssm, l2a, m3po, mb_mpo
 from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
+from mbrl_lightning.envs.guard import Guard, guarded_family
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError, did_you_mean
+
+LOADING_SECONDS, CALL_SECONDS = 300.0, 60.0  # for a user's file to load, and for a row of his own simulator to step
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "cartpole": gssm.cartpole,
@@ -83,37 +87,39 @@ def family_of(env: Choice) -> TaskFamily:
 def load_family(file: str, **options: Any) -> TaskFamily:
     """The user's own family: the result of calling ``family(**options)`` of the Python file ``file``.
 
+    The file is a module named like it, and its folder stays on the path, so that it may import what lies beside it.
+
     Raises:
-        ConfigError: no such file, it does not run, or it has no function ``family`` that returns a
-            TaskFamily.
+        ConfigError: no such file, or it has no function ``family`` that returns a TaskFamily.
+        EnvError: it does not run, or its functions do not do what EnvSpec says.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError(f"env.file: there is no file {file}.", "Give the path of a Python file with family().")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"env.file: {file} is not a Python file.", "Give the path of a .py file with family().")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(
-            f"env.file: {file} does not run: {type(error).__name__}: {error}", "Mend the file."
-        ) from error
+    path, guard = Path(file).absolute(), Guard(file, LOADING_SECONDS)
+    taken = path.stem in sys.stdlib_module_names or path.stem in sys.modules
+    own = getattr(sys.modules.get(path.stem), "__file__", None) == str(path)
+    name = f"{path.stem}_family" if taken and not own else path.stem
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"env.file: there is no Python file {file}.", "Give the path of a .py file with family().")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
+    guard.call("importing it", module_spec.loader.exec_module, module)
     if not callable(getattr(module, "family", None)):
         raise ConfigError(f"env.file: {file} has no function family().", "Define family() -> TaskFamily in it.")
     _check_options(f"family() of {file}", module.family, options)
-    family = module.family(**options)
+    family = guard.call("family()", module.family, **options)
     if not isinstance(family, TaskFamily):
         raise ConfigError(
             f"env.file: family() of {file} returned a {type(family).__name__}.",
             "Return gym_family(...) or a TaskFamily.",
         )
-    return family
+    return guarded_family(family, Guard(family.spec.name, CALL_SECONDS))
 
 
 def _check_options(label: str, build: Callable[..., Any], options: dict[str, Any]) -> None:
     known = inspect.signature(build).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
     for option in options:
         if option not in known:
             raise ConfigError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,26 +12,34 @@ from torch import Tensor
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError
 
-ONE_TASK_TESTS = 20
+ONE_TASK_TESTS, MOST_ROUNDS, SAME = 20, 200, 1e-9
 
 
 @dataclass(frozen=True)
 class Box:
-    """Independent ranges for P task parameters, uniform or log-uniform.
+    """Independent ranges for P task parameters, uniform or log-uniform, or values to choose from.
 
     Attributes:
         low: P lower ends.
         high: P upper ends.
         log: draw and scale in logarithms (both ends must be positive).
+        choices: values of those parameters (by number) that take no others; their ends are the smallest and the largest.
+
+    Raises:
+        ConfigError: ends that are no range.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     log: bool = False
+    choices: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.low) != len(self.high) or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
-            raise ConfigError(f"task ranges {self.low} .. {self.high} are not low < high.", "Give (low, high) pairs.")
+        ends = [*self.low, *self.high]
+        if not all(map(math.isfinite, ends)) or not all(a < b for a, b in zip(self.low, self.high, strict=True)):
+            raise ConfigError(
+                f"task ranges {self.low} .. {self.high} are not low < high.", "Give finite (low, high) pairs."
+            )
         if self.log and min(self.low) <= 0:
             raise ConfigError(f"log-uniform task ranges need positive ends, got {self.low}.", "Use log=False.")
 
@@ -43,7 +52,11 @@ class Box:
         low, high = self._ends()
         unit = torch.rand(n, len(self.low), generator=generator, dtype=torch.float64, device=generator.device).cpu()
         value = low + unit * (high - low)
-        return value.exp() if self.log else value
+        value = value.exp() if self.log else value
+        for number, choices in self.choices.items():
+            pick = (unit[:, number] * len(choices)).long()
+            value[:, number] = torch.tensor(choices, dtype=torch.float64)[pick]
+        return value
 
     def scale(self, tasks: Tensor) -> Tensor:
         """The parameters mapped so that the box is [-1, 1], same shape and dtype as ``tasks``."""
@@ -51,24 +64,43 @@ class Box:
         return (2 * (tasks.log() if self.log else tasks) - low - high) / (high - low)
 
     def contains(self, tasks: Tensor) -> Tensor:
-        """Bool [...]: all parameters inside the box (ends included)."""
-        return (self.scale(tasks).abs() <= 1).all(-1)
+        """Bool [...]: all parameters inside the box (ends included) and among its choices."""
+        inside = self.scale(tasks).abs() <= 1
+        for number, choices in self.choices.items():
+            inside[..., number] = torch.isin(tasks[..., number], torch.tensor(choices, dtype=tasks.dtype))
+        return inside.all(-1)
 
     def draws(self, n: int, seed: int, outside: Box | None = None) -> Tensor:
-        """N fixed draws from ``seed``, float64 [n, P], all outside the box ``outside`` if one is given."""
+        """N fixed draws from ``seed``, float64 [n, P], all outside the box ``outside`` if one is given.
+
+        Raises:
+            ConfigError: next to nothing of this box is outside the other one.
+        """
         generator = torch.Generator().manual_seed(seed)
         if outside is None:
             return self.sample(n, generator)
         kept = torch.empty(0, len(self.low), dtype=torch.float64)
-        while len(kept) < n:
+        for _ in range(MOST_ROUNDS):
             fresh = self.sample(4 * n, generator)
             kept = torch.cat([kept, fresh[~outside.contains(fresh)]])
-        return kept[:n]
+            if len(kept) >= n:
+                return kept[:n]
+        raise ConfigError(
+            f"extreme ranges {self.low} .. {self.high} lie inside the training ranges {outside.low} .. {outside.high}.",
+            "Give extreme ranges that reach beyond those of training.",
+        )
 
 
 def grid_of(*values: Sequence[float]) -> Tensor:
     """Every combination of the given values, float64 [product of lengths, number of arguments]."""
-    return torch.cartesian_prod(*(torch.tensor(list(axis), dtype=torch.float64) for axis in values))
+    axes = [torch.tensor(list(axis), dtype=torch.float64) for axis in values]
+    return torch.cartesian_prod(*axes).reshape(-1, len(axes))
+
+
+def same_tasks(first: Tensor, second: Tensor) -> Tensor:
+    """Bool [n, m]: rows of ``first`` [n, P] and ``second`` [m, P] that are equal, but for rounding at their scale."""
+    size = torch.cat([first, second]).abs().amax(0)
+    return ((first[:, None] - second[None]).abs() <= SAME * size).all(-1)
 
 
 @dataclass(frozen=True)
@@ -134,7 +166,7 @@ class TaskFamily:
         for split, tasks in (("test", self.test), ("extreme", self.extreme)):
             if tasks.shape[0] == 0:
                 continue
-            same = (tasks[:, None] - self.grid[None]).abs().amax(-1) < 1e-9
+            same = same_tasks(tasks, self.grid)
             if same.any():
                 row = int(same.any(1).nonzero()[0])
                 raise ConfigError(
@@ -199,6 +231,7 @@ def box_family(
         test=train.draws(tests, seed),
         extreme=beyond.draws(tests, seed + 1, outside=train) if beyond else train.draws(0, 0),
         context_steps=context_steps,
+        shared_tasks=len(train.choices) == len(parameters),
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.family import Box, TaskFamily, box_family
+from mbrl_lightning.envs.guard import Guard, guarded_spec
 from mbrl_lightning.envs.gym_simulator import GymSimulator, StateAccess
 from mbrl_lightning.envs.spec import EnvSpec, add_difference, difference, identity, never
 from mbrl_lightning.errors import ConfigError
@@ -29,7 +30,7 @@ SetTask = Callable[[gymnasium.Env, dict[str, float]], None]
 
 def gym_family(
     env: str | Callable[[], gymnasium.Env],
-    parameters: Mapping[str, tuple[float, float]],
+    parameters: Mapping[str, Sequence[float]],
     reward: Callable[[Tensor, Tensor, Tensor], Tensor],
     *,
     set_task: SetTask | Mapping[str, str] | None = None,
@@ -41,23 +42,29 @@ def gym_family(
     log: bool = False,
     test_tasks: int = 20,
     test_seed: int = 20280,
-    extreme: Mapping[str, tuple[float, float]] | None = None,
+    extreme: Mapping[str, Sequence[float]] | None = None,
     context_steps: int = 200,
     observation_names: Sequence[str] | None = None,
     name: str | None = None,
     state_access: StateAccess | None = None,
+    call_seconds: float = 60.0,
 ) -> TaskFamily:
     """Make a task family of a gymnasium environment with a flat observation.
 
     Args:
         env: an environment id, or a function that builds one environment.
-        parameters: range (low, high) of every number that varies from task to task.
+        parameters: of every number that varies from task to task, the range (low, high), or a list of three or more values
+            to choose from.
         reward: (obs [..., S], action [..., A], next_obs [..., S]) -> [...], batched torch. Continuous actions
             arrive clipped and normalised to [-1, 1], discrete ones one-hot; ``check_env`` compares it with
             the environment's.
         set_task: writes a task into an environment, (env, {parameter: value}); or {parameter: attribute of
-            ``env.unwrapped``}; default: attributes named like the parameters. Called before every reset.
-        termination: next_obs [..., S] -> bool [...], the environment's own ``terminated``.
+            ``env.unwrapped``}; default: attributes named like the parameters. Called before every reset, so it must not
+            build on what it wrote before. An attribute from which the environment derived others when it was built
+            (CartPole's ``masspole``: ``total_mass``) leaves those as they were: a function should write them all.
+            The derived constants of a MuJoCo model follow by themselves.
+        termination: next_obs [..., S] -> bool [...], the environment's own ``terminated``. Models need it as well, so an end
+            that it does not foresee stops the run with an EnvError; the environment's ``truncated`` is not heeded.
         training_termination: where training episodes are cut besides (a fall), or None.
         horizon: steps per episode; default: the id's own limit.
         unit: returns as mean per "step" or sum per "episode".
@@ -73,18 +80,21 @@ def gym_family(
         state_access: how to read and write an environment's hidden state, if it is neither a MuJoCo
             environment nor one with an attribute ``state``. Only needed by what saves and restores
             simulators.
+        call_seconds: an environment that does not come back from a call in this time ends the run; 0: wait for ever.
 
     Raises:
         ConfigError: spaces or ranges that do not fit.
+        EnvError: the environment is not built, or a function returns another shape or type than it should.
     """
     make = functools.partial(gymnasium.make, env, disable_env_checker=True) if isinstance(env, str) else env
-    probe = make()
-    space, steps = probe.observation_space, horizon or getattr(probe.spec, "max_episode_steps", None)
-    label = name or (env if isinstance(env, str) else str(getattr(probe.spec, "id", "gym")))
-    discrete, action_dim = _action_space(label, probe.action_space)
+    guard = Guard(name or str(getattr(env, "__name__", env)), call_seconds)
+    probe = guard.call("building the environment", make)
+    space, actions, limit, own = guard.call("the environment", _description, probe)
+    label, steps = name or (env if isinstance(env, str) else own), limit if horizon is None else horizon
+    discrete, action_dim = _action_space(label, actions)
     names = tuple(parameters)
     apply = _setter(label, probe, names, set_task)
-    probe.close()
+    guard.call("close", probe.close)
     size = _flat_size(label, space, observation_names)
     if steps is None:
         raise ConfigError(f"{label}: the environment has no step limit.", "Give horizon=.")
@@ -106,7 +116,8 @@ def gym_family(
     )
     train = _box(parameters, names, log)
     beyond = _box(extreme, names, log) if extreme else None
-    build = functools.partial(GymSimulator, spec, make, apply, state_access=state_access)
+    spec = guarded_spec(spec, guard)
+    build = functools.partial(GymSimulator, spec, make, apply, guard, state_access=state_access)
     return box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
 
 
@@ -118,13 +129,35 @@ def _flat_size(label: str, space: gymnasium.Space, names: Sequence[str] | None) 
     return space.shape[0]
 
 
-def _box(ranges: Mapping[str, tuple[float, float]], names: tuple[str, ...], log: bool) -> Box:
+def _description(env: gymnasium.Env) -> tuple[gymnasium.Space, gymnasium.Space, int | None, str]:
+    """Its spaces, its step limit and its id."""
+    limit, own = getattr(env.spec, "max_episode_steps", None), str(getattr(env.spec, "id", "gym"))
+    return env.observation_space, env.action_space, limit, own
+
+
+def _box(ranges: Mapping[str, Sequence[float]], names: tuple[str, ...], log: bool) -> Box:
     missing = set(names) ^ set(ranges)
     if missing:
         raise ConfigError(
             f"parameters {sorted(missing)} have only one of a training and an extreme range.", "Give both."
         )
-    return Box(tuple(float(ranges[n][0]) for n in names), tuple(float(ranges[n][1]) for n in names), log)
+    values = [_numbers(name, ranges[name]) for name in names]
+    choices = {number: given for number, given in enumerate(values) if len(given) > 2}
+    ends = [(min(given), max(given)) if number in choices else given for number, given in enumerate(values)]
+    return Box(tuple(low for low, _ in ends), tuple(high for _, high in ends), log, choices)
+
+
+def _numbers(name: str, given: Sequence[float]) -> tuple[float, ...]:
+    try:
+        values = () if isinstance(given, str) else tuple(float(value) for value in given)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise ConfigError(
+            f"parameter {name}: {given!r} is neither a range nor different values to choose from.",
+            "Give (low, high), or a list of three or more numbers.",
+        )
+    return values
 
 
 def _action_space(label: str, space: gymnasium.Space) -> tuple[bool, int]:
@@ -141,6 +174,11 @@ def _setter(
     """(env, values in the order of ``names``) from the three forms of ``set_task``."""
     if callable(set_task):
         return lambda env, values: set_task(env, dict(zip(names, values, strict=True)))
+    unknown = set(set_task or {}) - set(names)
+    if unknown:
+        raise ConfigError(
+            f"{label}: set_task writes {sorted(unknown)}, which no parameter is called.", f"Use {', '.join(names)}."
+        )
     attributes = [(set_task or {}).get(n, n) for n in names]
     for attribute in attributes:
         if not hasattr(probe.unwrapped, attribute):

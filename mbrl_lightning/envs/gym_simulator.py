@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.spec import EnvSpec, require_finite
+from mbrl_lightning.envs.guard import Guard
+from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
 from mbrl_lightning.errors import EnvError
 
 StateAccess = tuple[Callable[[gymnasium.Env], np.ndarray], Callable[[gymnasium.Env, np.ndarray], None]]
+
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+ROUNDING = 1e-6  # relative; a float32 has 6e-8
 
 
 class GymSimulator:
@@ -24,14 +28,18 @@ class GymSimulator:
         spec: the family's spec.
         make: builds one environment.
         set_task: (env, P values) writes a task; called before every reset.
+        guard: calls the user's code.
         tasks: [B, P] float64.
         state_access: (read, write) of an environment's hidden state as a flat array; None: found out (MuJoCo
             environments, and those with an attribute ``state``).
 
     Attributes:
-        last_reward: the environments' own rewards of the last step, float32 [B]; only for checking
+        last_reward: the environments' own rewards of the last step, float64 [B]; only for checking
             ``spec.reward``.
         last_terminated: their own ``terminated``, bool [B].
+
+    Raises:
+        EnvError: an environment is not built.
     """
 
     def __init__(
@@ -39,15 +47,16 @@ class GymSimulator:
         spec: EnvSpec,
         make: Callable[[], gymnasium.Env],
         set_task: Callable[[gymnasium.Env, Sequence[float]], None],
+        guard: Guard,
         tasks: Tensor,
         state_access: StateAccess | None = None,
     ) -> None:
         self.batch_size = len(tasks)
-        self._spec, self._set_task, self._tasks = spec, set_task, tasks.tolist()
-        self._envs = [make() for _ in range(self.batch_size)]
+        self._spec, self._set_task, self._guard, self._tasks = spec, set_task, guard, tasks.tolist()
+        self._envs = [guard.call(f"building environment {row}", make) for row in range(self.batch_size)]
         self._access, self._started = state_access, [False] * self.batch_size
         self._observation = torch.zeros(self.batch_size, spec.observation_dim)
-        self.last_reward = torch.zeros(self.batch_size)
+        self.last_reward = torch.zeros(self.batch_size, dtype=torch.float64)
         self.last_terminated = torch.zeros(self.batch_size, dtype=torch.bool)
 
     def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
@@ -58,45 +67,63 @@ class GymSimulator:
         return self._checked()
 
     def _start(self, row: int, seed: int) -> None:
-        self._set_task(self._envs[row], self._tasks[row])
-        observation, _ = self._guard(row, "reset", lambda env: env.reset(seed=seed))
-        self._write(row, observation)
+        env = self._envs[row]
+        self._call(row, "set_task", self._set_task, env, self._tasks[row])
+        _follow_constants(env)
+        returned = self._call(row, "reset", env.reset, seed=seed)
+        self._write(row, self._unpack(row, "reset", returned, ("observation", "info"))[0])
         self._started[row] = True
 
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See Simulator.step."""
+        """See Simulator.step.
+
+        Raises:
+            EnvError: besides, an environment ended an episode and ``spec.termination`` does not say so: what is learned of
+                the model would go on where the task does not.
+        """
+        require_finite_action(self._spec, action, mask)
         for row in self._rows(mask):
-            physical = self._physical(self._envs[row].action_space, action[row])
-            observation, reward, terminated, _, _ = self._guard(row, "step", functools.partial(_step, action=physical))
+            physical = _physical(self._envs[row].action_space, action[row])
+            returned = self._call(row, "step", self._envs[row].step, physical)
+            observation, reward, terminated, _, _ = self._unpack(row, "step", returned, STEP)
             self._write(row, observation)
-            self.last_reward[row], self.last_terminated[row] = float(reward), bool(terminated)
-        return self._checked()
+            self.last_reward[row] = self._call(row, "the reward of step", _number, reward)
+            self.last_terminated[row] = bool(self._call(row, "the end told by step", _number, terminated))
+        observed = self._checked()
+        if self.last_terminated.any():
+            self._refuse_unforeseen(self.last_terminated if mask is None else self.last_terminated & mask, observed)
+        return observed
 
-    def _physical(self, space: gymnasium.Space, action: Tensor) -> Any:
-        if isinstance(space, gymnasium.spaces.Discrete):
-            return int(action.argmax()) + int(space.start)
-        assert isinstance(space, gymnasium.spaces.Box)
-        unit = action.detach().clamp(-1, 1).double().cpu().numpy()
-        return (space.low + (unit + 1) / 2 * (space.high - space.low)).astype(space.dtype)
-
-    def _guard(self, row: int, what: str, call: Callable[[gymnasium.Env], Any]) -> Any:
-        try:
-            return call(self._envs[row])
-        except Exception as error:
+    def _refuse_unforeseen(self, ended: Tensor, observed: Tensor) -> None:
+        # An environment compares in float64; at its threshold the rounded observation may lie on the other side.
+        foreseen = [self._spec.termination(observed * (1 + shift)) for shift in (0.0, ROUNDING, -ROUNDING)]
+        missed = ended & ~torch.stack(foreseen).any(0)
+        if missed.any():
+            row = int(missed.nonzero()[0])
             raise EnvError(
-                f"{self._spec.name}: {what}, task {row} {self._tasks[row]}: {type(error).__name__}: {error}",
-                "Check what set_task writes; `check_env` steps every parameter on its own.",
-            ) from error
-
-    def _write(self, row: int, observation: np.ndarray) -> None:
-        values = torch.as_tensor(np.asarray(observation, dtype=np.float32))
-        if values.shape != self._observation[row].shape:
-            raise EnvError(
-                f"{self._spec.name}: task {row} returned an observation of shape {tuple(values.shape)}, "
-                f"not ({self._spec.observation_dim},).",
-                "Make the environment return what its observation_space says.",
+                f"{self._spec.name}: the environment ended the episode of task {row} {self._tasks[row]} at observation "
+                f"{[round(value, 4) for value in observed[row].tolist()]}, where termination() is False.",
+                "Give gym_family(termination=...), which models need too, or build the environment so that it never "
+                "terminates.",
             )
-        self._observation[row] = values
+
+    def _call(self, row: int, what: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return self._guard.call(f"{what}, task {row} {self._tasks[row]},", function, *arguments, **named)
+
+    def _unpack(self, row: int, what: str, returned: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+        if isinstance(returned, tuple) and len(returned) == len(names):
+            return returned
+        found = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+        raise self._guard.refuse(f"{what}, task {row} {self._tasks[row]},", found, f"({', '.join(names)})")
+
+    def _write(self, row: int, observation: Any) -> None:
+        # A copy: environments may hand out a view, flipped or read-only, of what they go on writing into.
+        values = self._call(row, "the observation", np.array, observation, dtype=np.float32)
+        if values.shape != (self._spec.observation_dim,):
+            raise self._guard.refuse(
+                f"task {row}", f"an observation of shape {values.shape}", f"shape ({self._spec.observation_dim},)"
+            )
+        self._observation[row] = torch.from_numpy(values)
 
     def _checked(self) -> Tensor:
         require_finite(self._spec, self._observation)
@@ -112,8 +139,8 @@ class GymSimulator:
             EnvError: no way to read the state is known.
         """
         read, _ = self._state_access()
-        rows = np.stack([np.asarray(read(env), dtype=np.float64).ravel() for env in self._envs])
-        return torch.cat([torch.from_numpy(rows), self._observation.double()], -1)
+        rows = [self._call(row, "reading the state", _flat, read, env) for row, env in enumerate(self._envs)]
+        return torch.cat([torch.from_numpy(np.stack(rows)), self._observation.double()], -1)
 
     def set_state(self, state: Tensor) -> None:
         """See Simulator.set_state."""
@@ -122,7 +149,7 @@ class GymSimulator:
         for row, env in enumerate(self._envs):
             if not self._started[row]:  # stepping before a reset is an error in gymnasium
                 self._start(row, seed=0)
-            write(env, state[row, :size].cpu().numpy().copy())
+            self._call(row, "writing the state", write, env, state[row, :size].cpu().numpy().copy())
         self._observation = state[:, size:].float().cpu().clone()
 
     def _state_access(self) -> StateAccess:
@@ -141,22 +168,45 @@ class GymSimulator:
 
     def render(self, index: int = 0) -> np.ndarray:
         """See Simulator.render; the environment must have been built with render_mode="rgb_array"."""
-        frame = self._guard(index, "render", lambda env: env.render())
+        frame = self._call(index, "render", self._envs[index].render)
         if frame is None:
             raise EnvError(
                 f"{self._spec.name}: nothing was drawn.",
                 'Build the environment with render_mode="rgb_array".',
             )
-        return np.asarray(frame, dtype=np.uint8)
+        return self._call(index, "the picture", np.array, frame, dtype=np.uint8)
 
     def close(self) -> None:
         """See Simulator.close."""
-        for env in self._envs:
-            env.close()
+        for row, env in enumerate(self._envs):
+            self._call(row, "close", env.close)
 
 
-def _step(env: gymnasium.Env, action: Any) -> Any:
-    return env.step(action)
+def _physical(space: gymnasium.Space, action: Tensor) -> Any:
+    """A normalised action [A] in the environment's units: inside its bounds, every integer of a range equally likely."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(action.argmax()) + int(space.start)
+    assert isinstance(space, gymnasium.spaces.Box)
+    share = (action.detach().clamp(-1, 1).double().cpu().numpy() + 1) / 2
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if np.issubdtype(space.dtype, np.integer):
+        return np.minimum(np.floor(low + share * (high - low + 1)), high).astype(space.dtype)
+    return np.clip((low + share * (high - low)).astype(space.dtype), space.low, space.high)
+
+
+def _number(value: Any) -> float:
+    return float(np.asarray(value).item())
+
+
+def _flat(read: Callable[[gymnasium.Env], Any], env: gymnasium.Env) -> np.ndarray:
+    return np.array(read(env), dtype=np.float64).ravel()
+
+
+def _follow_constants(env: gymnasium.Env) -> None:
+    """Let a MuJoCo model's derived constants follow what a task wrote into it (masses of subtrees, inverse weights)."""
+    model = getattr(env.unwrapped, "model", None)
+    if isinstance(model, mujoco.MjModel):
+        mujoco.mj_setConst(model, mujoco.MjData(model))
 
 
 def _read_attribute(env: Any) -> np.ndarray:
@@ -168,8 +218,6 @@ def _write_attribute(env: Any, values: np.ndarray) -> None:
 
 
 def _read_mujoco(env: Any) -> np.ndarray:
-    import mujoco
-
     model, data, kind = env.unwrapped.model, env.unwrapped.data, mujoco.mjtState.mjSTATE_INTEGRATION.value
     values = np.empty(mujoco.mj_stateSize(model, kind))
     mujoco.mj_getState(model, data, values, kind)
@@ -177,6 +225,4 @@ def _read_mujoco(env: Any) -> np.ndarray:
 
 
 def _write_mujoco(env: Any, values: np.ndarray) -> None:
-    import mujoco
-
     mujoco.mj_setState(env.unwrapped.model, env.unwrapped.data, values, mujoco.mjtState.mjSTATE_INTEGRATION.value)

@@ -16,7 +16,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.errors import EnvError
+from mbrl_lightning.errors import ConfigError, DivergedError, EnvError
 
 
 def difference(observation: Tensor, next_observation: Tensor) -> Tensor:
@@ -87,6 +87,13 @@ class EnvSpec:
     change: Callable[[Tensor, Tensor], Tensor] = difference
     outcome: Callable[[Tensor], Tensor] | None = None
     metrics: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.horizon, int) or self.horizon < 1 or self.unit not in ("step", "episode"):
+            raise ConfigError(
+                f"{self.name}: horizon={self.horizon!r}, unit={self.unit!r}.",
+                'Give a whole number of steps, at least 1, and "step" or "episode".',
+            )
 
     @property
     def observation_dim(self) -> int:
@@ -170,3 +177,30 @@ def require_finite(spec: EnvSpec, observation: Tensor) -> None:
         "Narrow the family's parameter ranges or limit the actions; "
         f"`python -m mbrl_lightning.check_env {spec.name}` shows whether random actions do it too.",
     )
+
+
+def require_finite_reward(spec: EnvSpec, reward: Tensor) -> None:
+    """Raise EnvError naming the first row of ``reward`` [B, T] that is not finite."""
+    bad = torch.nonzero(~torch.isfinite(reward))
+    if len(bad):
+        raise EnvError(
+            f"{spec.name}: the reward of task {int(bad[0, 0])} is not finite though its observations are.",
+            "Mend the reward function, or narrow the family's parameter ranges.",
+        )
+
+
+def require_finite_action(spec: EnvSpec, action: Tensor, mask: Tensor | None) -> None:
+    """Raise DivergedError naming the first row in ``mask`` (None: all) with a non-finite ``action`` [B, A].
+
+    Before a simulator steps, so that a policy that diverged is not taken for a broken environment.
+    """
+    if torch.isfinite(action.sum()):
+        return
+    bad = ~torch.isfinite(action).all(-1).cpu()
+    if mask is not None:
+        bad = bad & mask.cpu()
+    if bad.any():
+        raise DivergedError(
+            f"{spec.name}: the policy's action for task {int(bad.nonzero()[0])} is not finite.",
+            "Learn more slowly (a smaller learning rate), or from another seed.",
+        )

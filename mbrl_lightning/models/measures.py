@@ -9,12 +9,11 @@ from torch import Tensor
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.adaptive import AdaptiveDynamics
 from mbrl_lightning.models.base import Dynamics
+from mbrl_lightning.networks import NOISE
 from mbrl_lightning.networks.gaussians import kl_divergence
 
 MULTI_STEPS = 10
 MOST_CUTS, CUTS_AT_ONCE = 40, 64
-CONSTANT = 1e-8
-"""Variance up to which an output is taken not to change at all."""
 
 
 def until_fall(episodes: TensorDict, spec: EnvSpec) -> TensorDict:
@@ -41,11 +40,15 @@ def share_of_variance(squared: Tensor, variance: Tensor) -> Tensor:
 
     Args:
         squared: squared errors `[..., S]`, in the outputs' units squared.
-        variance: of the true changes `[S]`; outputs of at most CONSTANT (a planar body's place off its plane) are left
-            out. NaN where none varies.
+        variance: of the true changes `[S]`; outputs that do not vary (a planar body's place off its plane) are left out.
+            NaN where none varies.
     """
-    varies = variance > CONSTANT
+    varies = _varies(variance)
     return (squared[..., varies] / variance[varies]).mean(-1)
+
+
+def _varies(variance: Tensor) -> Tensor:
+    return variance > NOISE**2 * variance.max()
 
 
 @torch.no_grad()
@@ -73,7 +76,7 @@ def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) 
         "nmse": share_of_variance(error, variance).mean(1),
         "null_mse": change.square().mean((1, 2)),
         "null_nmse": share_of_variance(change.square(), variance).mean(1),
-        "outputs": torch.where(variance > CONSTANT, error.mean((0, 1)) / variance, torch.nan),
+        "outputs": torch.where(_varies(variance), error.mean((0, 1)) / variance, torch.nan),
     }
 
 

@@ -40,7 +40,7 @@ class HistoryDynamics(PlacedModule):
         super().__init__()
         self.spec, self.cfg, self.members, self.squares = spec, cfg, cfg.members, history.squares
         self.inputs = HistoryInputs(spec)
-        self.target_norm = Normalizer(spec.target_dim, floor=1e-3)
+        self.target_norm = Normalizer(spec.target_dim)
         sizes = [cfg.hidden] * cfg.layers
         recurrent = history.hidden if history.model else 0
         current = spec.feature_dim + (1 + self.squares) * spec.action_feature_dim

@@ -214,12 +214,17 @@ def _slopes(gates: Tensor, states: Tensor, products: Tensor) -> Tensor:
     return slopes
 
 
+ROUNDING, NOISE = 4 * torch.finfo(torch.float32).eps, 1e-12
+"""What varies: a column whose deviation is more than these shares of its own size and of the largest deviation beside it.
+
+Both are shares, so that no unit of measurement makes a column constant."""
+
+
 class Normalizer(nn.Module):
-    """Standardisation with statistics in float64; a deviation below `floor` counts as 1 (constant inputs).
+    """Standardisation with statistics in float64; a column that does not vary (see `NOISE`) has the deviation 1.
 
     Args:
         size: width D of the data.
-        floor: smallest deviation taken as real.
     """
 
     mean: Tensor
@@ -227,9 +232,8 @@ class Normalizer(nn.Module):
     loc: Tensor
     inverse_std: Tensor
 
-    def __init__(self, size: int, floor: float = 1e-6) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.floor = floor
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("std", torch.ones(size, dtype=torch.float64))
         self.register_buffer("loc", torch.zeros(size))
@@ -241,7 +245,8 @@ class Normalizer(nn.Module):
         rows = data.reshape(-1, data.shape[-1]).double()
         std = rows.std(0) if len(rows) > 1 else torch.ones_like(self.std)
         self.mean.copy_(rows.mean(0))
-        self.std.copy_(torch.where(std > self.floor, std, torch.ones_like(std)))
+        varies = (std > ROUNDING * rows.square().mean(0).sqrt()) & (std > NOISE * std.max())
+        self.std.copy_(torch.where(varies, std, torch.ones_like(std)))
         self.loc.copy_(self.mean)
         self.inverse_std.copy_(self.std.reciprocal())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbrl_lightning.data.seeds import NAMES, Streams
+from mbrl_lightning.data.seeds import NAMES, Streams, globals_kept
 
 
 def draws(streams: Streams, name: str, count: int = 4) -> list[float]:
@@ -56,6 +56,25 @@ def test_seed_globals_seeds_torch_numpy_and_python():
     assert global_draws() == first
     Streams(8).seed_globals()
     assert all(a != b for a, b in zip(global_draws(), first, strict=True))
+
+
+def gaussians() -> tuple[float, float]:
+    return float(np.random.normal()), random.gauss(0, 1)  # noqa: NPY002 - drawn in pairs, of which one is kept
+
+
+def test_global_generators_are_saved_and_kept():
+    """Environments draw from them: neither resuming nor evaluating may show."""
+    streams = Streams(5)
+    streams.seed_globals()
+    gaussians()
+    state = streams.state_dict()
+    assert all(value.isfinite().all() for value in state.values())
+    expected = [*gaussians(), *global_draws()]
+    Streams(6).load_state_dict(state)
+    with globals_kept():
+        gaussians()
+        Streams(8).seed_globals()
+    assert [*gaussians(), *global_draws()] == expected
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])

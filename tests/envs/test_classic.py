@@ -10,7 +10,7 @@ import torch
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.bodies.acrobot import transition as acrobot_step
 from mbrl_lightning.envs.bodies.acrobot import wrap
-from mbrl_lightning.errors import EnvError
+from mbrl_lightning.errors import DivergedError, EnvError
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -125,9 +125,22 @@ def test_non_finite_states_are_reported(name):
     family = make_family(name)
     simulator = family.simulate(family.test[:3])
     simulator.reset(generator())
+    state = simulator.state()
+    state[1] = math.nan
+    simulator.set_state(state)
+    with pytest.raises(EnvError, match=rf"{name}: task 1 has a non-finite \w+"):
+        simulator.step(family.spec.random_action((3,), generator()))
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "half_cheetah", "point_switch"])
+def test_an_action_that_is_not_finite_is_the_policy_s_fault(name):
+    family = make_family(name)
+    simulator = family.simulate(family.test[:3])
+    simulator.reset(generator())
     action = family.spec.random_action((3,), generator())
     action[1] = math.nan
-    with pytest.raises(EnvError, match=rf"{name}: task 1 has a non-finite \w+"):
+    simulator.step(action, torch.tensor([True, False, True]))
+    with pytest.raises(DivergedError, match="task 1"):
         simulator.step(action)
 
 

@@ -1,4 +1,4 @@
-"""The user's own gymnasium environment, the TorchRL face, and check_env."""
+"""The user's own gymnasium environment, and check_env."""
 
 import subprocess
 import sys
@@ -8,12 +8,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from torchrl.envs.utils import check_env_specs
 
 from mbrl_lightning.check_env import check_family, main
-from mbrl_lightning.envs import load_family, make_family
+from mbrl_lightning.envs import load_family
 from mbrl_lightning.envs.gym_family import gym_family
-from mbrl_lightning.envs.task_env import TaskEnv
 from mbrl_lightning.errors import ConfigError, EnvError
 
 PENDULUM = str(Path(__file__).parents[2] / "examples" / "pendulum.py")
@@ -142,43 +140,56 @@ def test_misfits_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "kind", "message"),
     [
-        ("def family(:", "does not run"),
-        ("x = 1", "no function family"),
-        ("def family(): return 3", "returned a int"),
+        ("x = 1\ndef family(:", EnvError, r"mine.py:2\)"),
+        ("import sys\nsys.exit(0)", EnvError, r"SystemExit: 0 \(.*mine.py:2\)"),
+        ("x = 1", ConfigError, "no function family"),
+        ("def family(): return 3", ConfigError, "returned a int"),
+        ("def family():\n    return [][0]", EnvError, r"IndexError.*mine.py:2\)"),
+        ("def family(top=1): pass", ConfigError, "no option 'speed'"),
+        ("def family(**options): return options", ConfigError, "returned a dict"),
     ],
 )
-def test_bad_files_are_refused(tmp_path, text, message):
+def test_bad_files_are_refused(tmp_path, text, kind, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_family(str(path))
-    with pytest.raises(ConfigError, match="no file"):
+    with pytest.raises(kind, match=message):
+        load_family(str(path), speed=3) if "option" in text + message else load_family(str(path))
+    with pytest.raises(ConfigError, match="no Python file"):
         load_family(str(tmp_path / "other.py"))
 
 
-@pytest.mark.parametrize("name", ["cartpole", "acrobot", "half_cheetah", "slim_humanoid"])
-def test_task_env_meets_torchrl(name):
-    family = make_family(name)
-    env = TaskEnv(family, family.test[:3])
-    check_env_specs(env)
-    env.close()
+FILE = """
+import dataclasses
+import gymnasium
+from mbrl_lightning.envs.gym_family import gym_family
+from beside_mine import LOW
+
+@dataclasses.dataclass
+class Ranges:
+    low: float = LOW
+
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+class Own(PendulumEnv):
+    pass
+
+gymnasium.register("Own-v0", entry_point="own_file:Own", max_episode_steps=20)
+
+def family():
+    return gym_family("Own-v0", {"m": (Ranges().low, 2.0)}, lambda o, a, n: -n[..., 0] ** 2)
+"""
 
 
-def test_task_env_rewards_truncates_and_repeats():
-    family = make_family("cartpole")
-    runs = []
-    for _ in range(2):
-        env = TaskEnv(family, family.test[:3], seed=4)
-        torch.manual_seed(0)
-        runs.append(env.rollout(25, break_when_any_done=False))
-    data = runs[0]
-    assert data["next", "observation"].equal(runs[1]["next", "observation"])
-    expected = family.spec.reward(data["observation"], data["action"], data["next", "observation"])
-    assert data["next", "reward"].squeeze(-1).equal(expected)
-    assert data["next", "truncated"][:, -1].all()
-    assert not data["next", "truncated"][:, :-1].any()
+def test_a_file_is_a_module_among_its_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_mine.py").write_text("LOW = 0.5")
+    (tmp_path / "own_file.py").write_text(FILE)
+    assert load_family(str(tmp_path / "own_file.py")).simulate(torch.tensor([[1.0]])).batch_size == 1
+    (tmp_path / "json.py").write_text(FILE.replace("Own-v0", "Own-v1"))  # named like a module of Python's
+    load_family(str(tmp_path / "json.py"))
+    assert hasattr(sys.modules["json"], "dumps")
 
 
 def test_check_env_command(capsys):

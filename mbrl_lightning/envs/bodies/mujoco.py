@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies.offscreen import Camera
-from mbrl_lightning.envs.spec import EnvSpec, require_finite
+from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
 from mbrl_lightning.errors import EnvError
 
 _log = logging.getLogger(__name__)
@@ -157,16 +157,11 @@ class MujocoSimulator:
 
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """See Simulator.step."""
+        require_finite_action(self._spec, action, mask)  # MuJoCo would take such a control for zero
         control = np.array(action.numpy(force=True), dtype=np.float64)
         np.minimum(np.maximum(control, -1.0, out=control), 1.0, out=control)  # np.clip takes twice as long
         control *= self._body.control_scale
         rows = self._rows(mask)
-        if not math.isfinite(control.sum()):  # MuJoCo would take such a control for zero
-            bad = [row for row in rows if not np.isfinite(control[row]).all()]
-            if bad:
-                raise EnvError(
-                    f"{self._spec.name}: task {bad[0]} got a non-finite action.", "Check the policy's output."
-                )
         before = self._qpos.copy()
         if self._pool is None:
             self._advance(rows, control)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.spec import EnvSpec, require_finite
+from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
 
 
 class TorchSimulator:
@@ -44,6 +44,7 @@ class TorchSimulator:
     @torch.no_grad()
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """See Simulator.step."""
+        require_finite_action(self._spec, action, mask)
         stepped = self._transition(self._state, action.to(self._state).clamp(-1, 1), self._tasks)
         self._state = stepped if mask is None else torch.where(mask[:, None], stepped, self._state)
         observation = self._state.float()
