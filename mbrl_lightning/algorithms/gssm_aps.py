@@ -172,8 +172,10 @@ class GSSMAPS(Algorithm):
             streams = self._streams(batch, real, own)
             latent = batch["belief", "latent"][:, None]
             for _ in range(min(search.segments, search.updates - first)):
-                data, metrics = self._ppo_update(streams, latent, step, self.optimizers["policy"], own)
+                data = self._imagine(streams, latent, own)
                 returns.append(mean_return(data, self.spec))
+                whole, told = step.gather(data), step.gather(latent).unsqueeze(1)
+                metrics = self.ppo.update(self.policy, whole, told, step, self.optimizers["policy"], self.generator)
         out = {f"train/{name}": value for name, value in metrics.items()}
         if returns:
             out["imagined/return"] = float(step.mean(torch.stack(returns[-search.segments :]).mean()))
@@ -186,21 +188,13 @@ class GSSMAPS(Algorithm):
         seed = int(torch.randint(2**62, (), generator=self.generator))
         return torch.Generator().manual_seed(seed + step.fabric.global_rank)
 
-    def _ppo_update(
-        self,
-        streams: ImaginedStreams,
-        latent: Tensor,
-        step: GradientStep,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-    ) -> tuple[TensorDict, dict[str, float]]:
-        """Imagine `search.horizon` further steps with latents `[M, 1, Z]`, then improve the policy on them."""
+    def _imagine(self, streams: ImaginedStreams, latent: Tensor, generator: torch.Generator) -> TensorDict:
+        """`search.horizon` further steps with latents `[M, 1, Z]`."""
 
         def act(observation: Tensor) -> dict[str, Tensor]:
             return self.ppo.sample(self.policy, observation, latent.expand(*observation.shape[:2], -1), generator)
 
-        data = streams.rollout(act, self.cfg.search.horizon or self.spec.horizon)
-        return data, self.ppo.update(self.policy, data, latent.unsqueeze(1), step, optimizer, generator)
+        return streams.rollout(act, self.cfg.search.horizon or self.spec.horizon)
 
     def _streams(self, batch: TensorDict, real: TaskBuffer, generator: torch.Generator) -> ImaginedStreams:
         def restart(count: int) -> Tensor:
@@ -283,7 +277,8 @@ class GSSM(GSSMAPS):
             optimizer = torch.optim.Adam(trained, lr=self.cfg.evaluation.fine_tune_lr, fused=True)
             latent = one["belief", "latent"][:, None]
             for _ in range(self.cfg.evaluation.fine_tune_updates):
-                self._ppo_update(streams, latent, step, optimizer, self.generator)
+                data = self._imagine(streams, latent, self.generator)
+                self.ppo.update(self.policy, data, latent.unsqueeze(1), step, optimizer, self.generator)
             stacks.append({name: value.detach()[0].clone() for name, value in self.policy.net.named_parameters()})
             self.policy.load_state_dict(before[0])
             self.ppo.load_state_dict(before[1])

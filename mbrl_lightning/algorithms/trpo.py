@@ -54,11 +54,12 @@ class TRPO(Algorithm):
 
             (data,) = collect(tasks, act, search.horizon or self.spec.horizon)
             metrics = {"real/return": float(mean_return(data, self.spec))}
-            data = data.to(device).update(torch.stack(taken, 1)).unsqueeze(0)
+            data = data.to(device).update(torch.stack(taken, 1)).unsqueeze(0)  # one task
             last = self.policy.norm(self.spec.features(data["next", "observation"][..., -1, :]))
             data["advantage"] = advantages(data["inputs"], last, data, search.gamma, search.lam)
-            _, scale = self.policy(data["inputs"][:, 0, :1])
-            found = self.outer(TensorDict({"target": sampled_rows(self.policy, data, scale)}, batch_size=[1]), step)
+            own = step.share(data[0]).unsqueeze(0)
+            _, scale = self.policy(own["inputs"][:, 0, :1])
+            found = self.outer(TensorDict({"target": sampled_rows(self.policy, own, scale)}, batch_size=[1]), step)
             metrics |= {f"train/{name}": value for name, value in found.items() if name != "inner_kl"}
             if not int(self.rounds):
                 self.policy.norm.fit(data["inputs"])

@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mbrl_lightning.errors import DivergedError
+from mbrl_lightning.errors import ConfigError, DivergedError
 
 Batch = TypeVar("Batch", Tensor, TensorDictBase)
 Losses = Mapping[str, Tensor]
@@ -33,10 +33,33 @@ class GradientStep:
         self.count = 0
 
     def share(self, batch: Batch) -> Batch:
-        """This rank's part of a global batch, cut along its first dimension, on this rank's device."""
-        size = len(batch) // self.fabric.world_size
+        """This rank's part of a global batch, cut along its first dimension, on this rank's device.
+
+        Raises:
+            ConfigError: the batch does not divide among the ranks.
+        """
+        size, rest = divmod(len(batch), self.fabric.world_size)
+        if rest:
+            raise ConfigError(
+                f"a batch of {len(batch)} does not divide among {self.fabric.world_size} devices",
+                "make the sizes of batches (dynamics.tasks or targets, search.tasks and minibatch, sac.batch, "
+                "pearl.meta_batch, l2a.segments) multiples of the number of devices",
+            )
         first = size * self.fabric.global_rank
         return batch[first : first + size].to(self.fabric.device)
+
+    def gather(self, batch: Batch) -> Batch:
+        """The global batch of which every rank has its share, on every rank: undoes `share`."""
+        world = self.fabric.world_size
+        if world == 1:
+            return batch
+
+        def whole(part: Tensor) -> Tensor:
+            return cast(Tensor, self.fabric.all_gather(part)).flatten(0, 1)
+
+        if isinstance(batch, Tensor):
+            return whole(batch)
+        return cast(Batch, batch.apply(whole, batch_size=[world * len(batch), *batch.shape[1:]]))
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks, so that all of them decide alike."""

@@ -88,7 +88,7 @@ class PPO(nn.Module):
         return {"action": action, "inputs": inputs, "action_log_prob": density}
 
     @torch.no_grad()
-    def _advantages(self, policy: Policy, data: TensorDict, latent: Tensor, step: GradientStep) -> TensorDict:
+    def _advantages(self, policy: Policy, data: TensorDict, latent: Tensor) -> TensorDict:
         following = data["next"]
         reward = following["reward"]
         total = torch.zeros_like(reward[..., 0, :])
@@ -98,7 +98,7 @@ class PPO(nn.Module):
             squares += total.double().square().mean() / reward.shape[-2]
             total = total * ~following["done"][..., t, :]
         kept = 0.95 if self.return_square > 0 else 0.0
-        self.return_square.mul_(kept).add_((1 - kept) * step.mean(squares))
+        self.return_square.mul_(kept).add_((1 - kept) * squares)
         scaled = reward / self.return_square.sqrt().clamp_min(1e-6).to(reward.dtype)
         horizon = policy.spec.horizon
         time, later = (age.unsqueeze(-1) / horizon for age in (data["age"], data["age"][..., -1] + 1))
@@ -123,7 +123,8 @@ class PPO(nn.Module):
 
         Args:
             policy: the policy to improve.
-            data: batch `[..., T]` with what `sample` gave, `age`, and under `next` `done`, `reward` and `observation`.
+            data: batch `[..., T]`, the same on all ranks, with what `sample` gave, `age`, and under `next` `done`, `reward`
+                and `observation`.
             latent: broadcastable to `[..., T, Z]`.
             step: takes gradient steps.
             optimizer: over the parameters of the policy and of this.
@@ -132,14 +133,14 @@ class PPO(nn.Module):
         Returns:
             Mean losses and `kl` of the last epoch.
         """
-        rows, loss = self._advantages(policy, data, latent, step), self.loss(policy)
+        rows, loss = self._advantages(policy, data, latent), self.loss(policy)
         metrics: list[dict[str, float]] = []
         for _ in range(self.cfg.epochs):
             metrics = []
             for index in torch.randperm(len(rows), generator=generator).split(self.cfg.minibatch):
                 if len(index) < min(self.cfg.minibatch, len(rows)) // 2:
                     continue  # a small remainder would be a noisy step of full size
-                batch = rows[index.to(rows.device)]
+                batch = step.share(rows[index.to(rows.device)])
                 metrics.append(step(partial(_losses, loss, batch), optimizer, self.cfg.max_grad_norm))
             kl = float(step.mean(torch.tensor(sum(m["kl"] for m in metrics) / len(metrics), device=rows.device)))
             if self.cfg.target_kl is not None and kl > self.cfg.target_kl:

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from tensordict import TensorDict
 
-from mbrl_lightning.errors import DivergedError
+from mbrl_lightning.errors import ConfigError, DivergedError
 from mbrl_lightning.networks.step import GradientStep
 
 
@@ -95,3 +95,9 @@ def test_shares_make_up_the_batch(world):
         parts.append(GradientStep(fabric).share(batch))
     assert all(len(part) == 6 // world for part in parts)
     assert torch.equal(torch.cat(parts)["x"], batch["x"])
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    fabric = SimpleNamespace(world_size=4, global_rank=0, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match="batch of 6 does not divide among 4 devices"):
+        GradientStep(fabric).share(torch.zeros(6, 2))
