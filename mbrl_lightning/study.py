@@ -32,30 +32,30 @@ class Study:
     Attributes:
         figure: of Clavera et al. 2018.
         question: in words.
-        base: `key=value` words of all arms.
-        arms: name to the words of one.
+        base: `key=value` words of all arms, in one string.
+        arms: name to the words of one, likewise.
     """
 
     figure: str
     question: str
-    base: tuple[str, ...]
-    arms: Mapping[str, tuple[str, ...]]
+    base: str
+    arms: Mapping[str, str]
 
 
-CHEETAH = ("conf=half_cheetah_200", "algorithm=mb_mpo")
+CHEETAH = "conf=half_cheetah_200 algorithm=mb_mpo"
 STUDIES = {
     "plasticity": Study(
         "Fig. 3",
         "Does the policy change most by its inner step where the models disagree?",
-        ("conf=point2d", "algorithm=mb_mpo", "loop.keep=1000"),
-        {"mb_mpo": ()},
+        "conf=point2d algorithm=mb_mpo loop.keep=1000",
+        {"mb_mpo": ""},
     ),
     "biased": Study(
         "Fig. 4",
         "Half-cheetah, 100 steps, models off by U(0, b_max) and noise of 0.1: does it still run?",
-        ("conf=half_cheetah_200", "env.options.horizon=100", "meta.noise=0.1"),
+        "conf=half_cheetah_200 env.options.horizon=100 meta.noise=0.1",
         {
-            f"{algorithm}, b_max={bias}": (f"algorithm={algorithm}", f"meta.bias={bias}")
+            f"{algorithm}, b_max={bias}": f"algorithm={algorithm} meta.bias={bias}"
             for bias in ("0", "0.5", "1")
             for algorithm in ("mb_mpo", "me_trpo")
         },
@@ -63,39 +63,33 @@ STUDIES = {
     "horizon": Study(
         "Fig. 5",
         "Half-cheetah, 1,000 steps: is learning steady with an inner step, and without?",
-        (
-            *CHEETAH,
-            "env.options.horizon=1000",
-            "search.horizon=200",
-            "search.initial_starts=0.5",
-            "loop.tasks_per_iteration=4",
-            "evaluation.context=2000",
-        ),
-        {"with adaptation": (), "without adaptation": ("meta.inner_lr=0",)},
+        f"{CHEETAH} env.options.horizon=1000 search.horizon=200 search.initial_starts=0.5 "
+        "loop.tasks_per_iteration=4 evaluation.context=2000",
+        {"with adaptation": "", "without adaptation": "meta.inner_lr=0"},
     ),
     "tailored": Study(
         "Fig. 6",
         "Who should collect the real data: the adapted policies, or the one before it adapts?",
         CHEETAH,
-        {"adapted policies collect": (), "the policy before it adapts": ("meta.collectors=prior",)},
+        {"adapted policies collect": "", "the policy before it adapts": "meta.collectors=prior"},
     ),
     "inner_step": Study(
         "Fig. 7a",
         "How large an inner step?",
         CHEETAH,
-        {f"inner step {size}": (f"meta.inner_lr={size}",) for size in ("0", "0.01", "0.1", "0.3")},
+        {f"inner step {size}": f"meta.inner_lr={size}" for size in ("0", "0.01", "0.1", "0.3")},
     ),
     "ensemble": Study(
         "Fig. 7b",
         "How many models?",
         CHEETAH,
-        {f"{count} model{'s' * (count > 1)}": (f"dynamics.members={count}",) for count in (1, 3, 5, 10)},
+        {f"{count} model{'s' * (count > 1)}": f"dynamics.members={count}" for count in (1, 3, 5, 10)},
     ),
     "outer_steps": Study(
         "Fig. 7c",
         "How many outer steps before the models are fitted again?",
         CHEETAH,
-        {f"{count} outer steps": (f"meta.updates={count}",) for count in (10, 30, 60)},
+        {f"{count} outer steps": f"meta.updates={count}" for count in (10, 30, 60)},
     ),
 }
 
@@ -140,37 +134,25 @@ def arm_words(name: str, words: Sequence[str], out: str = OUT) -> dict[str, list
     """
     if name not in STUDIES:
         raise ConfigError(f"no study '{name}'{did_you_mean(name, STUDIES)}", f"choose one of {', '.join(STUDIES)}")
-    study, given = STUDIES[name], _keys(words)
-    own = {key for arm in study.arms.values() for key in _keys(arm)}
-    taken = sorted(own & given.keys())
+    arms, given = STUDIES[name].arms, read(words).pairs
+    differ = {key for arm in arms.values() for key in read(arm.split()).pairs}
+    taken = sorted(differ & given.keys())
     if taken:
         raise ConfigError(f"{', '.join(taken)}: the arms of '{name}' differ in that", "leave it out")
+    base = {"seeds": "0..2"} | read(STUDIES[name].base.split()).pairs | given
     commands = {}
-    for arm, changes in study.arms.items():
-        merged = {"seeds": "seeds=0..2"} | _keys(study.base) | given | _keys(changes)
-        merged["out"] = f"out={out}/{name}/{folder_of(arm)}"
-        commands[arm] = list(merged.values())
+    for arm, changes in arms.items():
+        pairs = base | read(changes.split()).pairs | {"out": f"{out}/{name}/{folder_of(arm)}"}
+        commands[arm] = [f"{key}={value}" for key, value in pairs.items()]
     return commands
 
 
-def _keys(words: Sequence[str]) -> dict[str, str]:
-    return {word.partition("=")[0]: word for word in words}
-
-
 def study(name: str, words: Sequence[str] = (), out: str = OUT) -> tuple[int, str]:
-    """Train what is missing, then tabulate and draw.
-
-    Args:
-        name: of the study.
-        words: see `arm_words`.
-        out: see there.
+    """Train what is missing, then tabulate and draw; arguments and errors as in `arm_words`.
 
     Returns:
         Exit status of the first run that failed, 0 if none did; the tables of what is there as plain text, with the
         figure's path, or nothing after a signal.
-
-    Raises:
-        MBRLError: the study or a configuration is wrong.
     """
     commands = arm_words(name, words, out)
     configs = {arm: load_config(command) for arm, command in commands.items()}  # all of them are sound, or none begins
