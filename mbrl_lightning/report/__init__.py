@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,6 @@ Prints tables of the runs' results and writes them, with curves, into a folder.
 
 exit status: 0 done, 2 usage, 5 results missing or damaged, or the folder cannot be written"""
 SPLITS = ("test", "extreme", "train")
-Draw = Callable[[Path], Path]
 
 
 def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> str:
@@ -99,34 +98,39 @@ def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
 
 
 def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:
-    """Draws what the rows of one env allow; without matplotlib nothing.
-
-    Args:
-        rows: of that env.
-        env: its name, which begins the names of the files.
-        folder: for the PNGs.
+    """Draws what the rows of one env allow into `folder`; without matplotlib nothing.
 
     Returns:
-        The PNGs' paths.
+        The PNGs' paths; their names begin with that of the env.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return []
     from mbrl_lightning.report import figures
     from mbrl_lightning.report.paper import PAPER
 
-    paper = [entry for entry in PAPER if entry.env == env]
-    policies = {f"paper, {entry.method}": entry.value for entry in paper if entry.metric == "return/policy"}
-    errors = {f"paper, {entry.method}": entry.value for entry in paper if entry.metric == "model/mse"}
-    drawings: dict[str, Draw] = {
-        "learning": lambda path: figures.learning_curve(rows, "return/policy", path, policies),
-        "adaptation": lambda path: figures.adaptation_curve(rows, path, policies),
-        "training": lambda path: figures.learning_curve(rows, "real/return", path),
-        "exploitation": lambda path: figures.exploitation(rows, path),
-        "model_mse": lambda path: figures.learning_curve(rows, "model/mse", path, errors),
-        "model_nmse": lambda path: figures.learning_curve(rows, "model/nmse", path),
+    def paper(metric: str) -> dict[str, float]:
+        return {f"paper, {each.method}": each.value for each in PAPER if (each.env, each.metric) == (env, metric)}
+
+    def path(name: str) -> Path:
+        return folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', env)}_{name}.png"
+
+    drawn = []
+    names = {
+        "return/policy": "learning",
+        "real/return": "training",
+        "model/mse": "model_mse",
+        "model/nmse": "model_nmse",
     }
-    prefix = re.sub(r"[^A-Za-z0-9_-]+", "_", env)
-    return [drawings[name](folder / f"{prefix}_{name}.png") for name in drawings if _worth_drawing(rows, name)]
+    for metric, name in names.items():
+        mine = [row for row in rows if row.metric == metric and row.split in ("", "test")]
+        if len({row.iteration for row in mine}) > 1:  # a curve wants two places at least
+            drawn.append(figures.learning_curve(mine, metric, path(name), paper(metric)))
+    if len({row.shot for row in rows if (row.metric, row.split) == ("return/policy", "test")}) > 1:
+        drawn.append(figures.adaptation_curve(rows, path("adaptation"), paper("return/policy")))
+    both = [{row.algorithm for row in rows if row.metric == name} for name in ("imagined/return", "real/return")]
+    if set.intersection(*both):
+        drawn.append(figures.exploitation(rows, path("exploitation")))
+    return drawn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,20 +148,6 @@ def _with_units(rows: Sequence[Row]) -> list[Row]:
     from mbrl_lightning.report.paper import full_unit
 
     return [row._replace(unit=full_unit(row.unit, row.env)) if "return" in row.metric else row for row in rows]
-
-
-def _worth_drawing(rows: Sequence[Row], name: str) -> bool:
-    """Whether there are the rows that a figure needs: a curve wants two places at least."""
-    if name == "exploitation":
-        imagined = {row.algorithm for row in rows if row.metric == "imagined/return"}
-        return any(row.metric == "real/return" and row.algorithm in imagined for row in rows)
-    metric = {"training": "real/return", "model_mse": "model/mse", "model_nmse": "model/nmse"}.get(
-        name, "return/policy"
-    )
-    mine = [row for row in rows if row.metric == metric and (metric == "real/return" or row.split == "test")]
-    if name == "adaptation":
-        return len({row.shot for row in mine}) > 1
-    return len({row.iteration for row in mine}) > 1
 
 
 make_callable(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,18 +26,7 @@ def colour(index: int) -> str:
 
 
 def blank(rows: int, columns: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` times `columns` panels.
-
-    Args:
-        rows: of panels.
-        columns: of panels.
-        width: of one panel, inches.
-        height: of one panel, inches.
-        share_y: all panels have one vertical range.
-
-    Returns:
-        The figure and its panels, row by row.
-    """
+    """A figure of `rows` times `columns` panels of `width` times `height` inches, and its panels row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -53,11 +42,7 @@ def blank(rows: int, columns: int, width: float, height: float, share_y: bool = 
 def frame(axes: Axes, inside: Array, outside: Array, slack: float) -> None:
     """Sets the vertical range so that a diverged line cannot flatten everything else.
 
-    Args:
-        axes: the panel.
-        inside: values that must be seen, any shape.
-        outside: values shown as far as they stay near.
-        slack: how far outside may widen the range, in spans of `inside`.
+    Values `inside` (any shape) must be seen; `outside` may widen the range by at most `slack` spans of them.
     """
     inside, outside = inside[np.isfinite(inside)], outside[np.isfinite(outside)]
     if not inside.size:
@@ -68,6 +53,12 @@ def frame(axes: Axes, inside: Array, outside: Array, slack: float) -> None:
     bottom, top = max(outside.min(), low - slack * span), min(outside.max(), high + slack * span)
     margin = 0.05 * max(top - bottom, span)
     axes.set_ylim(bottom - margin, top + margin)
+
+
+def array(values: Any) -> Array:
+    """Tensors of any device and precision, arrays and lists alike."""
+    values = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values
+    return np.asarray(values, dtype=np.float64)
 
 
 def save(figure: Figure, path: PathLike, note: str = "") -> Path:

@@ -1,7 +1,8 @@
-"""Figures of a run: curves, rollouts, the latent space. Each function draws one PNG and returns its path.
+"""Figures of a run: curves, rollouts, the latent space. Each function draws one PNG, making its folder, and returns its path.
 
 Matplotlib is imported on first use and drawn on directly (no pyplot, no global state, no display). Nothing
-here reads or changes a random stream of the training. How rows become lines is in `curves.py`.
+here reads or changes a random stream of the training. How rows become lines is in `curves.py`; rows are of one env, or a
+ValueError says of which. Values are tensors or arrays.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +20,13 @@ from mbrl_lightning.report.curves import Array, Curve, by_algorithm, choose, cur
 from mbrl_lightning.report.metrics import metric as named
 from mbrl_lightning.report.paper import full_unit
 from mbrl_lightning.report.statistics import score_matrix
-from mbrl_lightning.runs.results import PathLike, Row
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
+
+    from mbrl_lightning.runs.results import PathLike, Row
 
 PANELS = 12  # most observation entries in one figure
 ROLLOUTS = 3  # most rollouts in one panel
@@ -47,14 +50,11 @@ def learning_curve(
     Args:
         rows: of one env.
         metric: which of them to draw.
-        path: the PNG; its folder is made.
+        path: the PNG.
         reference: label to value, each drawn as a horizontal line.
         split: task split; None takes "test" where there is one.
         shot: context transitions; None takes, for each algorithm, the shot measured most often, the longest among equals.
         title: a line above the usual one.
-
-    Raises:
-        ValueError: no such rows, or rows of several envs.
     """
     chosen = choose(rows, metric, split, shot)
     figure, (axes,) = canvas.blank(1, 1, 7.5, 5.0)
@@ -72,7 +72,7 @@ def learning_curve(
     axes.set_title("\n".join([*textwrap.wrap(title, 60), f"{first.env}: {where}{context}"]))
     after = f"after {' or '.join(f'{place:,}' for place in places)} " if abreast else ""
     axes.set_xlabel(f"{after}real environment steps")
-    axes.set_ylabel(_label(metric, first.unit, first.env))
+    axes.set_ylabel(_label(first))
     if metric.startswith("model/") and min(row.value for row in chosen) > 0:
         axes.set_yscale("log")
     if abreast:
@@ -86,15 +86,7 @@ def learning_curve(
 def adaptation_curve(rows: Sequence[Row], path: PathLike, reference: Mapping[str, float] | None = None) -> Path:
     """Return on unseen tasks against the transitions of context adapted on, at each seed's last iteration.
 
-    Lines and band as in `learning_curve`; crosses: with another task's belief; dotted: random actions.
-
-    Args:
-        rows: of one env.
-        path: the PNG.
-        reference: label to value, each drawn as a horizontal line.
-
-    Raises:
-        ValueError: no `return/policy` rows of split "test", or rows of several envs.
+    Lines, band and reference as in `learning_curve`; crosses: with another task's belief; dotted: random actions.
     """
     test = [row for row in rows if row.split == "test"]
     chosen = last([row for row in test if row.metric == "return/policy"])
@@ -114,22 +106,15 @@ def adaptation_curve(rows: Sequence[Row], path: PathLike, reference: Mapping[str
     _references(axes, reference)
     axes.set_title(f"{chosen[0].env}: adaptation on test tasks")
     axes.set_xlabel("context (real transitions of the unseen task)")
-    axes.set_ylabel(_label("return/policy", chosen[0].unit, chosen[0].env))
+    axes.set_ylabel(_label(chosen[0]))
     axes.legend(fontsize=9)
     return canvas.save(figure, path, _note(groups))
 
 
 def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
-    """Imagined return beside the real one, a panel for each algorithm.
+    """Imagined return beside the real one, a panel for each algorithm that has both.
 
     The shaded gap is what the model promises and reality does not keep: model exploitation.
-
-    Args:
-        rows: of one env, with `imagined/return` and `real/return`.
-        path: the PNG.
-
-    Raises:
-        ValueError: no algorithm has rows of both metrics, or rows of several envs.
     """
     both = ("imagined/return", "real/return")
     groups = by_algorithm([row for row in rows if row.metric in both])
@@ -138,10 +123,10 @@ def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
     figure, panels = canvas.blank(1, len(groups), 6.5, 4.8, share_y=True)
     for axes, (algorithm, mine) in zip(panels, groups.items(), strict=True):
         lines = {metric: curve([row for row in mine if row.metric == metric], "real_steps") for metric in both}
-        for index, metric in enumerate(both):
-            for steps, values in lines[metric].seeds:
+        for index, (metric, line) in enumerate(lines.items()):
+            for steps, values in line.seeds:
                 axes.plot(steps, values, color=canvas.colour(1 - index), linewidth=0.7, alpha=0.5)
-            axes.plot(*lines[metric].mean(), color=canvas.colour(1 - index), linewidth=2.2, label=named(metric).heading)
+            axes.plot(*line.mean(), color=canvas.colour(1 - index), linewidth=2.2, label=named(metric).heading)
         steps, real = lines["real/return"].mean()
         imagined = np.interp(steps, *lines["imagined/return"].mean())
         axes.fill_between(steps, imagined, real, color="0.5", alpha=0.15, label="gap")
@@ -149,8 +134,7 @@ def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
         canvas.frame(axes, ends[1], ends[0], slack=5.0)
         axes.set_title(f"{mine[0].env}, {algorithm}")
         axes.set_xlabel("real environment steps")
-    first = next(row for mine in groups.values() for row in mine)
-    panels[0].set_ylabel(_label("return", first.unit, first.env))
+    panels[0].set_ylabel(f"return\n({full_unit(next(iter(groups.values()))[0].unit, mine[0].env)})")
     panels[0].legend(fontsize=9)
     return canvas.save(figure, path, f"thick: mean over seeds; thin: each seed ({seed_count(groups)})")
 
@@ -162,7 +146,7 @@ def imagined_against_real(imagined: Any, real: Any, names: Sequence[str], path: 
     shown (error over the real entry's spread). An imagined line that leaves the frame is far from the data.
 
     Args:
-        imagined: `[B, H, S]`, tensor or array.
+        imagined: `[B, H, S]`.
         real: `[B, H, S]`; NaN where an episode was over.
         names: S names of the observation's entries.
         path: the PNG.
@@ -170,7 +154,7 @@ def imagined_against_real(imagined: Any, real: Any, names: Sequence[str], path: 
     Raises:
         ValueError: shapes that do not agree.
     """
-    dreamt, truth = _array(imagined), _array(real)
+    dreamt, truth = canvas.array(imagined), canvas.array(real)
     if dreamt.ndim != 3 or dreamt.shape != truth.shape or dreamt.shape[2] != len(names):
         raise ValueError(f"want two [B, H, S] with {len(names)} names, got {dreamt.shape} and {truth.shape}")
     entries = _worst(dreamt, truth) if len(names) > PANELS else np.arange(len(names))
@@ -205,7 +189,7 @@ def latent_space(latents: Any, colour: Any, names: Sequence[str], path: PathLike
     Raises:
         ValueError: shapes that do not agree, or no finite latent.
     """
-    points, values = _array(latents), _array(colour)
+    points, values = canvas.array(latents), canvas.array(colour)
     if points.ndim != 2 or values.shape != (len(points), len(names)):
         raise ValueError(f"want [N, Z] and [N, {len(names)}], got {points.shape} and {values.shape}")
     finite = np.isfinite(points).all(1)
@@ -249,9 +233,8 @@ def _draw(axes: Axes, line: Curve, index: int, label: str) -> None:
         middle, low, high = line.band()
         axes.plot(line.grid, middle, "--", color=shade, linewidth=1.2)
         if len(line.grid) == 1:  # a band of no width would not be seen
-            axes.errorbar(
-                line.grid, middle, [middle - low, high - middle], color=shade, capsize=5, fmt="_", markersize=10
-            )
+            ends = [middle - low, high - middle]
+            axes.errorbar(line.grid, middle, ends, color=shade, capsize=5, fmt="_", markersize=10)
         axes.fill_between(line.grid, low, high, color=shade, alpha=0.18, linewidth=0)
     axes.plot(*line.mean(), marker=few, color=shade, linewidth=2.2, markersize=5, label=label)
 
@@ -282,13 +265,8 @@ def _worst(imagined: Array, real: Array) -> Array:
     return np.sort(worst)
 
 
-def _label(metric: str, unit: str, env: str = "") -> str:
-    unit = full_unit(unit, env) if "return" in metric else unit
-    heading = f"return, {named(metric).heading}" if metric.startswith("return/") else named(metric).heading
+def _label(row: Row) -> str:
+    returns = "return" in row.metric
+    unit = full_unit(row.unit, row.env) if returns else row.unit
+    heading = f"return, {named(row.metric).heading}" if row.metric.startswith("return/") else named(row.metric).heading
     return heading + (f"\n({unit})" if unit else "")
-
-
-def _array(values: Any) -> Array:
-    """Tensors of any device and precision, arrays and lists alike."""
-    values = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values
-    return np.asarray(values, dtype=np.float64)
