@@ -51,10 +51,6 @@ def curve(rows: Sequence[Row], place: Literal["real_steps", "shot"]) -> Curve:
     Seeds need not have been measured at the same places (an episode cut by a fall makes fewer steps): they
     are compared over the range all of them cover, or measurement by measurement where the places differ by
     little. Tasks that a seed lacks somewhere are left out for all.
-
-    Args:
-        rows: at least one; all of one algorithm, env, metric and split.
-        place: the field that is the horizontal axis.
     """
     values: dict[int, dict[int, dict[int, list[float]]]] = {}  # seed, place, task
     for row in rows:

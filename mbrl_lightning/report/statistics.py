@@ -35,13 +35,10 @@ def score_matrix(rows: Sequence[Row]) -> tuple[list[int], list[int], NDArray[np.
 
 
 def iqm(values: ArrayLike) -> float:
-    """Interquartile mean: the mean of what is left when the lowest and the highest quarter are cut off.
+    """Interquartile mean of all entries: what is left when the lowest and the highest quarter are cut off; a NaN gives NaN.
 
-    With n values `floor(n / 4)` are cut at each end (fractions round towards cutting less), as
-    `scipy.stats.trim_mean(values, 0.25)` does and with it `rliable`; below four values it is the plain mean.
-
-    Args:
-        values: any shape; all entries count alike. A NaN gives NaN.
+    With n values `floor(n / 4)` are cut at each end, as `scipy.stats.trim_mean(values, 0.25)` does and with it `rliable`;
+    below four values it is the plain mean.
 
     Raises:
         ValueError: no values.
@@ -64,10 +61,8 @@ def stratified_bootstrap(
 
     The interval says how far the statistic would move with other seeds on the same tasks. Drawing per task
     treats the tasks of one seed as independent; where one policy serves all tasks of a seed, look at the
-    spread between seeds too, which may be wider. With a single seed there is nothing to draw from and low
-    equals high.
-
-    Both ends are NaN where a score is NaN or infinite: a diverged run has no interval.
+    spread between seeds too, which may be wider. With a single seed low equals high; both ends are NaN where
+    a score is NaN or infinite.
 
     Args:
         scores: `[seeds, tasks]`.
@@ -100,8 +95,6 @@ class SignTest(NamedTuple):
 
 def sign_test(differences: ArrayLike) -> SignTest:
     """Exact two-sided sign test: is a difference as often above zero as below? Zeros are left out.
-
-    Twice the smaller tail of the binomial distribution with probability one half, at most 1.
 
     Args:
         differences: one per task, any shape, for instance error with a wrong context minus the right one's.

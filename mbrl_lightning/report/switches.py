@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mbrl_lightning.report import canvas
 from mbrl_lightning.report.curves import Array
-from mbrl_lightning.runs.results import PathLike
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
+
+    from mbrl_lightning.runs.results import PathLike
 
 MOST_VALUES = 4
 """Most values of the hidden parameter that have a line and a colour each; more are a range of colours."""
@@ -33,7 +35,7 @@ def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: 
         name: of that parameter.
         path: the PNG; its folder is made.
     """
-    after, tasks, reward, hidden = (np.asarray(values, dtype=np.float64) for values in (after, tasks, reward, hidden))
+    after, tasks, reward, hidden = map(canvas.array, (after, tasks, reward, hidden))
     values = np.unique(np.concatenate([tasks, hidden]))
     values = values[::-1] if values[0] < 0 else values  # of two directions forwards is blue, as in the films
     figure, (upper, lower) = canvas.blank(2, 1, 8.0, 3.4)
@@ -44,15 +46,15 @@ def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: 
         if len(mine):
             _mean_and_spread(upper, mine, canvas.colour(index), label)
     upper.set_xlabel("steps since the last switch")
-    upper.set_ylabel("reward per step")
+    lower.set_xlabel("step of one episode")
+    for axes in (upper, lower):
+        axes.set_ylabel("reward per step")
     if upper.lines:
         upper.legend(fontsize=9)
     else:
         upper.text(0.5, 0.5, "no episode lasted until a switch", ha="center", transform=upper.transAxes)
-    _bands(lower, hidden, values, name)
+    _bands(lower, hidden, values, name if not few else "")
     lower.plot(reward, color="black", linewidth=0.9)
-    lower.set_xlabel("step of one episode")
-    lower.set_ylabel("reward per step")
     lower.set_xlim(0, max(len(reward) - 1, 1))
     return canvas.save(figure, path, "line and band: mean and deviation over switches; background: the hidden task")
 
@@ -60,22 +62,20 @@ def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: 
 def _mean_and_spread(axes: Axes, rewards: Array, shade: str, label: str) -> None:
     kept = rewards[:, np.isfinite(rewards).mean(0) >= 0.5]
     mean, deviation = np.nanmean(kept, 0), np.nanstd(kept, 0)
-    steps = np.arange(len(mean))
-    axes.plot(steps, mean, color=shade, linewidth=1.8, label=label)
-    axes.fill_between(steps, mean - deviation, mean + deviation, color=shade, alpha=0.18, linewidth=0)
+    axes.plot(mean, color=shade, linewidth=1.8, label=label)
+    axes.fill_between(range(len(mean)), mean - deviation, mean + deviation, color=shade, alpha=0.18, linewidth=0)
 
 
-def _bands(axes: Axes, hidden: Array, values: Array, name: str) -> None:
-    """Colour the background of T steps by the parameter `[T]`."""
+def _bands(axes: Axes, hidden: Array, values: Array, bar: str) -> None:
+    """Colour the background of T steps by the parameter `[T]`: a colour each, or a range of colours that `bar` explains."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    few = len(values) <= MOST_VALUES
     scale = ScalarMappable(Normalize(values.min(), values.max()), "viridis")
     edges = [0, *(np.flatnonzero(np.diff(hidden)) + 1).tolist(), len(hidden)]
     for begin, end in pairwise(edges):
         value = hidden[begin]
-        shade = canvas.colour(int(np.flatnonzero(values == value)[0])) if few else scale.to_rgba(value)
+        shade = scale.to_rgba(value) if bar else canvas.colour(int(np.flatnonzero(values == value)[0]))
         axes.axvspan(begin - 0.5, end - 0.5, color=shade, alpha=0.25, linewidth=0)
-    if not few:
-        axes.figure.colorbar(scale, ax=axes, label=name, alpha=0.25)
+    if bar:
+        axes.figure.colorbar(scale, ax=axes, label=bar, alpha=0.25)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl_lightning.runs.results import PathLike
+from mbrl_lightning.runs.storage import replace_file
 
 Frames = NDArray[np.uint8]
 
@@ -32,20 +32,15 @@ def write_video(frames: Iterable[NDArray[np.uint8]], path: PathLike, fps: float 
     """
     try:
         pictures = _checked(frames)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except Exception as error:
-        _give_up(error)
-        return None
-    try:
-        return _staged(_write_mp4, pictures, Path(path).with_suffix(".mp4"), fps)
-    except Exception as first:
         try:
-            clip = _staged(_write_gif, pictures, Path(path).with_suffix(".gif"), fps)
+            return _written(_mp4, pictures, Path(path).with_suffix(".mp4"), fps)
         except Exception as error:
-            _give_up(error)
-            return None
-        warnings.warn(f"no mp4 ({_reason(first)}): wrote a GIF instead", stacklevel=2)
-        return clip
+            clip = _written(_gif, pictures, Path(path).with_suffix(".gif"), fps)
+            warnings.warn(f"no mp4 ({_reason(error)}): wrote a GIF instead", stacklevel=2)
+            return clip
+    except Exception as error:
+        warnings.warn(f"no video: {_reason(error)}", stacklevel=2)
+        return None
 
 
 def _checked(frames: Iterable[NDArray[np.uint8]]) -> Frames:
@@ -56,18 +51,15 @@ def _checked(frames: Iterable[NDArray[np.uint8]]) -> Frames:
     return np.ascontiguousarray(pictures[:, : pictures.shape[1] // 2 * 2, : pictures.shape[2] // 2 * 2])
 
 
-def _staged(write: Callable[[Frames, Path, float], None], pictures: Frames, path: Path, fps: float) -> Path:
-    staged = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(pictures, staged, fps)
-        os.replace(staged, path)
-    finally:
-        with contextlib.suppress(OSError):
-            staged.unlink(missing_ok=True)
+def _written(write: Callable[[Frames, Path, float], None], pictures: Frames, path: Path, fps: float) -> Path:
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / path.name
+        write(pictures, clip, fps)
+        replace_file(path, clip.read_bytes())
     return path
 
 
-def _write_mp4(pictures: Frames, path: Path, fps: float) -> None:
+def _mp4(pictures: Frames, path: Path, fps: float) -> None:
     import imageio_ffmpeg
 
     size = (pictures.shape[2], pictures.shape[1])
@@ -82,16 +74,11 @@ def _write_mp4(pictures: Frames, path: Path, fps: float) -> None:
         raise RuntimeError("ffmpeg wrote nothing")
 
 
-def _write_gif(pictures: Frames, path: Path, fps: float) -> None:
+def _gif(pictures: Frames, path: Path, fps: float) -> None:
     from PIL import Image
 
     first, *rest = [Image.fromarray(picture) for picture in pictures]
     first.save(path, save_all=True, append_images=rest, duration=max(round(1000 / fps), 20), loop=0)
-
-
-def _give_up(error: Exception) -> None:
-    # The level of write_video's caller: the same cause warns once, however many clips it spoils.
-    warnings.warn(f"no video: {_reason(error)}", stacklevel=3)
 
 
 def _reason(error: Exception) -> str:
