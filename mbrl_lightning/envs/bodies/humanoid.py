@@ -180,14 +180,14 @@ def humanoid_physics(edit: Edit) -> MujocoBody:
     return MujocoBody("humanoid.xml", FRAME_SKIP, CONTROL_SCALE, edit, reset_noise, observe)
 
 
-def humanoid_body(edit: Edit, threads: int) -> Body:
+def humanoid_body(edit: Edit) -> Body:
     """The body whose paid speed is that of the centre of mass, which the 45 visible entries do not determine."""
     whole = dataclasses.replace(humanoid_physics(edit), observe=observe_with_speed, sense=centre_of_mass)
     return Body(
         NAMES,
         17,
         DT,
-        functools.partial(MujocoSimulator, body=whole, threads=threads),
+        functools.partial(MujocoSimulator, body=whole),
         features=features,
         target=target,
         untarget=untarget,

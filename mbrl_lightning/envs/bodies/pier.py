@@ -6,7 +6,6 @@ The cheetah's own 17, then its centre of mass; the blocks are not seen.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import mujoco
 import numpy as np
@@ -18,7 +17,7 @@ from mbrl_lightning.envs.bodies.body import Body, normal, planar_features
 from mbrl_lightning.envs.bodies.edits import paint
 from mbrl_lightning.envs.bodies.mujoco import MujocoBody, MujocoSimulator, asset, centre_of_mass
 
-TIME_STEP = 0.01
+DT, CHEETAH_MASS = 0.01, 14.0
 CENTRE = tuple(f"centre_of_mass_{axis} [m]" for axis in "xyz")
 # learning_to_adapt's pier: centre and half-length of each block along x, in metres.
 BLOCKS = ((-8.0, 5.999), *((4.0 * i, 1.999) for i in range(6)), (42.0, 19.999))
@@ -27,11 +26,11 @@ DAMPING, FRICTION, GRAVITY = (0.0, 10.0), (0.2, 0.8), 9.81
 POSITIONS = 9  # of the cheetah; the blocks follow
 
 
-def pier_model(cheetah_mass: float) -> mujoco.MjModel:
+def pier_model(cheetah_mass: float = CHEETAH_MASS) -> mujoco.MjModel:
     """Gymnasium's cheetah on eight floating blocks, each on a vertical spring.
 
     Masses are written explicitly: the original's settotalmass shares 14 kg out over cheetah *and* blocks, which leaves the
-    cheetah 2.93 kg. The floor becomes a sea bed 1 m below, so that who runs off the pier stops falling.
+    cheetah 2.93 kg (``cheetah_mass``). The floor becomes a sea bed 1 m below, so that who runs off the pier stops falling.
     """
     spec = mujoco.MjSpec.from_file(str(asset("half_cheetah.xml")))
     spec.compiler.settotalmass = -1
@@ -64,11 +63,6 @@ def pier_model(cheetah_mass: float) -> mujoco.MjModel:
     return model
 
 
-@functools.cache
-def _builder(cheetah_mass: float) -> Callable[[], mujoco.MjModel]:
-    return functools.partial(pier_model, cheetah_mass)
-
-
 def write_blocks(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
     """Write task = the blocks' dampings, then their frictions; damped blocks are red (others blue), slippery ones pale."""
     damping, friction = np.split(task, 2)
@@ -88,23 +82,16 @@ def pier_noise(batch: int, generator: torch.Generator, scale: float) -> tuple[Te
     return torch.cat([positions, still - BLOCK_MASS * GRAVITY / STIFFNESS], 1), torch.cat([velocities, still], 1)
 
 
-def observe_pier(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray, dt: float) -> np.ndarray:
+def observe_pier(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -> np.ndarray:
     """[B, 21]: speed of the centre of mass, then the cheetah's positions without x, velocities and centre of mass."""
     centre = qpos[:, -3:]
-    speed = (centre[:, :1] - before[:, -3:-2]) / dt
+    speed = (centre[:, :1] - before[:, -3:-2]) / DT
     return np.concatenate([speed, qpos[:, 1:POSITIONS], qvel[:, :POSITIONS], centre], 1)
 
 
-def pier_body(cheetah_mass: float, scale: float, frame_skip: int) -> Body:
-    """Cheetah and pier.
-
-    Args:
-        cheetah_mass: kg.
-        scale: standard deviation of the cheetah's start.
-        frame_skip: physics steps of 0.01 s per control step.
-    """
-    dt = TIME_STEP * frame_skip
-    noise, seen = functools.partial(pier_noise, scale=scale), functools.partial(observe_pier, dt=dt)
-    physics = MujocoBody(_builder(cheetah_mass), frame_skip, 1.0, write_blocks, noise, seen, centre_of_mass)
+def pier_body(scale: float) -> Body:
+    """Cheetah and pier; ``scale`` is the standard deviation of the cheetah's start."""
+    noise = functools.partial(pier_noise, scale=scale)
+    physics = MujocoBody(pier_model, 1, 1.0, write_blocks, noise, observe_pier, centre_of_mass)
     names = (*half_cheetah.NAMES, *CENTRE)
-    return Body(names, 6, dt, functools.partial(MujocoSimulator, body=physics), features=planar_features)
+    return Body(names, 6, DT, functools.partial(MujocoSimulator, body=physics), features=planar_features)

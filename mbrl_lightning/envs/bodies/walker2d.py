@@ -31,15 +31,13 @@ def walker2d_body(edit: Edit, scale: float = RESET_SCALE) -> Body:
     return Body(planar_names(JOINTS), 6, DT, build, features=planar_features, fallen=fallen)
 
 
-def write_parameters(
-    model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray, scale_inertia: bool = True
-) -> None:
-    """Write task = (torso mass scale, floor friction scale); heavy torsos are red, slippery floors pale.
+def write_parameters(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
+    """Write task = (scale of the torso's mass and inertia, floor friction scale); heavy torsos are red, slippery floors pale.
 
     The floor's friction alone decides (priority 1): otherwise the larger one would, and that is the feet's 1.9.
     """
     model.body_mass[TORSO] = nominal.body_mass[TORSO] * task[0]
-    model.body_inertia[TORSO] = nominal.body_inertia[TORSO] * (task[0] if scale_inertia else 1.0)
+    model.body_inertia[TORSO] = nominal.body_inertia[TORSO] * task[0]
     model.geom_friction[FLOOR] = nominal.geom_friction[FLOOR] * task[1]
     model.geom_priority[FLOOR] = 1
     shares = np.clip(np.log(task) / np.log(BASE) / (2 * LIMIT) + 0.5, 0, 1)

@@ -18,7 +18,7 @@ from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoSimulator
 from mbrl_lightning.envs.family import Box, TaskFamily, box_family, draw_from, grid_of
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 
-HORIZON, CONTROL_COST, RESET_SCALE = 1000, 0.1, 0.001  # of the cheetahs
+HORIZON, CONTROL_COST, RESET_SCALE = 1000, 0.1, 0.001  # of the cheetahs; gymnasium starts from deviations of 0.1
 CHEETAH_CONTEXT, CHEETAH_TESTS, CHEETAH_SEED = 500, 20, 20260
 SCALES = ("mass_scale", "damping_scale")
 
@@ -81,37 +81,34 @@ def _on_grid(spec: EnvSpec, build: Callable[[Tensor], Simulator]) -> TaskFamily:
     )
 
 
-def _cheetah(name: str, edit: Edit, reset_scale: float, horizon: int) -> tuple[EnvSpec, Callable[[Tensor], Simulator]]:
-    body = cheetahs.half_cheetah_body(edit, cheetahs.around_rest(reset_scale))
+def _cheetah(name: str, edit: Edit, horizon: int) -> tuple[EnvSpec, Callable[[Tensor], Simulator]]:
+    body = cheetahs.half_cheetah_body(edit, cheetahs.around_rest(RESET_SCALE))
     spec = runner_spec(name, body, horizon, CONTROL_COST)
     return spec, functools.partial(body.build, spec)
 
 
-def half_cheetah(reset_scale: float = RESET_SCALE, scale_inertia: bool = False, horizon: int = HORIZON) -> TaskFamily:
+def half_cheetah(scale_inertia: bool = False, horizon: int = HORIZON) -> TaskFamily:
     """Mass scale and damping scale on a grid; forward speed minus 0.1 |action|^2, steps of 0.05 s.
 
     Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Extreme tasks: {.5, .7,
         1.3, 1.5}^2 (16). Returns are sums over 1000 steps; random policy about -290.
 
     Args:
-        reset_scale: standard deviation of the start (CaDM: 0.001; gymnasium uses 0.1).
         scale_inertia: scale rotational inertias with the masses (CaDM and GSSM: no).
         horizon: steps per episode.
     """
     edit = functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia)
-    return _on_grid(*_cheetah("half_cheetah", edit, reset_scale, horizon))
+    return _on_grid(*_cheetah("half_cheetah", edit, horizon))
 
 
-def half_cheetah_wide(
-    reset_scale: float = RESET_SCALE, scale_inertia: bool = True, horizon: int = HORIZON
-) -> TaskFamily:
+def half_cheetah_wide(horizon: int = HORIZON) -> TaskFamily:
     """Mass and damping scale log-uniform in [1/3, 3]: knowing them is worth 20 to 40 % of the return.
 
     20 fixed test draws; 20 extreme draws log-uniform in [1/5, 5] with at least one of the two outside [1/3,
-    3]. Arguments as for :func:`half_cheetah`.
+    3]. Rotational inertias follow the masses. ``horizon`` steps per episode.
     """
-    edit = functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia)
-    spec, build = _cheetah("half_cheetah_wide", edit, reset_scale, horizon)
+    edit = functools.partial(scale_mass_and_damping, scale_inertia=True)
+    spec, build = _cheetah("half_cheetah_wide", edit, horizon)
     train, beyond = Box((1 / 3, 1 / 3), (3.0, 3.0), log=True), Box((0.2, 0.2), (5.0, 5.0), log=True)
     return box_family(spec, SCALES, build, train, beyond, CHEETAH_CONTEXT, CHEETAH_TESTS, CHEETAH_SEED)
 
@@ -133,16 +130,13 @@ def draw_gears(n: int, generator: torch.Generator, reversed_joints: tuple[int, .
     return torch.where(order < count, -size, size).cpu()
 
 
-def half_cheetah_flip(reset_scale: float = RESET_SCALE) -> TaskFamily:
+def half_cheetah_flip() -> TaskFamily:
     """One of six motors works backwards, or none; all are U[0.7, 1.3] as strong: 6 signed gear scales.
 
     Loud on purpose: a policy that believes the wrong task loses half its return. 20 fixed test draws; 20
     extreme draws with two motors reversed, which never happens in training.
-
-    Args:
-        reset_scale: standard deviation of the start.
     """
-    spec, build = _cheetah("half_cheetah_flip", cheetahs.set_gears, reset_scale, HORIZON)
+    spec, build = _cheetah("half_cheetah_flip", cheetahs.set_gears, HORIZON)
     return TaskFamily(
         spec=spec,
         parameters=tuple(f"gear_{joint}" for joint in cheetahs.JOINTS),

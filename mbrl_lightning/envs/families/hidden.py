@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies.body import Body
-from mbrl_lightning.envs.families.switching import Schedule, SwitchingSimulator
+from mbrl_lightning.envs.families.switching import Schedule, SwitchingSimulator, hide
 from mbrl_lightning.envs.family import Box, TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec, identity, never
 from mbrl_lightning.errors import ConfigError
@@ -96,27 +96,31 @@ def outcome(next_observation: Tensor) -> Tensor:
     return next_observation[..., -1:]
 
 
-def hidden_spec(name: str, body: Body, pay: Pay, horizon: int, previous_reward: PreviousReward) -> EnvSpec:
+def hidden_spec(
+    name: str, body: Body, pay: Pay, horizon: int, previous_reward: PreviousReward, told: tuple[str, ...] = ()
+) -> EnvSpec:
     """The visible entries of ``body``, so that functions of them hold for the observation as well, and the last reward.
+
+    The names ``told`` of parameters that are shown come between them.
 
     Raises:
         ConfigError: ``previous_reward`` is no place.
     """
     if previous_reward not in ("observation", "history"):
         raise ConfigError(f"previous_reward={previous_reward!r} is no place.", "Choose observation or history.")
-    width, seen = len(body.names), previous_reward == "observation"
+    width, count = len(body.names), len(told) + 1
+    shown = None if previous_reward == "observation" else -1
 
     def features(observation: Tensor) -> Tensor:
-        shown = body.features(observation[..., :width])
-        return torch.cat([shown, observation[..., width:]], -1) if seen else shown
+        return torch.cat([body.features(observation[..., :width]), observation[..., width:shown]], -1)
 
     def target(observation: Tensor, next_observation: Tensor) -> Tensor:
         change = body.target(observation[..., :width], next_observation[..., :width])
         return torch.cat([change, next_observation[..., width:]], -1)
 
     def untarget(observation: Tensor, change: Tensor) -> Tensor:
-        following = body.untarget(observation[..., :width], change[..., :-1])
-        return torch.cat([following, change[..., -1:]], -1)
+        following = body.untarget(observation[..., :width], change[..., :-count])
+        return torch.cat([following, change[..., -count:]], -1)
 
     def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
         """Metres in the wanted direction, read off the rewards, and the steps that an episode lasted if it may end early."""
@@ -127,7 +131,7 @@ def hidden_spec(name: str, body: Body, pay: Pay, horizon: int, previous_reward: 
 
     return EnvSpec(
         name,
-        (*body.names, "previous_reward"),
+        (*body.names, *told, "previous_reward"),
         action_dim=body.action_dim,
         horizon=horizon,
         unit="episode",
@@ -149,6 +153,7 @@ def hidden_family(
     schedule: Schedule,
     previous_reward: PreviousReward,
     context_steps: int = CONTEXT_STEPS,
+    told: bool = False,
 ) -> TaskFamily:
     """The family: ``body`` with ``task`` hidden behind what is paid, or in the dynamics.
 
@@ -160,8 +165,10 @@ def hidden_family(
         schedule: when ``task`` changes.
         previous_reward: where networks see it: in the current "observation" (and the history), or in the "history" only.
         context_steps: random-policy transitions a meta-test may give.
+        told: observations hold the task in force, scaled: the ceiling of what a history can be worth.
     """
-    spec = hidden_spec(name, body, pay, schedule.horizon, previous_reward)
+    spec = hidden_spec(name, body, pay, schedule.horizon, previous_reward, task.parameters if told else ())
+    show = task.rescale if told else hide
     everything = replace(spec, observation_names=(*body.unseen, *body.names))
     visible = slice(len(body.unseen), None)
 
@@ -172,7 +179,7 @@ def hidden_family(
         return pay.weight * speed - pay.effort * action.square().sum(-1) + pay.bonus
 
     def build(tasks: Tensor) -> SwitchingSimulator:
-        return SwitchingSimulator(body.build(everything, tasks), spec, tasks, reward, schedule, visible)
+        return SwitchingSimulator(body.build(everything, tasks), spec, tasks, reward, schedule, visible, show)
 
     return TaskFamily(
         spec=spec,

@@ -14,9 +14,7 @@ from mbrl_lightning.errors import ConfigError
 HORIZON, CONTEXT_STEPS, TEST_TASKS, CONTROL_COST, RESET_SCALE = 1000, 500, 20, 0.05, 0.1
 
 
-def half_cheetah_disabled(
-    horizon: int = HORIZON, reset_scale: float = RESET_SCALE, held_out: int | None = None
-) -> TaskFamily:
+def half_cheetah_disabled(horizon: int = HORIZON, held_out: int | None = None) -> TaskFamily:
     """One of six motors gives no torque (L2A): joints 0 to 4 in training, the front foot, joint 5, in the test.
 
     Reward: forward speed - 0.05 |a|^2, summed over 1000 steps of 0.05 s; nothing ends an episode early. The 20 test tasks
@@ -24,7 +22,6 @@ def half_cheetah_disabled(
 
     Args:
         horizon: steps per episode.
-        reset_scale: standard deviation of the start.
         held_out: of the joints 0 to 4, the one that fails in the test and never in training: for choices, which must not be
             made on joint 5.
 
@@ -33,7 +30,7 @@ def half_cheetah_disabled(
     """
     if held_out is not None and held_out not in range(5):
         raise ConfigError(f"held_out={held_out}", "choose one of the training joints, 0 to 4")
-    body = cheetahs.half_cheetah_body(cheetahs.disable_joint, cheetahs.around_rest(reset_scale))
+    body = cheetahs.half_cheetah_body(cheetahs.disable_joint, cheetahs.around_rest(RESET_SCALE))
     spec = runner_spec("half_cheetah_disabled", body, horizon, CONTROL_COST)
     tested, trained = 5 if held_out is None else held_out, [joint for joint in range(5) if joint != held_out]
     train = torch.tensor(trained, dtype=torch.float64).unsqueeze(1)

@@ -1,6 +1,6 @@
 """Families of M3PO: what is hidden switches in flight. Directions, a crippled leg, mass and friction, a pier of blocks.
 
-Sums of rewards. Arguments that most of them have:
+Sums of rewards. Options of all of them:
 
 * ``switch_every_steps``: mean steps between switches; None: only at the start of an episode.
 * ``jitter``: relative half-width of those steps.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ from mbrl_lightning.envs.bodies import ant as ants
 from mbrl_lightning.envs.bodies import half_cheetah as cheetahs
 from mbrl_lightning.envs.bodies import humanoid, pier, point
 from mbrl_lightning.envs.bodies import walker2d as walkers
+from mbrl_lightning.envs.bodies.body import Body
 from mbrl_lightning.envs.bodies.edits import paint_direction
 from mbrl_lightning.envs.families.hidden import (
+    CONTEXT_STEPS,
     TEST_TASKS,
     HiddenTask,
     Pay,
@@ -34,7 +37,6 @@ from mbrl_lightning.envs.families.hidden import (
     directions,
     hidden_family,
 )
-from mbrl_lightning.envs.families.told import tell
 from mbrl_lightning.envs.family import Box, TaskFamily
 from mbrl_lightning.envs.spec import never
 from mbrl_lightning.errors import ConfigError
@@ -42,114 +44,88 @@ from mbrl_lightning.errors import ConfigError
 CHEETAH_COST, CHEETAH_RESET = 0.05, 0.1
 
 
-def point_switch(
-    switch_every_steps: int | None = 50,
-    jitter: float = 0.1,
-    horizon: int = 200,
-    flip: bool = True,
-    previous_reward: PreviousReward = "history",
-    told: bool = False,
-) -> TaskFamily:
-    """A point whose wanted direction along x turns round every 45 to 55 steps: M3PO in a minute.
+def _switching(
+    name: str,
+    body: Callable[[], Body],
+    pay: Pay,
+    task: Callable[[bool], HiddenTask] = directions,
+    every: int | None = 300,
+    steps: int = 1000,
+    turns: bool = False,
+    place: PreviousReward = "observation",
+    context_steps: int = CONTEXT_STEPS,
+) -> Callable[..., TaskFamily]:
+    """The function of a family; arguments after ``task`` are the defaults of its options, which are listed above."""
 
-    Reward d v'_x - 0.1 |a|^2. Blind, the best return is 0; with the direction known about 340 in 200 steps.
-    """
-    task = directions(flip)
-    body, pay = point.point_body(), Pay(effort=0.1)
-    schedule = task.schedule(horizon, switch_every_steps, jitter)
-    family = hidden_family("point_switch", body, task, pay, schedule, previous_reward, context_steps=50)
-    return tell(family) if told else family
+    def family(
+        switch_every_steps: int | None = every,
+        jitter: float = 0.1,
+        horizon: int = steps,
+        flip: bool = turns,
+        previous_reward: PreviousReward = place,
+        told: bool = False,
+    ) -> TaskFamily:
+        hidden = task(flip)
+        schedule = hidden.schedule(horizon, switch_every_steps, jitter)
+        return hidden_family(name, body(), hidden, pay, schedule, previous_reward, context_steps, told)
 
-
-def half_cheetah_fwd_bwd(
-    switch_every_steps: int | None = 300,
-    jitter: float = 0.1,
-    horizon: int = 1000,
-    flip: bool = False,
-    previous_reward: PreviousReward = "observation",
-    reset_scale: float = CHEETAH_RESET,
-    told: bool = False,
-) -> TaskFamily:
-    """Run forwards or backwards, drawn anew every 270 to 330 steps.
-
-    Reward d (x' - x) / dt - 0.05 |a|^2 with dt = 0.05 s; nothing ends an episode early. Observation (17): gymnasium's.
-    ``reset_scale`` is the standard deviation of the start.
-    """
-    task = directions(flip)
-    body = cheetahs.half_cheetah_body(paint_direction, cheetahs.around_rest(reset_scale))
-    schedule = task.schedule(horizon, switch_every_steps, jitter)
-    family = hidden_family("half_cheetah_fwd_bwd", body, task, Pay(CHEETAH_COST), schedule, previous_reward)
-    return tell(family) if told else family
+    return family
 
 
-def half_cheetah_pier(
-    switch_every_steps: int | None = None,
-    jitter: float = 0.1,
-    horizon: int = 1000,
-    previous_reward: PreviousReward = "observation",
-    reset_scale: float = CHEETAH_RESET,
-    frame_skip: int = 1,
-    cheetah_mass: float = 14.0,
-) -> TaskFamily:
-    """Run forwards over eight floating blocks whose damping and friction are hidden and drawn for each episode.
+# A point whose wanted direction along x turns round every 45 to 55 steps: M3PO in a minute. Reward d v'_x - 0.1 |a|^2.
+# Blind, the best return is 0; with the direction known about 340 in 200 steps.
+point_switch = _switching(
+    "point_switch", point.point_body, Pay(0.1), every=50, steps=200, turns=True, place="history", context_steps=50
+)
 
-    Block damping U[0, 10] and sliding friction U[0.2, 0.8], independent; 20 fixed test draws. Reward: forward speed of the
-    centre of mass - 0.05 |a|^2, over 1000 steps of 0.01 s; nothing ends an episode early.
+# Run forwards or backwards, drawn anew every 270 to 330 steps. Reward d (x' - x) / dt - 0.05 |a|^2 with dt = 0.05 s; nothing
+# ends an episode early. Observation (17): gymnasium's.
+half_cheetah_fwd_bwd = _switching(
+    "half_cheetah_fwd_bwd",
+    lambda: cheetahs.half_cheetah_body(paint_direction, cheetahs.around_rest(CHEETAH_RESET)),
+    Pay(CHEETAH_COST),
+)
 
-    Args:
-        switch_every_steps: see above, as for those not named here.
-        jitter: see above.
-        horizon: see above.
-        previous_reward: see above.
-        reset_scale: standard deviation of the cheetah's start.
-        frame_skip: physics steps of 0.01 s per control step.
-        cheetah_mass: kg; each block has 1.38. learning_to_adapt's compiled model has 2.93.
-    """
+# As above (ProMP). Reward d (x' - x) / dt - 0.5 |a|^2 + 1. The episode ends where the torso's height leaves [0.2, 1] m.
+ant_fwd_bwd = _switching("ant_fwd_bwd", lambda: ants.ant_body(paint_direction), Pay(0.5, bonus=1.0))
+
+# As above (ProMP), steps of 0.015 s. Reward 1.25 d v - 0.1 |0.4 a|^2 + 5, v the speed of the centre of mass, which a model has
+# to learn with the rest of the reward; contact forces cost nothing. The episode ends where the torso leaves [1, 2] m.
+humanoid_direc = _switching(
+    "humanoid_direc",
+    lambda: humanoid.humanoid_body(paint_direction),
+    Pay(humanoid.CONTROL_COST * humanoid.CONTROL_SCALE**2, humanoid.ALIVE_BONUS, weight=1.25),
+)
+
+
+def _random_parameters(flip: bool) -> HiddenTask:
+    ends = walkers.BASE**-walkers.LIMIT, walkers.BASE**walkers.LIMIT
+    return boxed(("torso_mass_scale", "friction_scale"), Box(ends[:1] * 2, ends[1:] * 2, log=True))
+
+
+# Walk forwards while torso mass (with its inertia) and ground friction are drawn anew every 270 to 330 steps, as nominal values
+# times 1.5^u, u ~ U[-3, 3] (after rand_param_envs); nominal friction is the floor's 0.7. 20 fixed test draws. Reward
+# (x' - x) / dt + 1 - 0.001 |a|^2; dt = 0.008 s. The episode ends where the torso leaves (0.8, 2) m or its pitch (-1, 1) rad.
+walker2d_random_params = _switching(
+    "walker2d_random_params",
+    lambda: walkers.walker2d_body(walkers.write_parameters),
+    Pay(1e-3, bonus=1.0),
+    _random_parameters,
+)
+
+
+def _blocks(flip: bool) -> HiddenTask:
     count, (low, high) = len(pier.BLOCKS), zip(pier.DAMPING, pier.FRICTION, strict=True)
     names = tuple(f"{what}_{number}" for what in ("damping", "friction") for number in range(count))
     box = Box((low[0],) * count + (low[1],) * count, (high[0],) * count + (high[1],) * count)
-    distant = tuple(name for name in names if not name.endswith("_1"))  # an episode begins on block 1
-    body, task = pier.pier_body(cheetah_mass, reset_scale, frame_skip), boxed(names, box, distant)
-    schedule = task.schedule(horizon, switch_every_steps, jitter)
-    return hidden_family("half_cheetah_pier", body, task, Pay(CHEETAH_COST), schedule, previous_reward)
+    return boxed(names, box, tuple(name for name in names if not name.endswith("_1")))  # an episode begins on block 1
 
 
-def ant_fwd_bwd(
-    switch_every_steps: int | None = 300,
-    jitter: float = 0.1,
-    horizon: int = 1000,
-    flip: bool = False,
-    previous_reward: PreviousReward = "observation",
-) -> TaskFamily:
-    """Run forwards or backwards, drawn anew every 270 to 330 steps (ProMP).
-
-    Reward d (x' - x) / dt - 0.5 |a|^2 + 1. The episode ends where the torso's height leaves [0.2, 1] m.
-    """
-    task = directions(flip)
-    body, pay = ants.ant_body(paint_direction), Pay(effort=0.5, bonus=1.0)
-    schedule = task.schedule(horizon, switch_every_steps, jitter)
-    return hidden_family("ant_fwd_bwd", body, task, pay, schedule, previous_reward)
-
-
-def humanoid_direc(
-    switch_every_steps: int | None = 300,
-    jitter: float = 0.1,
-    horizon: int = 1000,
-    flip: bool = False,
-    previous_reward: PreviousReward = "observation",
-    threads: int = 1,
-) -> TaskFamily:
-    """Run along +x or -x, drawn anew every 270 to 330 steps of 0.015 s (ProMP).
-
-    Reward 1.25 d v - 0.1 |0.4 a|^2 + 5, v the speed of the centre of mass, which a model has to learn with the rest of the
-    reward; contact forces cost nothing. The episode ends where the torso's height leaves [1, 2] m. ``threads`` are MuJoCo's;
-    results do not depend on them.
-    """
-    task = directions(flip)
-    effort = humanoid.CONTROL_COST * humanoid.CONTROL_SCALE**2
-    body, pay = humanoid.humanoid_body(paint_direction, threads), Pay(effort, humanoid.ALIVE_BONUS, weight=1.25)
-    schedule = task.schedule(horizon, switch_every_steps, jitter)
-    return hidden_family("humanoid_direc", body, task, pay, schedule, previous_reward)
+# Run forwards over eight floating blocks whose damping U[0, 10] and sliding friction U[0.2, 0.8] are drawn for each episode; 20
+# fixed test draws. Reward: forward speed of the centre of mass - 0.05 |a|^2, steps of 0.01 s; nothing ends an episode early.
+half_cheetah_pier = _switching(
+    "half_cheetah_pier", lambda: pier.pier_body(CHEETAH_RESET), Pay(CHEETAH_COST), _blocks, every=None
+)
 
 
 def legs(flip: bool, unseen: int | None = None) -> HiddenTask:
@@ -181,6 +157,7 @@ def ant_crippled_leg(
     horizon: int = 1000,
     flip: bool = False,
     previous_reward: PreviousReward = "observation",
+    told: bool = False,
     unseen_leg: int | None = None,
 ) -> TaskFamily:
     """Run forwards with one leg crippled, drawn anew every 270 to 330 steps.
@@ -198,27 +175,10 @@ def ant_crippled_leg(
             "keeps its leg",
             "set env.options.switch_every_steps=null and one of four legs",
         )
-    body = dataclasses.replace(ants.ant_body(ants.cripple, whole=True), fallen=never)
-    task = legs(flip, unseen_leg)
-    schedule = task.schedule(horizon, switch_every_steps, jitter)
-    return hidden_family("ant_crippled_leg", body, task, Pay(effort=0.0, bonus=0.05), schedule, previous_reward)
-
-
-def walker2d_random_params(
-    switch_every_steps: int | None = 300,
-    jitter: float = 0.1,
-    horizon: int = 1000,
-    previous_reward: PreviousReward = "observation",
-    scale_inertia: bool = True,
-) -> TaskFamily:
-    """Walk forwards while torso mass and ground friction are drawn anew every 270 to 330 steps (after rand_param_envs).
-
-    Both are nominal values times 1.5^u, u ~ U[-3, 3]; nominal friction is the floor's 0.7. 20 fixed test draws, with which
-    an episode starts. Reward (x' - x) / dt + 1 - 0.001 |a|^2; dt = 0.008 s. The episode ends where the torso's height leaves
-    (0.8, 2) m or its pitch (-1, 1) rad. ``scale_inertia`` scales the torso's rotational inertia with its mass.
-    """
-    ends = walkers.BASE**-walkers.LIMIT, walkers.BASE**walkers.LIMIT
-    task = boxed(("torso_mass_scale", "friction_scale"), Box(ends[:1] * 2, ends[1:] * 2, log=True))
-    body = walkers.walker2d_body(functools.partial(walkers.write_parameters, scale_inertia=scale_inertia))
-    schedule = task.schedule(horizon, switch_every_steps, jitter)
-    return hidden_family("walker2d_random_params", body, task, Pay(1e-3, bonus=1.0), schedule, previous_reward)
+    family = _switching(
+        "ant_crippled_leg",
+        lambda: dataclasses.replace(ants.ant_body(ants.cripple, whole=True), fallen=never),
+        Pay(effort=0.0, bonus=0.05),
+        functools.partial(legs, unseen=unseen_leg),
+    )
+    return family(switch_every_steps, jitter, horizon, flip, previous_reward, told)

@@ -7,6 +7,7 @@ speed - cost |a|^2 (+ 1 for every step not fallen before, the step of the fall i
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from mbrl_lightning.envs.bodies import ant as ants
 from mbrl_lightning.envs.bodies import arm
@@ -24,67 +25,39 @@ from mbrl_lightning.envs.spec import EnvSpec
 HORIZON = 200
 
 
-def _runner(name: str, body: Body, horizon: int, cost: float, bonus: float = 0.0) -> TaskFamily:
-    spec = runner_spec(name, body, horizon, cost, bonus)
-    return one_task(spec, functools.partial(body.build, spec), horizon)
+def _runner(name: str, body: Body, cost: float, bonus: float = 0.0) -> Callable[..., TaskFamily]:
+    """The function of a family; its option is the number of steps of an episode (1000 in Fig. 5, 100 with noisy models)."""
+
+    def family(horizon: int = HORIZON) -> TaskFamily:
+        spec = runner_spec(name, body, horizon, cost, bonus)
+        return one_task(spec, functools.partial(body.build, spec), horizon)
+
+    return family
 
 
-def swimmer(horizon: int = HORIZON, reset_scale: float = 0.1) -> TaskFamily:
-    """Swim forwards: speed - 0.0001 |a|^2, 200 steps of 0.04 s. Observation 9: mean speed, then gymnasium's 8.
-
-    Args:
-        horizon: steps per episode.
-        reset_scale: half-width of the start, uniform on positions and velocities.
-    """
-    return _runner("swimmer", swimmers.swimmer_body(reset_scale), horizon, 1e-4)
-
-
-def half_cheetah_200(horizon: int = HORIZON, reset_scale: float = 0.1) -> TaskFamily:
-    """Run forwards: speed - 0.1 |a|^2, 200 steps of 0.05 s. Observation 18: mean speed, then gymnasium's 17.
-
-    Args:
-        horizon: steps per episode (MB-MPO: 200; 100 with noisy models, 1000 in its Fig. 5).
-        reset_scale: half-width (positions) and deviation (velocities) of the start.
-    """
-    noise = functools.partial(half_uniform, positions=9, velocities=9, scale=reset_scale)
-    return _runner("half_cheetah_200", cheetahs.half_cheetah_body(leave, noise), horizon, 0.1)
+# Swim forwards, steps of 0.04 s. Observation 9: mean speed, then gymnasium's 8.
+swimmer = _runner("swimmer", swimmers.swimmer_body(scale=0.1), cost=1e-4)
+# Run forwards, steps of 0.05 s. Observation 18: mean speed, then gymnasium's 17.
+half_cheetah_200 = _runner(
+    "half_cheetah_200",
+    cheetahs.half_cheetah_body(leave, functools.partial(half_uniform, positions=9, velocities=9, scale=0.1)),
+    cost=0.1,
+)
+# Hop forwards, steps of 0.008 s. Observation 12: mean speed, then gymnasium's 11. The episode ends when the torso's height is not
+# above 0.7 m or its pitch leaves (-0.2, 0.2) rad.
+hopper = _runner("hopper", hoppers.hopper_body(scale=0.005), cost=1e-3, bonus=1.0)
+# Walk forwards, steps of 0.008 s. Observation 18: mean speed, gymnasium's 17. The episode ends when the torso's height leaves
+# (0.8, 2) m or its pitch (-1, 1) rad.
+walker2d = _runner("walker2d", walkers.walker2d_body(leave), cost=1e-3, bonus=1.0)
+# Run forwards, steps of 0.05 s. Observation 28: mean speed, gymnasium's first 27; no contact forces, as in the paper's code. The
+# episode ends when the torso's height leaves [0.2, 1] m.
+ant = _runner("ant", ants.ant_body(leave), cost=0.005, bonus=1.0)
 
 
-def hopper(horizon: int = HORIZON, reset_scale: float = 0.005) -> TaskFamily:
-    """Hop forwards: speed + 1 - 0.001 |a|^2, at most 200 steps of 0.008 s. Observation 12: mean speed, then gymnasium's 11.
-
-    The episode ends when the torso's height is not above 0.7 m or its pitch leaves (-0.2, 0.2) rad. Arguments as for
-    :func:`swimmer`.
-    """
-    return _runner("hopper", hoppers.hopper_body(reset_scale), horizon, 1e-3, bonus=1.0)
-
-
-def walker2d(horizon: int = HORIZON, reset_scale: float = 0.005) -> TaskFamily:
-    """Walk forwards: speed + 1 - 0.001 |a|^2, at most 200 steps of 0.008 s. Observation 18: mean speed, gymnasium's 17.
-
-    The episode ends when the torso's height leaves (0.8, 2) m or its pitch (-1, 1) rad. Arguments as for :func:`swimmer`.
-    """
-    return _runner("walker2d", walkers.walker2d_body(leave, reset_scale), horizon, 1e-3, bonus=1.0)
-
-
-def ant(horizon: int = HORIZON, reset_scale: float = 0.1) -> TaskFamily:
-    """Run forwards: speed + 1 - 0.005 |a|^2, at most 200 steps of 0.05 s. Observation 28: mean speed, gymnasium's first 27.
-
-    No contact forces, as in the paper's code. The episode ends when the torso's height leaves [0.2, 1] m. Arguments as for
-    :func:`half_cheetah_200`.
-    """
-    return _runner("ant", ants.ant_body(leave, reset_scale), horizon, 0.005, bonus=1.0)
-
-
-def arm_reach(horizon: int = HORIZON, reset_scale: float = 0.005) -> TaskFamily:
-    """Bring the tip to a goal that is drawn anew for each episode: 200 steps of 0.05 s, sums of rewards.
-
-    Args:
-        horizon: steps per episode.
-        reset_scale: half-width of the joints' velocities at the start, rad/s.
-    """
+def arm_reach(horizon: int = HORIZON) -> TaskFamily:
+    """Bring the tip to a goal that is drawn anew for each episode: ``horizon`` steps of 0.05 s, sums of rewards."""
     spec = EnvSpec("arm_reach", arm.NAMES, arm.COUNT, horizon, "episode", arm.reward, metrics=arm.metrics)
-    return one_task(spec, functools.partial(MujocoSimulator, spec, body=arm.arm_body(reset_scale)), horizon)
+    return one_task(spec, functools.partial(MujocoSimulator, spec, body=arm.arm_body(scale=0.005)), horizon)
 
 
 def point2d() -> TaskFamily:

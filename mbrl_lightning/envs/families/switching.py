@@ -22,6 +22,11 @@ Reward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(base obs [B, S'], action clipped [B, A], base next obs [B, S'], task [B, P]) -> [B]."""
 
 
+def hide(tasks: Tensor) -> Tensor:
+    """Nothing of the tasks [B, P]: [B, 0]."""
+    return tasks[:, :0]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """When and to what the hidden task changes.
@@ -87,14 +92,22 @@ class SwitchingSimulator:
         reward: with the task in force *during* the step.
         schedule: when and to what the task changes.
         visible: the entries of the base's observation that the agent sees.
+        show: tasks [B, P] -> what of them is put before the previous reward, in the open.
     """
 
     def __init__(
-        self, base: Retaskable, spec: EnvSpec, tasks: Tensor, reward: Reward, schedule: Schedule, visible: slice
+        self,
+        base: Retaskable,
+        spec: EnvSpec,
+        tasks: Tensor,
+        reward: Reward,
+        schedule: Schedule,
+        visible: slice,
+        show: Callable[[Tensor], Tensor] = hide,
     ) -> None:
         self.batch_size = len(tasks)
         self._base, self._spec, self._reward, self._schedule = base, spec, reward, schedule
-        self._visible = visible
+        self._visible, self._show = visible, show
         self._tasks = tasks.double().clone()
         self._sequence = self._tasks.unsqueeze(1).repeat(1, schedule.switches + 1, 1)
         self._times = torch.full((self.batch_size, schedule.switches), schedule.horizon)
@@ -125,7 +138,7 @@ class SwitchingSimulator:
         # Before the body is put at its start, so that whatever is derived there is of the task's own model.
         self._follow_schedule()
         self._before = self._base.reset(generator, mask)
-        opening = torch.cat([self._before[:, self._visible], torch.zeros(self.batch_size, 1)], -1)
+        opening = self._observe(self._before, torch.zeros(self.batch_size))
         self._observation = torch.where(rows[:, None], opening, self._observation)
         return self._observation.clone()
 
@@ -134,18 +147,20 @@ class SwitchingSimulator:
         """See Simulator.step; a switch that is due comes after the reward of the step."""
         following = self._base.step(action, mask)
         reward = self._reward(self._before, action.detach().cpu().clamp(-1, 1), following, self._tasks)
-        observation = torch.cat([following[:, self._visible], reward.to(following).unsqueeze(-1)], -1)
-        if mask is None:
-            self._clock += 1
-        else:
-            rows = mask.cpu()
-            self._clock += rows
-            observation = torch.where(rows[:, None], observation, self._observation)
-        self._before, self._observation = following, observation
+        self._clock += 1 if mask is None else mask.cpu()
+        self._before = following
         self._quiet -= 1
         if self._quiet <= 0:
             self._follow_schedule()
+        observation = self._observe(following, reward)
+        if mask is not None:
+            observation = torch.where(mask.cpu()[:, None], observation, self._observation)
+        self._observation = observation
         return observation.clone()
+
+    def _observe(self, base: Tensor, reward: Tensor) -> Tensor:
+        parts = base[:, self._visible], self._show(self._tasks).to(base), reward.to(base).unsqueeze(-1)
+        return torch.cat(parts, -1)
 
     def _follow_schedule(self) -> None:
         """Put the tasks in force that the clocks ask for, and count the steps in which nothing can switch."""
