@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbrl_lightning.config.console import answer
 from mbrl_lightning.config.schema import ENVIRONMENTS
+from mbrl_lightning.config.sources import option_problems
 from mbrl_lightning.config.words import read, yaml_values
 from mbrl_lightning.errors import MBRLError, did_you_mean
 
@@ -66,6 +67,7 @@ def _load(argv: list[str]) -> TaskFamily:
     words.problems += [
         f"{name}: unknown{did_you_mean(name, ENVIRONMENTS)}" for name in names if name not in ENVIRONMENTS
     ]
+    words.problems += option_problems((names or [""])[0], file and str(file), options)
     if len(names) + (file is not None) != 1:
         words.problems.append(f"{len(names)} family names and env.file={file}: give one name or one file")
     words.raise_problems(f"give NAME, env.file=PATH or {OPTIONS}KEY=VALUE; families: {', '.join(ENVIRONMENTS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import resource
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 
 import mbrl_lightning
 from mbrl_lightning.__main__ import COMMANDS, main
+from mbrl_lightning.config import load_config
 from mbrl_lightning.config.option import option
+from mbrl_lightning.config.sources import PACKAGE, options_of
 from mbrl_lightning.config.words import describe, number_list, parse, read, take, yaml_values
 from mbrl_lightning.errors import ConfigError
 
@@ -40,6 +43,8 @@ def elsewhere(tmp_path, monkeypatch):
         ("fit", 2, "conf=NAME is missing"),
         ("fit resume=nowhere", 2, "not a run folder"),
         ("fit conf=cartpole --print-config", 0, "conf: cartpole"),
+        ("fit conf=cartpole env.options.hlaf=true", 2, "did you mean 'half'"),
+        ("check_env acrobot env.options.half=true", 2, "it has none"),
         ("evaluate", 2, "run= is missing"),
         ("evaluate run=nowhere", 2, "not a run folder"),
         ("report out=x", 2, "RUN... is missing"),
@@ -179,3 +184,34 @@ def test_lists_of_numbers(text, numbers):
 def test_what_is_no_list_of_numbers(text):
     with pytest.raises(ValueError, match=r"numbers|range"):
         number_list(text)
+
+
+def test_options_of_families_are_read_off_their_sources():
+    from mbrl_lightning.envs import FAMILIES
+
+    shipped = sorted((PACKAGE / "envs" / "families").glob("*.py"))
+    for name, function in FAMILIES.items():
+        assert options_of(name, shipped) == list(inspect.signature(function).parameters), name
+
+
+@pytest.mark.parametrize(
+    ("source", "known"),
+    [
+        ("def family(a, *, b=1): ...", ["a", "b"]),
+        ("def family(**options): ...", None),
+        ("@wrapped\ndef family(a): ...", None),
+        ("family = 3", None),
+        ("def family(:", None),
+    ],
+)
+def test_options_of_a_users_family_are_what_its_file_says(tmp_path, source, known):
+    (tmp_path / "mine.py").write_text(source)
+    assert options_of("family", [tmp_path / "mine.py"]) == known
+
+
+def test_an_algorithm_without_its_yaml_says_so(monkeypatch):
+    monkeypatch.setattr("mbrl_lightning.config.available", lambda kind="": ["cartpole"] if not kind else ["gssm"])
+    with pytest.raises(ConfigError, match=r"its YAML is missing: write conf/algorithm/pearl\.yaml"):
+        load_config(["conf=cartpole", "algorithm=pearl"])
+    with pytest.raises(ConfigError, match="algorithm=perl: unknown"):
+        load_config(["conf=cartpole", "algorithm=perl"])

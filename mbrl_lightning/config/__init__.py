@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
 from mbrl_lightning.config.schema import FIELDS, NAME, OPEN, SECTIONS, Config, get
+from mbrl_lightning.config.sources import is_registered
 from mbrl_lightning.config.words import Words, number_list, read, yaml_values
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
@@ -63,6 +64,9 @@ def _read_named(kind: str, name: Any, draft: Draft) -> dict[str, Any]:
     path = (root / f"{name}.yaml").resolve()
     if name not in available(kind) or path.parent != root:
         known = available(kind)
+        if kind == "algorithm" and is_registered(name):
+            draft.problems.append(f"algorithm={name}: its YAML is missing: write conf/algorithm/{name}.yaml")
+            return {}
         draft.problems.append(f"{word}={name}: unknown{did_you_mean(name, known)}; known: {', '.join(known)}")
         return {}
     return _read_yaml(path, f"{path.parent.name}/{path.name}", draft)

@@ -5,6 +5,7 @@ import os
 
 from mbrl_lightning.config.option import limits_broken
 from mbrl_lightning.config.schema import ENVIRONMENTS, FIELDS, Config, get
+from mbrl_lightning.config.sources import option_problems
 from mbrl_lightning.config.words import number_list
 from mbrl_lightning.errors import did_you_mean
 
@@ -18,6 +19,7 @@ def range_problems(config: Config) -> list[str]:
             broken = limits_broken(item, entry.metadata) if item not in (None, "") else ""
             if broken:
                 problems.append(f"{key}={value}: {broken}")
+    problems += option_problems(config.env.name, config.env.file, config.env.options)
     return problems + _cross_problems(config)
 
 

@@ -1,0 +1,42 @@
+"""What the sources of families and algorithms say, read without importing them: PyTorch would take seconds."""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mbrl_lightning.errors import did_you_mean
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def options_of(function: str, files: Iterable[Path]) -> list[str] | None:
+    """Names of a function's parameters; None where no file defines it plainly, or where it takes any (`**options`)."""
+    for file in files:
+        try:
+            nodes = ast.parse(file.read_text(encoding="utf-8")).body
+        except (OSError, ValueError, SyntaxError):  # whoever imports it says so better
+            return None
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef) and node.name == function:
+                known = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+                return None if node.args.kwarg or node.decorator_list else known
+    return None
+
+
+def option_problems(name: str, file: str | None, options: dict[str, Any]) -> list[str]:
+    """`env.options.*` that a shipped family, or `family()` of a user's file, does not have."""
+    shipped = sorted((PACKAGE / "envs" / "families").glob("*.py"))
+    known = options_of("family", [Path(file)]) if file else options_of(name, shipped)
+    if not options or known is None:
+        return []
+    what, those = file or f"task family '{name}'", f"its options: {', '.join(known)}" if known else "it has none"
+    unknown = [key for key in options if key not in known]
+    return [f"env.options.{key}: {what} has no such option{did_you_mean(key, known)}; {those}" for key in unknown]
+
+
+def is_registered(algorithm: str) -> bool:
+    """Whether the registry of algorithms has a row of this name."""
+    tree = ast.parse((PACKAGE / "algorithms" / "__init__.py").read_text(encoding="utf-8"))
+    rows = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
+    return any(isinstance(key, ast.Constant) and key.value == algorithm for key in rows)
