@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Ratio, compare, ratio
+from benchmarks.setting import random_steps
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.algorithms.m3po import M3PO
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.models.imagination import branched_rollouts
@@ -28,8 +28,7 @@ class Branching:
         assert isinstance(algorithm, M3PO)
         self.algorithm, self.generator = algorithm, torch.Generator().manual_seed(0)
         tasks = family.sample(4, self.generator)
-        act = random_actions(family.spec, self.generator)
-        data = collect(family.simulate(tasks), family.spec, act, REAL // 4, self.generator)
+        data = random_steps(family, tasks, REAL // 4, self.generator)
         self.real = TaskBuffer(1)
         self.real.extend(data, self.real.add_tasks(tasks), exploratory=False)
         algorithm.dynamics.observe(self.real.transitions(), 0.1, fit=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gymnasium
 import mujoco
 import numpy as np
@@ -10,26 +12,14 @@ from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
 from benchmarks.measure import Ratio, compare, ratio
-from benchmarks.setting import Setting, prepare
-from mbrl_lightning.data.collect import Act, collect
+from benchmarks.setting import prepare
+from mbrl_lightning.data.collect import collect
 from mbrl_lightning.envs.bodies.half_cheetah import FRAME_SKIP
 from mbrl_lightning.envs.bodies.mujoco import nominal_model
 
+Act = Callable[[Tensor], Tensor]
 TASKS, STEPS = 16, 250
 OURS, VECTOR, BARE = "data.collect", "SyncVectorEnv", "bare mj_step"
-
-
-def policy_of(setting: Setting) -> Act:
-    """The belief-conditioned policy that all three sides call, `[16, 18] -> [16, 6]`."""
-    algorithm = setting.algorithm
-    belief = algorithm.prior(TASKS)
-
-    @torch.no_grad()
-    def act(observation: Tensor) -> Tensor:
-        noise = algorithm.policy.noise((TASKS,), setting.generator)
-        return algorithm.policy.act(observation, belief, noise)
-
-    return act
 
 
 def gymnasium_env(task: np.ndarray) -> gymnasium.Env:
@@ -96,11 +86,17 @@ def xml_path() -> str:
 def run(repeats: int) -> list[Ratio]:
     """Both ratios."""
     setting = prepare("half_cheetah")
-    family, act = setting.family, policy_of(setting)
-    tasks = family.test[:TASKS]
+    family, algorithm, draw = setting.family, setting.algorithm, setting.generator
+    tasks, belief = family.test[:TASKS], algorithm.begin(TASKS)
     simulator = family.simulate(tasks)
+
+    @torch.no_grad()
+    def act(observation: Tensor) -> Tensor:
+        """The belief-conditioned policy that all three sides call, `[16, 18] -> [16, 6]`."""
+        return algorithm.act(belief, observation, draw)[0]
+
     sides = {
-        OURS: lambda: collect(simulator, family.spec, act, STEPS, setting.generator),
+        OURS: lambda: collect(simulator, family.spec, algorithm, belief, STEPS, draw, draw),
         VECTOR: Vector(tasks.numpy(), act),
         BARE: Bare(tasks.numpy(), act),
     }

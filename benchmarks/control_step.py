@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from benchmarks.measure import Ratio, compare, ratio
+from benchmarks.setting import random_steps
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
-from mbrl_lightning.data.collect import Act, collect, random_actions
 from mbrl_lightning.envs import make_family
 
 ADAPTING, PLANNING = "adapt and plan", "plan alone"
@@ -16,7 +16,7 @@ CASES = (1, 5)  # half-cheetahs at once
 
 
 class Control:
-    """An actor in the middle of an episode: its past is full, its plan is warm.
+    """A belief in the middle of an episode: its past is full, its plan is warm.
 
     Args:
         rows: half-cheetahs at once.
@@ -25,22 +25,21 @@ class Control:
 
     def __init__(self, rows: int, frozen: bool) -> None:
         cfg = compose(SHIPPED)
-        family, generator = make_family(cfg.env.name, **cfg.env.options), torch.Generator().manual_seed(0)
+        family, self.generator = make_family(cfg.env.name, **cfg.env.options), torch.Generator().manual_seed(0)
         torch.manual_seed(0)
-        algorithm = make_algorithm(cfg, family)
-        tasks = family.sample(rows, generator)
-        data = collect(family.simulate(tasks), family.spec, random_actions(family.spec, generator), 50, generator)
-        algorithm.dynamics.observe(data.flatten(0, 1))
-        algorithm.dynamics.idle = frozen
-        self.act: Act = algorithm.actor(algorithm.prior(rows), generator)
-        self.observations, self.now = data["observation"].unbind(1), 0
+        self.algorithm = make_algorithm(cfg, family)
+        data = random_steps(family, family.sample(rows, self.generator), 50, self.generator)
+        self.algorithm.dynamics.observe(data.flatten(0, 1))
+        self.algorithm.dynamics.idle = frozen
+        self.belief, self.steps, self.now = self.algorithm.begin(rows), data.unbind(1), 0
         for _ in range(cfg.l2a.past + 2):
             self()
 
     def __call__(self) -> None:
-        """One step of all rows."""
-        self.act(self.observations[self.now % len(self.observations)])
-        self.now += 1
+        """One step of all rows; they are shown recorded steps, whatever they choose."""
+        step = self.steps[self.now % len(self.steps)]
+        _, belief = self.algorithm.act(self.belief, step["observation"], self.generator)
+        self.belief, self.now = self.algorithm.adapt(belief, step), self.now + 1
 
 
 def run(repeats: int) -> list[Ratio]:

@@ -16,7 +16,7 @@ largest round in brackets. Times are CPU times of the process.
 GROUPS = {
     "GSSM": """## GSSM: matrix products against explicit messages
 
-The context encoder as the library writes it (`adaptation/encoders.py`: every sum over nodes is a
+The context encoder as the library writes it (`beliefs/encoders.py`: every sum over nodes is a
 matrix product) against `benchmarks/graph_rival.py`, which lays all messages out as `[M, N, N, Z]`
 and sums them. Same weights, same results (checked to 1e-4 before timing), M = 4 tasks, N context
 and N target transitions, Z = 16, the half-cheetah network of the paper's parameter table. The
@@ -65,7 +65,7 @@ gradient iterations and line search, against the same equations written out on p
 """,
     "planning": """## Planning for many environments in one call
 
-`policy_search/planners.py` (CEM, one iteration): 16 half-cheetahs x 500 candidates x 20 steps x 5 models of two hidden
+`policies/planners.py` (CEM, one iteration): 16 half-cheetahs x 500 candidates x 20 steps x 5 models of two hidden
 layers, against the same planner and against TorchRL's `CEMPlanner`, both called for one environment after the other. A
 factor of 5 was wanted. A CPU core does not give it: one environment alone is 2,500 rows a step, whose products keep
 the core as busy as 40,000 rows do, so that only what is spent per call can be saved. Where there is less to compute, as

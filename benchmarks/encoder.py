@@ -47,7 +47,7 @@ def batch_of(data: TensorDict, size: int, latent: int) -> TensorDict:
 def forward(model: GraphDynamics, batch: TensorDict) -> torch.Tensor:
     """Belief from the context, then the predicted next observations `[M, N, S]`."""
     target = batch["target"]
-    return model(target["observation"], target["action"], model.infer(batch["context"]))
+    return model.imagine(target["observation"], target["action"], model.infer(batch["context"]))
 
 
 @torch.no_grad()

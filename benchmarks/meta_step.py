@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Ratio, compare, ratio
+from benchmarks.setting import random_steps
 from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.trust_region import BACKTRACKS
@@ -167,11 +167,11 @@ def run(repeats: int) -> list[Ratio]:
     algorithm, step = MBMPO(family, cfg), GradientStep(Fabric(accelerator="cpu", devices=1))
     draw, real = torch.Generator().manual_seed(0), TaskBuffer(len(family.parameters))
     tasks = family.sample(20, draw)
-    data = collect(family.simulate(tasks), family.spec, random_actions(family.spec, draw), family.spec.horizon, draw)
+    data = random_steps(family, tasks, family.spec.horizon, draw)
     real.extend(data, real.add_tasks(tasks), exploratory=True)
     algorithm.fit(real, step, 30, draw)
     algorithm.policy.norm.fit(family.spec.features(data["observation"]))
-    worlds = algorithm._worlds(real, step)
+    worlds = algorithm._worlds(real, step, draw)
     start = {name: value.detach().clone() for name, value in algorithm.policy.adaptable().items()}
 
     def ours() -> None:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import torch
 from lightning.fabric import Fabric
+from tensordict import TensorDict
+from torch import Tensor
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.algorithms.gssm_aps import GSSMAPS
 from mbrl_lightning.config import compose
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, random_actions
+from mbrl_lightning.data.collect import Uniform, collect
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.networks.step import GradientStep
@@ -30,6 +32,13 @@ class Setting:
     generator: torch.Generator
 
 
+def random_steps(family: TaskFamily, tasks: Tensor, steps: int, generator: torch.Generator) -> TensorDict:
+    """Transitions `[M, steps]` of tasks `[M, P]` under random actions."""
+    uniform = Uniform(family.spec)
+    start = uniform.begin(len(tasks))
+    return collect(family.simulate(tasks), family.spec, uniform, start, steps, generator, generator)
+
+
 def prepare(conf: str, tasks: int = 20, steps: int = 300) -> Setting:
     """Build it with the sizes of `conf/<conf>.yaml`.
 
@@ -45,7 +54,7 @@ def prepare(conf: str, tasks: int = 20, steps: int = 300) -> Setting:
     generator = torch.Generator().manual_seed(0)
     real = TaskBuffer(len(family.parameters), cfg.loop.buffer)
     drawn = family.sample(tasks, generator)
-    data = collect(family.simulate(drawn), family.spec, random_actions(family.spec, generator), steps, generator)
+    data = random_steps(family, drawn, steps, generator)
     real.extend(data, real.add_tasks(drawn), exploratory=True)
     transitions = real.transitions()
     algorithm.dynamics.observe(transitions, cfg.search.bounds)

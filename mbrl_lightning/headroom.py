@@ -39,14 +39,15 @@ def policy_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
         algorithm = DRPPO(family, cfg, told=told)
         loop = MetaLoop(cfg, family, algorithm, quiet=True)
         for iteration in range(cfg.loop.iterations):
-            algorithm.improve(loop.real, loop.step, loop.interact)
+            algorithm.improve(loop.world, loop.step)
+            algorithm.iteration += 1
             if (iteration + 1) % 10 == 0:
                 print(f"  policy {arm} parameters: {loop.real.num_steps} real steps", flush=True)
         test = MetaTest(algorithm, loop.real, loop.step, loop.streams["evaluation"], add)
         belief = algorithm.tell(family.test)
         beliefs = {arm: belief} | ({"wrong": test.another(belief)} if told else {})
         for name, held in beliefs.items():
-            episodes = test.episodes(family.test, test.deterministic(held))
+            episodes = test.episodes(family.test, held)
             means[name] = test.report(f"return/{name}", episodes, "test", loop.real.num_steps)
     return means
 
@@ -56,7 +57,7 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     from lightning.fabric import Fabric
 
     from mbrl_lightning.data.buffer import TaskBuffer
-    from mbrl_lightning.data.collect import collect, random_actions
+    from mbrl_lightning.data.collect import Uniform, collect
     from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.measuring.baselines import fit_baseline
     from mbrl_lightning.measuring.meta_test import MetaTest
@@ -68,8 +69,9 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     tasks = family.sample(MODEL_TASKS, streams["tasks"])
 
     def transitions(chosen: Any) -> Any:
-        act = random_actions(family.spec, streams["envs"])
-        return collect(family.simulate(chosen), family.spec, act, MODEL_STEPS, streams["envs"])
+        agent, envs = Uniform(family.spec), streams["envs"]
+        start = agent.begin(len(chosen))
+        return collect(family.simulate(chosen), family.spec, agent, start, MODEL_STEPS, envs, noise=envs)
 
     real.extend(transitions(tasks), real.add_tasks(tasks), exploratory=True)
     targets, means = transitions(family.test), {}

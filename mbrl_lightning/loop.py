@@ -10,20 +10,16 @@ from typing import Any, Protocol
 
 import torch
 from lightning.fabric import Fabric
-from tensordict import TensorDict
-from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act, collect, collect_parts, random_actions
 from mbrl_lightning.data.seeds import Streams, globals_kept
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
 from mbrl_lightning.measuring.baselines import baselines_of
 from mbrl_lightning.measuring.meta_test import MetaTest
-from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks.step import GradientStep, require_finite
 from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.runs.devices import make_fabric
@@ -83,14 +79,17 @@ class MetaLoop:
         algorithm.to(self.fabric.device)
         self.step = GradientStep(self.fabric)
         self.streams = Streams(cfg.seed)
-        self.real = TaskBuffer(len(family.parameters), cfg.loop.buffer)
+        self.world = RealWorld(family, self.streams, cfg.loop.buffer)
+        self.real = self.world.real
         path = folder / "results.csv" if folder is not None and self.fabric.is_global_zero else None
         self.results = Results(path, cfg.algorithm, cfg.conf or family.spec.name, cfg.seed)
         self.progress = Progress(cfg, self.fabric.is_global_zero and not quiet, folder)
-        self.iteration = 0
-        self.tasks = torch.zeros(0, len(family.parameters), dtype=torch.float64)
-        self.index = torch.zeros(0, dtype=torch.long)
         self.times: dict[str, float] = {}
+
+    @property
+    def iteration(self) -> int:
+        """Outer iterations done."""
+        return self.world.iteration
 
     # -- the loop
 
@@ -106,12 +105,13 @@ class MetaLoop:
         self.progress.begin(self.iteration)
         while self.iteration < loop.iterations:
             with self._timed("collect"):
-                metrics = self._collect()
+                metrics = self.algorithm.collect(self.world)
             with self._timed("model"):
                 metrics |= self._fit_dynamics()
             with self._timed("policy"):
-                metrics |= self.algorithm.improve(self.real, self.step, self.interact)
-            self.iteration += 1
+                metrics |= self.algorithm.improve(self.world, self.step)
+            self.algorithm.iteration += 1
+            self.world.iteration += 1
             require_finite(self._learned(), f"iteration {self.iteration}")
             last = self.iteration == loop.iterations
             if last or (loop.evaluate_every and self.iteration % loop.evaluate_every == 0):
@@ -127,68 +127,6 @@ class MetaLoop:
                 self._show()
             self._heed_signals()
         return self.results
-
-    def _collect(self) -> dict[str, float]:
-        """Exploration data of new tasks, then the policy's own episodes (all of them counted as real steps)."""
-        loop, first, warm_up = self.cfg.loop, self.iteration == 0, self.algorithm.warm_up
-        if self.algorithm.collects:
-            if first and warm_up:
-                tasks = self.family.sample(1, self.streams["tasks"])
-                act = random_actions(self.family.spec, self.streams["envs"], self.cfg.sac.warmup_hold)
-                for _ in self.interact(tasks, act, warm_up):
-                    pass
-            return {}
-        steps = loop.episode_steps or self.family.spec.horizon
-        if self.iteration % loop.redraw_every == 0:
-            self.tasks = self.family.sample(loop.tasks_per_iteration, self.streams["tasks"])
-            self.index = self.real.add_tasks(self.tasks)
-            random_steps = loop.exploration_steps + first * loop.episodes_per_task * steps
-            if random_steps:
-                act = random_actions(self.family.spec, self.streams["envs"])
-                self.real.extend(self._simulate(self.tasks, act, random_steps), self.index, exploratory=True)
-        if first or loop.episodes_per_task == 0:
-            return {}
-        context = self.real.draw_context(self.index, self.family.context_steps, self.streams["envs"])
-        belief = self.algorithm.adapt(context.to(self.fabric.device))
-        rows = torch.arange(len(self.tasks)).repeat_interleave(loop.episodes_per_task)
-        act = self.algorithm.actor(self.algorithm.explorers(belief[rows]), self.streams["envs"])
-        data = self._simulate(self.tasks[rows], act, steps)
-        self.real.extend(data, self.index[rows], exploratory=False)
-        return {"real/return": float(mean_return(data, self.family.spec))}
-
-    def _simulate(self, tasks: Tensor, act: Act, steps: int) -> TensorDict:
-        simulator = self.family.simulate(tasks)
-        try:
-            return collect(simulator, self.family.spec, act, steps, self.streams["envs"])
-        finally:
-            simulator.close()
-
-    def interact(
-        self, tasks: Tensor, act: Act, steps: int, every: int | None = None, exploratory: bool = False
-    ) -> Iterator[TensorDict]:
-        """Real interaction asked for by an algorithm: collected, stored, counted, and handed over part by part.
-
-        Args:
-            tasks: `[B, P]`.
-            act: the policy.
-            steps: of each task, in all.
-            every: steps of a part; None gives all at once.
-            exploratory: contexts are made of these transitions.
-
-        Yields:
-            `[B, every]`.
-        """
-        index, first = self.real.index_of(tasks), self.real.episodes if every else None
-        simulator = self.family.simulate(tasks)
-        try:
-            spec, envs = self.family.spec, self.streams["envs"]
-            for part in collect_parts(simulator, spec, act, steps, envs, every or steps):
-                if "hidden" in part.keys():  # noqa: SIM118 - a TensorDict has no `in`
-                    index = self.real.index_of(part["hidden"])
-                self.real.extend(part, index, exploratory, first_episode=first)
-                yield part
-        finally:
-            simulator.close()
 
     def _fit_dynamics(self) -> dict[str, float]:
         loop = self.cfg.loop
@@ -261,12 +199,9 @@ class MetaLoop:
         """All that a run needs to go on exactly: plain containers and tensors."""
         return {
             **self._learned(),
-            "real": self.real.state_dict(),
+            "world": self.world.state_dict(),
             "streams": self.streams.state_dict(),
             "generator": self.algorithm.generator.get_state(),
-            "iteration": self.iteration,
-            "tasks": self.tasks,
-            "index": self.index,
             "times": dict(self.times),
             "gradient_steps": self.step.count,
         }
@@ -282,9 +217,8 @@ class MetaLoop:
             return
         for name, value in state["optimizers"].items():
             self.algorithm.optimizers[name].load_state_dict(value)
-        self.real.load_state_dict(state["real"])
+        self.world.load_state_dict(state["world"])
         self.algorithm.generator.set_state(state["generator"].cpu())
-        self.iteration, self.tasks, self.index = state["iteration"], state["tasks"], state["index"]
         self.times, self.step.count = dict(state["times"]), state["gradient_steps"]
         self.results.truncate(self.iteration)
         self.streams.load_state_dict(state["streams"])

@@ -21,11 +21,13 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.words import describe, read, take
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and a typo must not
+    import torch
+    from tensordict import TensorDict, TensorDictBase
     from torch import Tensor
 
-    from mbrl_lightning.data.collect import Act
     from mbrl_lightning.envs.family import TaskFamily
     from mbrl_lightning.envs.spec import Simulator
+    from mbrl_lightning.policies.planners import Advance, Planner
 
 
 @dataclass
@@ -47,7 +49,7 @@ Any key of `python -m mbrl_lightning.fit --help` may follow. Rows go to perfect_
 
 
 class SimulatorModel:
-    """An `Advance` (see `ModelEnv`) that is the simulator itself: each search starts where the acting one stands.
+    """An `Advance` (see `policies.planners`) that is the simulator itself: each search starts where the acting one stands.
 
     Args:
         family: of the tasks.
@@ -93,45 +95,67 @@ def perfect_model(cfg: Config, tasks: int, progress: bool = False) -> dict[str, 
     """
     import torch
 
-    from mbrl_lightning.data.collect import collect, episode_returns, random_actions
+    from mbrl_lightning.data.collect import Uniform, collect, episode_returns
     from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.envs import family_of
-    from mbrl_lightning.models.model_env import ModelEnv
-    from mbrl_lightning.policies.planner_actor import PlannerActor
     from mbrl_lightning.policies.planners import make_planner
 
     family, streams = family_of(cfg.env), Streams(cfg.seed)
-    spec, drawn = family.spec, family.sample(tasks, streams["tasks"])
+    spec, drawn, noise = family.spec, family.sample(tasks, streams["tasks"]), streams["evaluation"]
     returns = {}
     for name in ("random", "planner"):
         simulator = family.simulate(drawn)
         model = SimulatorModel(family, drawn, simulator, cfg.planner.horizon)
-        act: Act = random_actions(spec, streams["evaluation"])
+        agent: Uniform | Planning = Uniform(spec)
         if name == "planner":
-            act = PlannerActor(make_planner(ModelEnv(spec, model), cfg.planner), streams["evaluation"])
-            act = _telling(act, spec.horizon) if progress else act
+            agent = Planning(make_planner(spec, cfg.planner), model, spec.horizon if progress else 0)
         start = torch.Generator().manual_seed(cfg.seed)  # both begin alike
         try:
-            returns[name] = episode_returns(collect(simulator, spec, act, spec.horizon, start, training=False), spec)
+            belief = agent.begin(len(drawn))
+            episodes = collect(simulator, spec, agent, belief, spec.horizon, start, noise, training=False)
+            returns[name] = episode_returns(episodes, spec)
         finally:
             simulator.close()
             model.close()
     return returns
 
 
-def _telling(act: Act, steps: int) -> Act:
-    began, done = time.monotonic(), 0
+class Planning:
+    """An agent that plans at every step and carries its plan.
 
-    def telling(observation: Tensor) -> Tensor:
-        nonlocal done
-        action, done = act(observation), done + 1
-        if done % max(steps // 10, 1) == 0:
-            gone = time.monotonic() - began
-            passed, left = (timedelta(seconds=round(t)) for t in (gone, gone / done * (steps - done)))
-            print(f"step {done} of {steps} | {passed} gone, {left} to go", flush=True)
-        return action
+    Args:
+        planner: how.
+        advance: in what.
+        told: steps in all, to say every tenth of them how far it is; 0 says nothing.
+    """
 
-    return telling
+    def __init__(self, planner: Planner, advance: Advance, told: int = 0) -> None:
+        self.planner, self.advance, self.told, self.began = planner, advance, told, time.monotonic()
+
+    def begin(self, tasks: int) -> TensorDict:
+        """A cold plan."""
+        import torch
+        from tensordict import TensorDict
+
+        age = torch.zeros(tasks, dtype=torch.long)
+        return TensorDict({"plan": self.planner.cold(tasks), "age": age}, batch_size=[tasks])
+
+    def act(
+        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """See `data.collect.Agent`."""
+        assert noise is not None
+        action, plan = self.planner.plan(self.advance, observation, noise, belief["plan"])
+        done = int(belief["age"].max()) + 1
+        if self.told and done % max(self.told // 10, 1) == 0:
+            gone = time.monotonic() - self.began
+            passed, left = (timedelta(seconds=round(t)) for t in (gone, gone / done * (self.told - done)))
+            print(f"step {done} of {self.told} | {passed} gone, {left} to go", flush=True)
+        return action, belief.clone(False).update({"plan": plan, "age": belief["age"] + 1})
+
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """The simulator has nothing to learn."""
+        return belief
 
 
 def write(cfg: Config, returns: dict[str, Tensor], path: Path) -> None:

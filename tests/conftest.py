@@ -11,14 +11,13 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # read when TorchRL is imp
 
 import pytest
 import torch
-from fakes import shortened
+from fakes import random_steps, shortened
 from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.loop import MetaLoop
@@ -69,7 +68,7 @@ def recorded(cartpole: TaskFamily) -> TensorDict:
     """Random-policy transitions [6 tasks, 60 steps] of the cart-pole; do not write into it."""
     tasks = cartpole.sample(6, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
-    data = collect(cartpole.simulate(tasks), cartpole.spec, random_actions(cartpole.spec, generator), 60, generator)
+    data = random_steps(cartpole, tasks, 60, generator)
     return data.lock_()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
+from mbrl_lightning.data.collect import Uniform, collect
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
 
@@ -73,6 +75,35 @@ def counter_family(horizon: int = 8, **fields: Any) -> TaskFamily:
         test=torch.linspace(1.5, 5.5, 5, dtype=torch.float64).unsqueeze(1),
         context_steps=6,
     )
+
+
+class Says:
+    """An agent that looks at the observation alone, `[B, S] -> [B, A]`, and remembers nothing.
+
+    Args:
+        choose: what it does; given the generator too if `noisy`.
+    """
+
+    def __init__(self, choose: Callable[..., Tensor], noisy: bool = False) -> None:
+        self.choose, self.noisy = choose, noisy
+
+    def begin(self, tasks: int) -> TensorDict:
+        return TensorDict({}, batch_size=[tasks])
+
+    def act(self, belief: TensorDict, observation: Tensor, noise: Any = None) -> tuple[Tensor, TensorDict]:
+        return self.choose(noise, observation) if self.noisy else self.choose(observation), belief
+
+    def adapt(self, belief: TensorDict, transitions: Any) -> TensorDict:
+        return belief
+
+
+def random_steps(
+    family: TaskFamily, tasks: Tensor, steps: int, generator: torch.Generator, training: bool = True, hold: int = 1
+) -> TensorDict:
+    """Transitions `[M, steps]` of tasks `[M, P]` under random actions."""
+    uniform = Uniform(family.spec, hold)
+    simulator, start = family.simulate(tasks), uniform.begin(len(tasks))
+    return collect(simulator, family.spec, uniform, start, steps, generator, generator, training)
 
 
 def shortened(family: TaskFamily, horizon: int | None = None, test: int = 3, context: int | None = None) -> TaskFamily:

@@ -1,41 +1,31 @@
-"""What an algorithm is: a model, a policy, a belief, and a way to improve the policy. It knows nothing of the loop."""
+"""What an algorithm is: a model, a policy, a belief that is carried, and a way to improve the policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act, random_actions
+from mbrl_lightning.data.collect import Agent, Uniform
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.models.base import MAX_GRAD_NORM, Dynamics
-from mbrl_lightning.models.recurrent import HistoryDynamics
+from mbrl_lightning.models.base import Model
+from mbrl_lightning.models.imagination import mean_return
+from mbrl_lightning.models.measures import model_errors
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.sac import SAC
 
 
-class Collect(Protocol):
-    """Real interaction for methods that need their own; what they see is stored and counted."""
-
-    def __call__(
-        self, tasks: Tensor, act: Act, steps: int, every: int | None = None, exploratory: bool = False
-    ) -> Iterator[TensorDict]:
-        """Transitions `[B, T]` of tasks `[B, P]`, in parts of T = `every` of the `steps` steps, or all at once.
-
-        Contexts are made of the `exploratory` ones.
-        """
-
-
 class Algorithm(nn.Module):
-    """Base of all methods: five members, no lifecycle hooks.
+    """Base of all methods. A belief is a TensorDict with batch `[M]`, handed in and handed back; nothing else remembers.
+
+    What a method does differently is a method of this class with another body: a new one gives `adapt` and `improve`, and
+    `fit` where it has a model.
 
     Attributes:
         family: the task family.
@@ -44,18 +34,12 @@ class Algorithm(nn.Module):
         policy: the deployed policy.
         optimizers: by name; part of the checkpoint.
         generator: draws all that the policy search draws; part of the checkpoint.
-        collects: the method collects through `improve`; the loop then collects no more than its `warm_up`.
-        adapts: `adapt` learns from a context; the meta-test gives none to a method whose belief grows only as it acts.
-        deploys_prior: what learns, and what curves show, is the policy before it adapts (MAML's pre-update policy).
-        warm_up: real steps of random actions before all else, for a method that collects.
+        iteration: outer iterations that this algorithm has been improved in.
     """
 
-    dynamics: Dynamics | HistoryDynamics | None
+    dynamics: Model | None
     policy: Policy | SAC
-    collects = False
-    warm_up = 0
-    adapts = True
-    deploys_prior = False
+    iteration: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__()
@@ -63,70 +47,153 @@ class Algorithm(nn.Module):
         self.dynamics = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
 
     @property
-    def model(self) -> Dynamics | HistoryDynamics | None:
+    def device(self) -> torch.device:
+        """Where the networks are, and so are beliefs."""
+        return self.iteration.device
+
+    @property
+    def model(self) -> Model | None:
         """The model if it is ever fitted: what there is to measure and to draw."""
         return self.dynamics
 
-    def prior(self, num_tasks: int) -> TensorDict:
-        """What is believed of M tasks before any transition: a belief with batch `[M]`."""
-        spec = self.spec
-        empty = {
-            "observation": torch.zeros(num_tasks, 0, spec.observation_dim),
-            "action": torch.zeros(num_tasks, 0, spec.action_dim),
-            ("next", "observation"): torch.zeros(num_tasks, 0, spec.observation_dim),
-        }
-        return self.adapt(TensorDict(empty, batch_size=[num_tasks, 0]))
+    # -- the belief
 
-    def adapt(self, context: TensorDictBase) -> TensorDict:
-        """What is believed after `context` `[M, K]`: a belief with batch `[M]` and `latent` `[M, Z]`."""
-        return TensorDict({"latent": torch.zeros(len(context), 0)}, batch_size=[len(context)])
+    def begin(self, tasks: int) -> TensorDict:
+        """What is believed of M = `tasks` tasks before any transition; by default an empty `latent` `[M, 0]`."""
+        return TensorDict({"latent": torch.zeros(tasks, 0, device=self.device)}, batch_size=[tasks])
 
-    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """The belief `[M]` after a context of K further transitions `[M, K]`, or after the one step just made, `[M]`.
+
+        By default nothing is learned from either.
+        """
+        return belief
+
+    def act(
+        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """Actions `[M, A]` for observations `[M, S]`, on the CPU, and the belief after the choice.
+
+        Args:
+            belief: batch `[M]`, one row an environment.
+            observation: `[M, S]`.
+            noise: draws a sampled action; None gives the best one.
+        """
+        policy = cast(Policy, self.policy)
+        drawn = None if noise is None else policy.noise((len(observation),), noise).to(self.device)
+        return policy.act(observation.to(self.device), belief, drawn).cpu(), belief
+
+    # -- training
+
+    def collect(self, world: RealWorld) -> dict[str, float]:
+        """Real data of one iteration: exploration of new tasks, then the policy's own episodes; returns metrics.
+
+        In the first iteration, when there is no policy to speak of, all of it is exploration.
+        """
+        loop, first = self.cfg.loop, world.iteration == 0
+        steps = loop.episode_steps or self.spec.horizon
+        if world.iteration % loop.redraw_every == 0:
+            world.draw(loop.tasks_per_iteration)
+            random_steps = loop.exploration_steps + first * loop.episodes_per_task * steps
+            if random_steps:
+                uniform = Uniform(self.spec)
+                start, index = uniform.begin(len(world.tasks)), world.index
+                list(world.interact(world.tasks, uniform, start, random_steps, exploratory=True, index=index))
+        if first or loop.episodes_per_task == 0:
+            return {}
+        context = world.real.draw_context(world.index, self.family.context_steps, world.streams["envs"])
+        belief = self.adapt(self.begin(len(context)), context.to(self.device))
+        rows = torch.arange(len(world.tasks)).repeat_interleave(loop.episodes_per_task)
+        start = self.collectors(belief[rows.to(self.device)])
+        (data,) = world.interact(world.tasks[rows], self, start, steps, index=world.index[rows])
+        return {"real/return": float(mean_return(data, self.spec))}
+
+    def warm_up(self, world: RealWorld, steps: int, hold: int) -> dict[str, float]:
+        """`collect` of off-policy methods: random actions in one task, in the first iteration; `improve` collects the rest.
+
+        Args:
+            world: where.
+            steps: real steps.
+            hold: steps for which each action is held.
+        """
+        if world.iteration == 0 and steps:
+            uniform = Uniform(self.spec, hold)
+            list(world.interact(world.family.sample(1, world.streams["tasks"]), uniform, uniform.begin(1), steps))
+        return {}
+
+    def collectors(self, belief: TensorDict) -> TensorDict:
+        """The belief that training episodes begin with, one row an episode; by default what is deployed."""
+        return belief
+
+    def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
+        """Fit the model to real data by at most `steps` optimizer steps; returns its losses. By default there is none."""
+        return {}
+
+    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Improve the policy; returns metrics (`imagined/return` where there is imagination)."""
         raise NotImplementedError
 
-    def actor(self, belief: TensorDict, generator: torch.Generator | None = None) -> Act:
-        """The deployed policy under `belief` `[B]`, one row an environment; sampled if there is a generator, else its mean."""
-        policy = cast(Policy, self.policy)
-        device = next(policy.parameters()).device
-        belief = belief.to(device)
+    # -- meta-testing
 
-        def act(observation: Tensor) -> Tensor:
-            noise = None if generator is None else policy.noise((len(observation),), generator).to(device)
-            return policy.act(observation.to(device), belief, noise).cpu()
+    def explorer(self, tasks: int) -> tuple[Agent, TensorDict]:
+        """Who gathers contexts of M = `tasks` unseen tasks, and with what belief; by default random actions."""
+        uniform = Uniform(self.spec)
+        return uniform, uniform.begin(tasks)
 
-        return act
+    def shots(self, full: bool) -> list[int]:
+        """Numbers of context transitions after which a meta-test lets the method act.
 
-    def exploration(self, rows: int, generator: torch.Generator) -> Act:
-        """What gathers a context of unseen tasks in B = `rows` environments; by default random actions."""
-        return random_actions(self.spec, generator)
+        The first is the one that curves and controls are for. A method that learns nothing from a context is given none.
 
-    def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
-        """Fit the dynamics to real data by at most `steps` optimizer steps; returns the mean of its losses."""
-        dynamics, total = self.dynamics, dict[str, float]()
-        if not isinstance(dynamics, Dynamics):
-            return total
-        dynamics.observe(real.transitions().to(step.fabric.device), self.cfg.search.bounds)
-        for _ in range(steps):
-            batch = step.share(context_target(real, self.cfg.dynamics, generator, self.family.scale))
-            losses = step(partial(dynamics.training_step, batch), self.optimizers["dynamics"], MAX_GRAD_NORM)
-            total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
-        return {f"train/model_{name}": value for name, value in total.items()}
+        Args:
+            full: of the whole meta-test, with all of `evaluation.shots`; otherwise the first alone.
+        """
+        return [0]
+
+    def contexts(self, full: bool) -> list[int]:
+        """`shots` of a method that learns from contexts: the family's context, then its other multiples."""
+        size = self.cfg.evaluation.context or self.family.context_steps
+        others = {round(size * shot) for shot in self.cfg.evaluation.shots} - {size}
+        return [size, *sorted(others)] if full else [size]
 
     def controls(self, belief: TensorDict) -> dict[str, TensorDict]:
         """Further beliefs `[M]` to act under in a meta-test, by name: rows `return/<name>`."""
         return {}
 
-    def measures(self, episodes: TensorDict) -> dict[str, Tensor]:
-        """What only this method has to measure in its evaluation episodes `[M, episodes, T]`: `[M]` each, by metric."""
-        return {}
-
-    def explorers(self, belief: TensorDict) -> TensorDict:
-        """The belief with which the loop collects training episodes, one row an episode; by default the deployed policy."""
-        return belief
-
-    def fine_tune(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> TensorDict | None:
+    def fine_tune(
+        self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> TensorDict | None:
         """Belief with policies adapted by gradient steps in imagination (Algorithm 2); None if the method has none."""
         return None
+
+    def measures(
+        self, episodes: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What only this method has to measure in its evaluation episodes, by metric: one number, or one a task `[M]`.
+
+        Args:
+            episodes: `[M, episodes, T]`.
+            real: training data.
+            step: whose devices to use.
+            generator: the evaluation stream.
+        """
+        return {}
+
+    def output_errors(self, episodes: TensorDict) -> Tensor | None:
+        """Errors of each output before and after adapting inside episodes `[M, episodes, T]`: `[2, S]`, in squared units.
+
+        None where nothing adapts there.
+        """
+        return None
+
+    def model_errors(
+        self,
+        episodes: TensorDict,
+        fresh: TensorDict,
+        beliefs: dict[str, tuple[Model, TensorDict]],
+    ) -> dict[str, Tensor]:
+        """Errors of the model on transitions of unseen tasks; see `models.measures.model_errors`. By default of any model."""
+        return {} if self.model is None else model_errors(episodes, fresh, beliefs)

@@ -14,9 +14,10 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.objectives import DDPGLoss, SoftUpdate, ValueEstimators
 
-from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.imagination import mean_return
@@ -72,9 +73,6 @@ class DDPG(Algorithm):
     """
 
     policy: Policy
-    rounds: Tensor
-    collects = True
-    adapts = False
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
@@ -97,20 +95,21 @@ class DDPG(Algorithm):
         self.targets = SoftUpdate(self.loss, tau=cfg.sac.tau)
         trained = [p for p in self.loss.parameters() if p.requires_grad]
         self.optimizers = {"ddpg": torch.optim.Adam(trained, lr=cfg.sac.lr, fused=True)}
-        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
-        self.warm_up = cfg.sac.warmup_steps
 
-    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+    def collect(self, world: RealWorld) -> dict[str, float]:
+        """Random actions first; `improve` collects the rest."""
+        return self.warm_up(world, self.cfg.sac.warmup_steps, self.cfg.sac.warmup_hold)
+
+    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Real steps with noisy actions, and `sac.updates_per_step` updates for each of them."""
-        cfg, device = self.cfg, step.fabric.device
+        cfg, device, parts, metrics = self.cfg, self.device, [], dict[str, float]()
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
-        if not int(self.rounds):
-            self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(device))
-        self.rounds += 1
-        act, parts, metrics = self.actor(self.prior(len(tasks)), self.generator), [], dict[str, float]()
-        for part in collect(tasks, act, cfg.loop.episode_steps or self.spec.horizon, cfg.sac.every):
+        if not int(self.iteration):
+            self.policy.norm.fit(self.spec.features(world.real.transitions()["observation"]).to(device))
+        steps = cfg.loop.episode_steps or self.spec.horizon
+        for part in world.interact(tasks, self, self.begin(len(tasks)), steps, self.generator, cfg.sac.every):
             parts.append(part)
-            rows = self._rows(real).to(device)
+            rows = self._rows(world.real).to(device)
             for _ in range(round(cfg.sac.updates_per_step * part.numel())):
                 pick = torch.randint(len(rows), (cfg.sac.batch,), generator=self.generator).to(device)
                 batch = step.share(rows[pick])
@@ -122,7 +121,7 @@ class DDPG(Algorithm):
     @torch.no_grad()
     def _rows(self, real: TaskBuffer) -> TensorDict:
         """All real transitions `[N]` as the loss takes them."""
-        data, device = real.transitions(), self.rounds.device
+        data, device = real.transitions(), self.device
 
         def inputs(observation: Tensor) -> Tensor:
             return self.policy.norm(self.spec.features(observation.to(device)))

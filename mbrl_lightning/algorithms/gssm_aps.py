@@ -18,11 +18,14 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.graph import GraphDynamics
 from mbrl_lightning.models.imagination import ImaginedStreams, mean_return
 from mbrl_lightning.networks.step import GradientStep
@@ -41,7 +44,6 @@ class GSSMAPS(Algorithm):
     """
 
     dynamics: GraphDynamics
-    rounds: Tensor
     ranking: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config, conditioned: bool = True) -> None:
@@ -69,18 +71,39 @@ class GSSMAPS(Algorithm):
             "dynamics": self.dynamics.configure_optimizers(),
             "policy": torch.optim.Adam(searched, lr=search.lr, fused=True),
         }
-        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
         self.register_buffer("ranking", torch.arange(search.restarts))
 
     # -- belief
 
-    @torch.no_grad()
-    def adapt(self, context: TensorDictBase) -> TensorDict:
-        """Belief q(z_c | context) `[M]`; its `latent` is the mean. No gradient step (Algorithm 2)."""
-        belief = self.dynamics.infer(context)
-        return belief.set("latent", belief["loc"])
+    def begin(self, tasks: int) -> TensorDict:
+        """The learned prior, which is q(z_c) of an empty context."""
+        width = {"observation": self.spec.observation_dim, "action": self.spec.action_dim}
+        empty = {name: torch.zeros(tasks, 0, size, device=self.device) for name, size in width.items()}
+        after = TensorDict({"observation": empty["observation"]}, batch_size=[tasks, 0])
+        return self._infer(TensorDict(empty | {"next": after}, batch_size=[tasks, 0]))
 
-    def explorers(self, belief: TensorDict) -> TensorDict:
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """Belief q(z_c | context) `[M]`; its `latent` is the mean. No gradient step (Algorithm 2).
+
+        The context is what the belief was made of and `transitions` `[M, K]`; the one step just made is not taken into it.
+        """
+        if transitions.ndim == 1:
+            return belief
+        context = belief["context"]
+        return self._infer(
+            torch.cat([context, transitions.select(*context.keys(include_nested=True, leaves_only=True))], 1)
+        )
+
+    @torch.no_grad()
+    def _infer(self, context: TensorDict) -> TensorDict:
+        belief = self.dynamics.infer(context)
+        return belief.update({"latent": belief["loc"], "context": context})
+
+    def shots(self, full: bool) -> list[int]:
+        """See Algorithm.contexts."""
+        return self.contexts(full)
+
+    def collectors(self, belief: TensorDict) -> TensorDict:
         """Each row is driven by one of the better half of the restarts, in turn."""
         if not self.pathwise:
             return belief
@@ -89,21 +112,33 @@ class GSSMAPS(Algorithm):
         own = {name: value.detach()[chosen] for name, value in self.restarts.net.named_parameters()}
         return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
 
+    # -- model
+
+    def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
+        """Fit the model by `steps` optimizer steps on Eq. 7; returns the mean of its losses."""
+        total: dict[str, float] = {}
+        self.dynamics.observe(real.transitions().to(self.device), self.cfg.search.bounds)
+        for _ in range(steps):
+            batch = step.share(context_target(real, self.cfg.dynamics, generator, self.family.scale))
+            losses = step(partial(self.dynamics.training_step, batch), self.optimizers["dynamics"], MAX_GRAD_NORM)
+            total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
+        return {f"train/model_{name}": value for name, value in total.items()}
+
     # -- improvement
 
-    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Policy part of Algorithm 1, with the learning rate falling linearly over the run."""
+        real = world.real
         self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
         if self.pathwise:
             self.restarts.norm.load_state_dict(self.policy.norm.state_dict())
-        done = float(self.rounds) / max(self.cfg.loop.iterations, 1)
+        done = float(self.iteration) / max(self.cfg.loop.iterations, 1)
         for group in self.optimizers["policy"].param_groups:
             group["lr"] = self.cfg.search.lr * max(1 - done, 0.1)
         self.dynamics.requires_grad_(False)
         metrics = self._improve_pathwise(real, step) if self.pathwise else self._improve_ppo(real, step)
         self.dynamics.requires_grad_(True)
         self.dynamics.log_scale.requires_grad_(self.cfg.dynamics.learn_scale)
-        self.rounds += 1
         return metrics
 
     def _batch(self, real: TaskBuffer, step: GradientStep, tasks: int, rows: int) -> TensorDict:
@@ -123,7 +158,7 @@ class GSSMAPS(Algorithm):
                 {"context": context, "observation": starts, "noise": noise, "sample": sample}, batch_size=[tasks]
             )
         )
-        belief = self.adapt(batch["context"])
+        belief = self._infer(batch["context"])
         belief["latent"] = belief["loc"] + belief["scale"] * batch["sample"]
         return batch.set("belief", belief)
 
@@ -224,16 +259,20 @@ class GSSM(GSSMAPS):
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg, conditioned=False)
 
-    def fine_tune(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> TensorDict:
+    def fine_tune(
+        self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> TensorDict:
         """K policy-gradient updates in each task's imagined world; belief `[M]` with `policy` parameters `[M, ...]`."""
         self.dynamics.requires_grad_(False)
         tune = self._tune_pathwise if self.pathwise else self._tune_ppo
-        own = tune(belief, real, step)
+        own = tune(belief, real, step, generator)
         self.dynamics.requires_grad_(True)
         self.dynamics.log_scale.requires_grad_(self.cfg.dynamics.learn_scale)
         return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
 
-    def _tune_pathwise(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> dict[str, Tensor]:
+    def _tune_pathwise(
+        self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         tasks, search = len(belief), self.cfg.search
         device = step.fabric.device
         policies = Policy(self.spec, self.cfg.policy, 0, copies=tasks, squash=True).to(device)
@@ -249,36 +288,38 @@ class GSSM(GSSMAPS):
         for _ in range(self.cfg.evaluation.fine_tune_updates):
             batch = TensorDict(
                 {
-                    "observation": real.start_states(tasks * rows, self.generator, initial=True).view(tasks, rows, -1),
+                    "observation": real.start_states(tasks * rows, generator, initial=True).view(tasks, rows, -1),
                     "belief": belief,
-                    "noise": torch.randn(tasks, rows, self.cfg.dynamics.latent_dim, generator=self.generator),
+                    "noise": torch.randn(tasks, rows, self.cfg.dynamics.latent_dim, generator=generator),
                 },
                 batch_size=[tasks],
             ).to(device)
             step(partial(_policy_loss, loss, batch), optimizer, search.max_grad_norm, stacked=True)
         return {name: value.detach() for name, value in policies.net.named_parameters()}
 
-    def _tune_ppo(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> dict[str, Tensor]:
+    def _tune_ppo(
+        self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         stacks: list[dict[str, Tensor]] = []
         before = copy.deepcopy((self.policy.state_dict(), self.ppo.state_dict()))
         for task in range(len(belief)):
             one = TensorDict(
                 {
                     "belief": belief[task : task + 1],
-                    "observation": self._starts(real, self.cfg.search.rollouts, self.generator).unsqueeze(0),
+                    "observation": self._starts(real, self.cfg.search.rollouts, generator).unsqueeze(0),
                     "noise": torch.randn(
-                        1, self.cfg.search.rollouts, self.cfg.dynamics.latent_dim, generator=self.generator
+                        1, self.cfg.search.rollouts, self.cfg.dynamics.latent_dim, generator=generator
                     ),
                 },
                 batch_size=[1],
             ).to(step.fabric.device)
-            streams = self._streams(one, real, self.generator)
+            streams = self._streams(one, real, generator)
             trained = [*self.policy.parameters(), *self.ppo.parameters()]
             optimizer = torch.optim.Adam(trained, lr=self.cfg.evaluation.fine_tune_lr, fused=True)
             latent = one["belief", "latent"][:, None]
             for _ in range(self.cfg.evaluation.fine_tune_updates):
-                data = self._imagine(streams, latent, self.generator)
-                self.ppo.update(self.policy, data, latent.unsqueeze(1), step, optimizer, self.generator)
+                data = self._imagine(streams, latent, generator)
+                self.ppo.update(self.policy, data, latent.unsqueeze(1), step, optimizer, generator)
             stacks.append({name: value.detach()[0].clone() for name, value in self.policy.net.named_parameters()})
             self.policy.load_state_dict(before[0])
             self.ppo.load_state_dict(before[1])

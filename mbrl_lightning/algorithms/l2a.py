@@ -2,7 +2,7 @@
 
     Eq. 3                    theta moves so that inner steps on M transitions predict the next K        L2A.fit
     Algorithm 1, lines 4-6   segments of M + K steps, cut at random out of all episodes                 data.windows.Segments
-    Algorithm 2, line 5      at every control step theta'_t from the last M transitions                 AdaptiveActor
+    Algorithm 2, line 5      at every control step theta'_t from the last M transitions                 L2A.act
     line 6                   the first action of a plan in the model of theta'_t                        policy_search.planners
 Variants are values of `l2a.adaptation`: `gradient` is GrBAL, `recurrent` ReBAL, `none` MB-MPC (so is `l2a.inner_lr=0` without
 learned sizes). The loop is the library's own: random actions first, then episodes of the adapting planner; nothing is
@@ -20,17 +20,17 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act
 from mbrl_lightning.data.windows import Segments
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.models.adaptive import AdaptiveDynamics, make_adaptive
+from mbrl_lightning.models.adaptive import AdaptiveDynamics, adaptation_errors, make_adaptive, output_errors
 from mbrl_lightning.models.base import MAX_GRAD_NORM
-from mbrl_lightning.models.measures import adaptation_errors, until_fall
+from mbrl_lightning.models.measures import until_fall
 from mbrl_lightning.networks.step import GradientStep
-from mbrl_lightning.policies.adaptive_actor import AdaptiveActor
+from mbrl_lightning.policies.planners import make_planner
 
 
 class L2A(Algorithm):
@@ -42,23 +42,52 @@ class L2A(Algorithm):
     """
 
     dynamics: AdaptiveDynamics
-    adapts = False
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
         self.dynamics = make_adaptive(self.spec, cfg.dynamics, cfg.l2a)
         self.optimizers = {"dynamics": self.dynamics.configure_optimizers()}
-        self.actor(self.prior(1))  # refuses an impossible planner before anything is collected
+        self.planner = make_planner(self.spec, cfg.planner, cfg.dynamics.members)
 
-    def adapt(self, context: TensorDictBase) -> TensorDict:
-        """Nothing yet: a belief is of the last M steps, and the actor makes it as it acts."""
-        rows = len(context)
-        belief = {"latent": torch.zeros(rows, 0), "frozen": torch.zeros(rows, dtype=torch.bool)}
-        return TensorDict(belief, batch_size=[rows])
+    def begin(self, tasks: int) -> TensorDict:
+        """A cold plan, no transition among the last M, and nothing `frozen`: rows that are keep theta."""
+        model, past = self.dynamics, self.cfg.l2a.past
+        widths = {"inputs": model.input_norm.mean.numel(), "target": self.spec.target_dim}
+        last = {name: torch.zeros(tasks, past, width, device=self.device) for name, width in widths.items()}
+        flags = torch.zeros(tasks, past + 1, dtype=torch.bool, device=self.device)
+        window = last | {"mask": flags[:, 1:], "frozen": flags[:, 0], "age": flags[:, 0].long()}
+        plan = self.planner.cold(tasks).to(self.device)
+        return super().begin(tasks).update(window | {"plan": plan})
 
-    def actor(self, belief: TensorDict, generator: torch.Generator | None = None) -> Act:
-        """The planner, in a model that it adapts at every step; rows that are `frozen` keep theta."""
-        return AdaptiveActor(self.dynamics, self.cfg.planner, self.cfg.l2a.past, belief["frozen"], generator)
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """The last M transitions after the one just made `[B]`, or after K of them in order `[B, K]`."""
+        rows = (transitions if transitions.ndim > 1 else transitions.unsqueeze(1)).to(self.device)
+        belief = belief.clone(False).set("age", belief["age"] + rows.shape[1])
+        if self.dynamics.idle:
+            return belief
+        inputs = self.dynamics.inputs(rows["observation"], rows["action"])
+        present = torch.ones(rows.shape, dtype=torch.bool, device=self.device)
+        news = {"inputs": inputs, "target": self.dynamics.targets(rows), "mask": present}
+        return belief.update(
+            {name: torch.cat([belief[name], new], 1)[:, rows.shape[1] :] for name, new in news.items()}
+        )
+
+    @torch.no_grad()
+    def act(
+        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """The first action of a plan in the model of theta'_t; without a generator its candidates follow from the age."""
+        model, belief = self.dynamics, belief.clone(False)
+        if not model.idle:
+            mask = belief["mask"] & ~belief["frozen"].unsqueeze(1)
+            belief.update(model.settle(model.believe(belief["inputs"], belief["target"], mask)))
+        draws = torch.Generator().manual_seed(int(belief["age"].max())) if noise is None else noise
+
+        def advance(observation: Tensor, action: Tensor) -> Tensor:
+            return model.imagine(observation, action, belief)
+
+        action, plan = self.planner.plan(advance, observation.to(self.device), draws, belief["plan"])
+        return action.cpu(), belief.set("plan", plan)
 
     def controls(self, belief: TensorDict) -> dict[str, TensorDict]:
         """The same planner in the model as it is before it adapts."""
@@ -66,11 +95,18 @@ class L2A(Algorithm):
             return {}
         return {"unadapted": belief.clone(False).set("frozen", torch.ones_like(belief["frozen"]))}
 
-    def measures(self, episodes: TensorDict) -> dict[str, Tensor]:
+    def measures(self, episodes: TensorDict, *_: object) -> dict[str, Tensor]:
         """Errors on the next K transitions before and after adapting to the last M; see `adaptation_errors`."""
         l2a, seen = self.cfg.l2a, until_fall(episodes, self.spec).to(self.dynamics.device)
         found = adaptation_errors(self.dynamics, seen, l2a.past, l2a.future)
         return {f"model/{name}": value.cpu() for name, value in found.items()}
+
+    def output_errors(self, episodes: TensorDict) -> Tensor | None:
+        """See Algorithm.output_errors."""
+        if self.dynamics.idle:
+            return None
+        past, future = self.cfg.l2a.past, self.cfg.l2a.future
+        return output_errors(self.dynamics, episodes.to(self.device), past, future)[0].cpu().nanmean(1)
 
     def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
         """Meta-train the model by `steps` steps on segments of all data so far; returns the mean of its losses."""
@@ -87,6 +123,6 @@ class L2A(Algorithm):
         sizes = dynamics.inner_sizes()
         return {f"train/model_{name}": value for name, value in (total | sizes).items()}
 
-    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Nothing: the planner is as good as its model."""
         return {}

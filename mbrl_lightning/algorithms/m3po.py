@@ -18,19 +18,20 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm, Collect
-from mbrl_lightning.beliefs.history import no_history
+from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.beliefs.history import no_history, remember
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act
 from mbrl_lightning.data.windows import Histories, transition
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.imagination import branched_rollouts, mean_return
-from mbrl_lightning.models.recurrent import EarlyStopping, HistoryDynamics
+from mbrl_lightning.models.measures import until_fall
+from mbrl_lightning.models.recurrent import EarlyStopping, HistoryDynamics, history_errors
 from mbrl_lightning.networks.step import GradientStep
-from mbrl_lightning.policies.history_actor import HistoryActor
+from mbrl_lightning.policies.cloning import divergence_from_data
 from mbrl_lightning.policies.sac import SAC
 
 
@@ -44,9 +45,6 @@ class M3PO(Algorithm):
 
     dynamics: HistoryDynamics
     policy: SAC
-    epoch: Tensor
-    collects = True
-    adapts = False
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
@@ -64,8 +62,6 @@ class M3PO(Algorithm):
             "dynamics": self.dynamics.configure_optimizers(),
             "sac": torch.optim.Adam(self.policy.trained_parameters(), lr=cfg.sac.lr, fused=True),
         }
-        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
-        self.warm_up = cfg.sac.warmup_steps
 
     @property
     def model(self) -> HistoryDynamics | None:
@@ -75,7 +71,7 @@ class M3PO(Algorithm):
     @property
     def beta(self) -> float:
         """Share of imagined transitions in what the policy learns from; M3PO-h lets it fall from 1 to 0 (section A.8)."""
-        branch, epoch = self.cfg.branch, int(self.epoch)
+        branch, epoch = self.cfg.branch, int(self.iteration)
         if branch.beta_from is None or branch.beta_to is None:
             return branch.beta
         done = (epoch - branch.beta_from) / max(branch.beta_to - branch.beta_from, 1)
@@ -83,25 +79,55 @@ class M3PO(Algorithm):
 
     # -- belief
 
-    def adapt(self, context: TensorDictBase) -> TensorDict:
+    def begin(self, tasks: int) -> TensorDict:
         """The empty history: there is no adaptation phase, and no memory across episodes."""
-        belief = no_history(len(context), self.cfg.history.length, self.dynamics.inputs.pair_dim, context.device)
-        return belief.set("latent", torch.zeros(len(context), 0))
+        belief = no_history(tasks, self.cfg.history.length, self.dynamics.inputs.pair_dim, self.device)
+        return belief.set("latent", torch.zeros(tasks, 0, device=self.device))
 
-    def actor(self, belief: TensorDict, generator: torch.Generator | None = None) -> Act:
-        """pi(a | h), with a history that grows as it acts."""
-        choose = self.policy.act if generator is None else partial(self._sample, generator)
-        return HistoryActor(self.dynamics.inputs, choose, self.cfg.history.length, self.dynamics.device)
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """The history after the steps just made, `[M]` or `[M, K]`."""
+        steps = [transitions] if transitions.ndim == 1 else transitions.unbind(1)
+        for step in steps:
+            names = ("observation", "action", ("next", "observation"))
+            pair = self.dynamics.inputs.pair(*(step[name].to(self.device) for name in names))
+            belief = belief.clone(False).update(remember(belief, pair))
+        return belief
 
-    def _sample(self, generator: torch.Generator, inputs: TensorDictBase) -> Tensor:
+    def act(
+        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """pi(a | h)."""
+        current = self.dynamics.inputs.current(observation.to(self.device))
+        return self._sample(noise, belief.clone(False).set("current", current)).cpu(), belief
+
+    def _sample(self, generator: torch.Generator | None, inputs: TensorDictBase) -> Tensor:
+        if generator is None:
+            return self.policy.act(inputs)
         noise = torch.randn(len(inputs), self.spec.action_dim, generator=generator)
         return self.policy.act(inputs, noise.to(inputs["current"].device))
+
+    def measures(
+        self, episodes: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The model on the policy's own episodes, with their histories and with others'; the policy against the data."""
+        if self.model is None:
+            return {}
+        length, seen = self.cfg.history.length, until_fall(episodes.flatten(0, 1), self.spec).to(self.device)
+        errors = history_errors(self.dynamics, seen, length, generator)
+        histories = Histories(real, self.dynamics.inputs, length, self.device)
+        found = {f"model/{name}": value for name, value in errors.items()}
+        found["policy/kl_cloned"] = divergence_from_data(self.policy, histories, self.cfg, step, generator)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    def model_errors(self, *_: object) -> dict[str, Tensor]:
+        """Nothing further: a history model without a history is not what was trained; see `measures`."""
+        return {}
 
     # -- model
 
     def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
         """Fit the heads to their bootstrap samples until their held-out error stops falling, or for `steps` steps."""
-        cfg, first = self.cfg.dynamics, int(self.epoch) == 0
+        cfg, first = self.cfg.dynamics, int(self.iteration) == 0
         self.dynamics.observe(real.transitions().to(step.fabric.device), self.cfg.search.bounds, fit=first)
         if self.beta == 0 or not steps:
             return {}
@@ -140,16 +166,19 @@ class M3PO(Algorithm):
 
     # -- policy
 
-    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+    def collect(self, world: RealWorld) -> dict[str, float]:
+        """Random actions first; `improve` collects the rest."""
+        return self.warm_up(world, self.cfg.sac.warmup_steps, self.cfg.sac.warmup_hold)
+
+    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Algorithm 2, lines 4-12, over one stretch of real steps."""
-        cfg, stretch = self.cfg, self.cfg.loop.episode_steps or self.spec.horizon
+        cfg, real, stretch = self.cfg, world.real, self.cfg.loop.episode_steps or self.spec.horizon
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
-        act = self.actor(self.prior(len(tasks)), self.generator)
         imagined, parts, metrics = TensorDict({}, batch_size=[0]), [], dict[str, float]()
         if self.beta > 0:  # the model is new, and so is all that it imagines
             histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
             imagined = self._imagine(histories, real, step, cfg.branch.buffer)
-        for part in collect(tasks, act, stretch, cfg.sac.every):
+        for part in world.interact(tasks, self, self.begin(len(tasks)), stretch, self.generator, cfg.sac.every):
             parts.append(part)
             histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
             if self.beta > 0:
@@ -157,7 +186,6 @@ class M3PO(Algorithm):
                 imagined = torch.cat([imagined, fresh])[-cfg.branch.buffer :]
             for _ in range(round(cfg.sac.updates_per_step * part.numel())):
                 metrics = self._learn(histories, imagined, step)
-        self.epoch += 1
         out = {f"train/{name}": value for name, value in metrics.items()} | {"train/beta": self.beta}
         if len(imagined):
             # as often as branches end, so do episodes

@@ -19,11 +19,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Parameters, repeat
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act
+from mbrl_lightning.data.collect import Agent
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.ensemble import EnsembleDynamics, MemberData, RollingStop
@@ -50,9 +51,7 @@ class MBMPO(Algorithm):
     actors: Policy
     loss: TrustRegionLoss
     inner_step: GradientAdaptation
-    rounds: Tensor
     fitted: Tensor
-    deploys_prior = True
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
@@ -67,9 +66,8 @@ class MBMPO(Algorithm):
         self.__dict__["inner_step"] = GradientAdaptation(names, 0.0 if inner.idle else meta.inner_lr)
         self.__dict__["loss"] = TrustRegionLoss(self.policy, inner)
         self.outer = TrustRegion(self.loss, meta)
-        self.adapts = not inner.idle
+        self.inner_steps = 0 if inner.idle else meta.inner_steps
         self.optimizers = {"dynamics": self.dynamics.configure_optimizers()}
-        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.long))
 
     # -- line 4
@@ -112,13 +110,13 @@ class MBMPO(Algorithm):
 
     # -- lines 5-10
 
-    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """`meta.updates` outer steps in the models as they are."""
-        if not int(self.rounds):
+        real = world.real
+        if not int(self.iteration):
             self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(step.fabric.device))
             self.adapted.norm.load_state_dict(self.policy.norm.state_dict())
-        self.rounds += 1
-        worlds, metrics, rejected = self._worlds(real, step), dict[str, float](), 0.0
+        worlds, metrics, rejected = self._worlds(real, step, self.generator), dict[str, float](), 0.0
         for _ in range(self.cfg.meta.updates):
             batch, imagined, linear = self._trajectories(worlds)
             found = self.outer(batch, step, linear)  # line 10
@@ -129,17 +127,17 @@ class MBMPO(Algorithm):
         self._keep_adapted(worlds, step)
         return metrics | {"train/rejected": rejected}
 
-    def _worlds(self, real: TaskBuffer, step: GradientStep) -> Worlds:
+    def _worlds(self, real: TaskBuffer, step: GradientStep, generator: torch.Generator) -> Worlds:
         """The models of this iteration, and this rank's share of what is imagined in them."""
-        seed = int(torch.randint(2**62, (), generator=self.generator))
+        seed = int(torch.randint(2**62, (), generator=generator))
         own = torch.Generator().manual_seed(seed + step.fabric.global_rank)
-        simulator = self.family.simulate(self.family.sample(20, self.generator))
+        simulator = self.family.simulate(self.family.sample(20, generator))
         try:
-            initial = torch.cat([simulator.reset(self.generator) for _ in range(STARTS // 20)])
+            initial = torch.cat([simulator.reset(generator) for _ in range(STARTS // 20)])
         finally:
             simulator.close()
         rows = -(-self.cfg.meta.rollouts // step.fabric.world_size) * self.dynamics.decoder.copies
-        bias = self.cfg.meta.bias * torch.rand(self.dynamics.decoder.copies, generator=self.generator)
+        bias = self.cfg.meta.bias * torch.rand(self.dynamics.decoder.copies, generator=generator)
         return Worlds(self.dynamics, self.cfg, rows, bias, initial, real, own)
 
     def _trajectories(self, worlds: Worlds) -> tuple[TensorDict, dict[str, float], Linearised]:
@@ -148,7 +146,7 @@ class MBMPO(Algorithm):
         linear = Linearised(self.inner_step, repeat(start.items(), self.tasks, stacked=True), [])
         support: list[TensorDict] = []
         returns: dict[str, float] = {}
-        for _ in range(self.cfg.meta.inner_steps if self.adapts else 0):
+        for _ in range(self.inner_steps):
             rows, found = self._imagine(worlds, linear.adapted)  # line 6
             support.append(rows)
             returns.setdefault("imagined/return", found)
@@ -199,37 +197,42 @@ class MBMPO(Algorithm):
 
     # -- line 3, and the meta-test
 
-    def explorers(self, belief: TensorDict) -> TensorDict:
+    def collectors(self, belief: TensorDict) -> TensorDict:
         """Each row is driven by one of the K adapted policies, in turn."""
-        if not self.adapts or self.cfg.meta.collectors == "prior":
+        if not self.inner_steps or self.cfg.meta.collectors == "prior":
             return belief
         chosen = torch.arange(len(belief)) % self.tasks
         own = {name: value.detach()[chosen] for name, value in self.adapted.adaptable().items()}
         return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
 
-    def exploration(self, rows: int, generator: torch.Generator) -> Act:
+    def explorer(self, tasks: int) -> tuple[Agent, TensorDict]:
         """The pre-update policy itself: what an inner step on real data needs."""
-        return self.actor(self.prior(rows), generator)
+        return self, self.begin(tasks)
 
-    def adapt(self, context: TensorDictBase) -> TensorDict:
-        """Inner steps on real transitions `[M, K]` of one row each, in order; fewer than one step is theta itself."""
-        tasks, keys = len(context), context.keys(include_nested=True)
-        belief = TensorDict({"latent": torch.zeros(tasks, 0, device=context.device)}, batch_size=[tasks])
-        if not self.adapts or not context.shape[1] or ("next", "done") not in keys:
+    def shots(self, full: bool) -> list[int]:
+        """None first: what learns, and what curves show, is the policy before it adapts."""
+        return [0, *sorted({*self.contexts(full)} - {0})] if full and self.inner_steps else [0]
+
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """Inner steps from theta on real transitions `[M, K]` of one row each, in order; on no transition theta itself."""
+        tasks, context = len(transitions), transitions
+        in_order = ("next", "done") in context.keys(include_nested=True)  # no draw from the buffer
+        if not self.inner_steps or context.ndim == 1 or not context.shape[1] or not in_order:
             return belief
         with torch.no_grad():
             data = context.select("action", "age", "next").unsqueeze(1)
             data["inputs"] = self.policy.norm(self.spec.features(context["observation"])).unsqueeze(1)
             support = data.set("advantage", self._advantages(data))
-            return belief.set(
-                "policy", self._stepped(TensorDict({"support": support}, batch_size=[tasks]), executed=True)
-            )
+            own = self._stepped(TensorDict({"support": support}, batch_size=[tasks]), executed=True)
+            return belief.clone(False).set("policy", own)
 
-    def fine_tune(self, belief: TensorDict, real: TaskBuffer, step: GradientStep) -> TensorDict | None:
+    def fine_tune(
+        self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> TensorDict | None:
         """Inner steps on trajectories imagined in all models: one policy for the lot of them."""
-        if not self.adapts:
+        if not self.inner_steps:
             return None
-        worlds = self._worlds(real, step)
+        worlds = self._worlds(real, step, generator)
         start = {name: value.detach() for name, value in self.policy.adaptable().items()}
         rows, _ = self._imagine(worlds, repeat(start.items(), self.tasks, stacked=True))
         with torch.no_grad():

@@ -1,10 +1,10 @@
 """PEARL, off-policy meta-RL with a latent inferred from a context (Rakelly et al., ICML 2019); the model-free rival of M3PO.
 
     section 4.1, q(z | c) as a product of Gaussians     ProductEncoder in adaptation.encoders
-    Algorithm 1, first half: collect with a sampled z    PEARL.improve, HeldLatent
+    Algorithm 1, first half: collect with a sampled z    PEARL.improve, PEARL.act
     second half: SAC given z; the encoder learns from    PEARL._learn, PEARL.losses, policy_search.sac
         the Q loss and a KL divergence
-    Algorithm 2, meta-testing                            PEARL.adapt, PEARL.actor
+    Algorithm 2, meta-testing                            PEARL.adapt, PEARL.act
 Departures: two Q functions and a tuned temperature in place of a V network and a fixed one; tasks are drawn anew in each
 iteration (those of a finite family come back); inputs are standardised. Where the hidden task switches inside an episode,
 training data are sorted by their true task, as PEARL takes for granted, while the acting policy is told nothing: it infers
@@ -19,13 +19,14 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm, Collect
+from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.beliefs.encoders import ProductEncoder
-from mbrl_lightning.beliefs.history import HistoryInputs, no_history
+from mbrl_lightning.beliefs.history import HistoryInputs, no_history, remember
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act
+from mbrl_lightning.data.collect import Agent
 from mbrl_lightning.data.windows import Histories
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
@@ -33,7 +34,6 @@ from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks import Normalizer
 from mbrl_lightning.networks.gaussians import kl_divergence
 from mbrl_lightning.networks.step import GradientStep
-from mbrl_lightning.policies.history_actor import HistoryActor
 from mbrl_lightning.policies.sac import SAC
 
 
@@ -77,8 +77,6 @@ class PEARL(Algorithm):
     """
 
     policy: SAC
-    rounds: Tensor
-    collects = True
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
@@ -87,45 +85,80 @@ class PEARL(Algorithm):
                 f"{self.spec.name}: actions are discrete, and soft actor-critic is for continuous ones",
                 "choose another algorithm or another family",
             )
-        self.adapts = self.spec.outcome is None  # a hidden task may be another one before a context is of use
+        self.switching = self.spec.outcome is not None  # a hidden task may be another one before a context is of use
         self.inputs = TransitionInputs(self.spec)
         self.encoder = ProductEncoder(self.inputs.pair_dim, cfg.pearl.latent_dim, cfg.pearl.hidden)
         current = self.spec.feature_dim + cfg.pearl.latent_dim
         self.policy = SAC(cfg.policy, cfg.sac, self.inputs.pair_dim, current, self.spec.action_dim, recurrent=0)
         trained = [*self.policy.trained_parameters(), *self.encoder.parameters()]
         self.optimizers = {"sac": torch.optim.Adam(trained, lr=cfg.sac.lr, fused=True)}
-        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))
 
     # -- belief
 
-    def adapt(self, context: TensorDictBase) -> TensorDict:
-        """Belief q(z | context) `[M]`, with `latent` its mean; the prior where the policy finds out as it acts (`actor`)."""
-        return self._infer(context if self.adapts else context[:, :0])
+    def begin(self, tasks: int) -> TensorDict:
+        """The prior, and no latent yet: it is drawn when an episode begins and held for `pearl.hold` steps.
+
+        Where tasks switch the belief has a window of this episode's transitions, `pairs` and `mask`, and a latent is drawn
+        from the posterior of these; elsewhere from `loc` and `scale`, once an episode.
+        """
+        belief = self._held(self._infer_nothing(tasks), self.cfg.pearl.hold if self.switching else self.spec.horizon)
+        if self.switching:
+            belief.update(no_history(tasks, self.cfg.pearl.context, self.inputs.pair_dim, self.device))
+        return belief
+
+    def _infer_nothing(self, tasks: int) -> TensorDict:
+        return self.encoder(torch.zeros(tasks, 0, self.inputs.pair_dim, device=self.device)).detach()
+
+    @staticmethod
+    def _held(belief: TensorDict, hold: int) -> TensorDict:
+        age = torch.zeros(len(belief), dtype=torch.long, device=belief["loc"].device)
+        return belief.update({"age": age, "hold": torch.full_like(age, hold)})
+
+    def explorer(self, tasks: int) -> tuple[Agent, TensorDict]:
+        """The policy given z ~ N(0, I), drawn anew every `pearl.hold` steps: what the encoder's training contexts come from."""
+        return self, self._held(self._infer_nothing(tasks), self.cfg.pearl.hold)
+
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """Belief q(z | context) `[M]`, with `latent` its mean; where tasks switch, the window after the step just made."""
+        if transitions.ndim > 1:
+            return belief if self.switching else belief.clone(False).update(self._infer(transitions))
+        belief = belief.clone(False).set("age", belief["age"] + 1)
+        if "pairs" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            belief.update(remember(belief, self._pairs(transitions)))
+        return belief
+
+    def shots(self, full: bool) -> list[int]:
+        """See Algorithm.contexts; none where tasks switch."""
+        return [0] if self.switching else self.contexts(full)
+
+    def _pairs(self, transitions: TensorDictBase) -> Tensor:
+        names = ("observation", "action", ("next", "observation"))
+        return self.inputs.pair(*(transitions[name].to(self.device) for name in names))
 
     @torch.no_grad()
     def _infer(self, context: TensorDictBase, mask: Tensor | None = None) -> TensorDict:
-        device = self.rounds.device
-        seen = self.inputs.pair(
-            *(context[key].to(device) for key in ("observation", "action", ("next", "observation")))
-        )
-        return self.encoder(seen, None if mask is None else mask.to(device))
+        return self.encoder(self._pairs(context), None if mask is None else mask.to(self.device))
 
-    def actor(self, belief: TensorDict, generator: torch.Generator | None = None) -> Act:
-        """The policy given z ~ `belief` `[B]`, drawn anew with every episode; with no generator given its mean.
+    @torch.no_grad()
+    def act(
+        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """The policy given the latent that is held; one that is due is drawn first. Without a generator both are means."""
+        due = belief["age"] % belief["hold"] == 0
+        if bool(due.any()):
+            known = self.encoder(belief["pairs"], belief["mask"]) if "pairs" in belief.keys() else belief  # noqa: SIM118
+            latent = (
+                known["loc"]
+                if noise is None
+                else known["loc"] + known["scale"] * self._noise(noise, *known["loc"].shape)
+            )
+            belief = belief.clone(False).set("latent", torch.where(due.unsqueeze(1), latent, belief["latent"]))
+        inputs = self.see(self.inputs.current(observation.to(self.device)), belief["latent"])
+        drawn = None if noise is None else self._noise(noise, len(inputs), self.policy.action_dim)
+        return self.policy.act(inputs, drawn).cpu(), belief
 
-        Where tasks switch, z comes from the prior when an episode begins and from the posterior of the last K transitions
-        every `pearl.hold` steps thereafter.
-        """
-        hold = self.spec.horizon if self.adapts else self.cfg.pearl.hold
-        return self._actor(belief, generator, hold, infer=not self.adapts)
-
-    def exploration(self, rows: int, generator: torch.Generator) -> Act:
-        """The policy given z ~ N(0, I), drawn anew every `pearl.hold` steps: what the encoder's training contexts come from."""
-        return self._actor(self.prior(rows), generator, self.cfg.pearl.hold, infer=False)
-
-    def _actor(self, belief: TensorDict, generator: torch.Generator | None, hold: int, infer: bool) -> Act:
-        choose = HeldLatent(self, belief.to(self.rounds.device), generator, hold, infer)
-        return HistoryActor(self.inputs, choose, self.cfg.pearl.context if infer else 1, self.rounds.device)
+    def _noise(self, generator: torch.Generator, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(self.device)
 
     def see(self, current: Tensor, latent: Tensor) -> TensorDict:
         """What policy and Q functions see, batch `[N]`: features `[N, F]` with latents `[N, Z]`, and no history."""
@@ -134,26 +167,30 @@ class PEARL(Algorithm):
 
     # -- training
 
-    def improve(self, real: TaskBuffer, step: GradientStep, collect: Collect) -> dict[str, float]:
+    def collect(self, world: RealWorld) -> dict[str, float]:
+        """Nothing ahead of `improve`, which collects with latents of its own."""
+        return {}
+
+    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """One iteration of Algorithm 1: real steps with z of the prior, then of the posterior, then gradient steps."""
-        cfg, first = self.cfg, int(self.rounds) == 0
+        cfg, real, first = self.cfg, world.real, int(self.iteration) == 0
         steps = cfg.loop.episode_steps or self.spec.horizon
         before = steps if first else min(max(round(cfg.pearl.prior_share * steps), 1), steps)
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
-        (data,) = collect(tasks, self.exploration(len(tasks), self.generator), before, exploratory=True)
+        (data,) = world.interact(tasks, *self.explorer(len(tasks)), before, self.generator, exploratory=True)
         if first:
             self.inputs.fit(real.transitions())
         if steps > before:
-            belief = self.prior(len(tasks))
-            if self.adapts:
+            belief = self.begin(len(tasks))
+            if not self.switching:
                 rows, mask = self._contexts(real, real.index_of(tasks))
-                belief = self._infer(real.transitions()[rows], mask)
+                belief.update(self._infer(real.transitions()[rows], mask))
             # where it infers as it acts, that is what the contexts of a meta-test look like
-            (data,) = collect(tasks, self.actor(belief, self.generator), steps - before, exploratory=not self.adapts)
+            after = world.interact(tasks, self, belief, steps - before, self.generator, exploratory=self.switching)
+            (data,) = after
         seen, metrics = Histories(real, self.inputs, 0, step.fabric.device), dict[str, float]()
         for _ in range(round(cfg.sac.updates_per_step * steps * len(tasks))):
             metrics = self._learn(self._batch(real, seen), step)
-        self.rounds += 1
         return {f"train/{name}": value for name, value in metrics.items()} | {
             "real/return": float(mean_return(data, self.spec))
         }
@@ -215,41 +252,3 @@ class PEARL(Algorithm):
         # a mean times the number of tasks: ranks average their gradients
         loss_kl = self.cfg.pearl.kl_weight * self.cfg.pearl.meta_batch * divergence.mean()
         return out | {"loss": out["loss"] + loss_kl, "loss_kl": loss_kl, "latent_scale": scale.detach().mean()}
-
-
-class HeldLatent:
-    """Chooses actions given a latent of every environment, which is drawn when an episode begins and kept for a while.
-
-    Args:
-        algorithm: encoder and policy.
-        belief: what latents are drawn from, batch `[B]`; when inferring, only how many there are.
-        generator: draws latents and actions; None takes the means of both.
-        hold: steps for which a latent is kept.
-        infer: draw from the posterior of the transitions of this episode so far, which is the prior where there are none.
-    """
-
-    def __init__(
-        self, algorithm: PEARL, belief: TensorDict, generator: torch.Generator | None, hold: int, infer: bool
-    ) -> None:
-        self.algorithm, self.belief, self.generator = algorithm, belief, generator
-        self.hold, self.infer = hold, infer
-        self.age = torch.zeros(len(belief), dtype=torch.long, device=belief["loc"].device)
-        self.latent = torch.zeros_like(belief["loc"])
-
-    @torch.no_grad()
-    def __call__(self, inputs: TensorDict) -> Tensor:
-        """Actions `[B, A]` for the transitions remembered of this episode and current features, batch `[B]`."""
-        self.age = torch.where(inputs["mask"].any(1), self.age + 1, 0)
-        due = self.age % self.hold == 0
-        if bool(due.any()):
-            belief = self.algorithm.encoder(inputs["pairs"], inputs["mask"]) if self.infer else self.belief
-            latent = belief["loc"] + belief["scale"] * self._noise(*belief["loc"].shape)
-            self.latent = torch.where(due.unsqueeze(1), latent, self.latent)
-        policy = self.algorithm.policy
-        noise = None if self.generator is None else self._noise(len(self.latent), policy.action_dim)
-        return policy.act(self.algorithm.see(inputs["current"], self.latent), noise)
-
-    def _noise(self, *shape: int) -> Tensor:
-        if self.generator is None:
-            return self.latent.new_zeros(shape)
-        return torch.randn(*shape, generator=self.generator).to(self.latent.device)

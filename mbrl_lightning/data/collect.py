@@ -1,102 +1,137 @@
-"""Real interaction: a policy steps a batch of simulators, one TensorDict comes back."""
+"""Real interaction: an agent steps a batch of simulators, one TensorDict comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.envs.spec import EnvSpec, Simulator, never, require_finite_reward
 
-Act = Callable[[Tensor], Tensor]
-"""Observations `[B, S]` -> actions `[B, A]` (in [-1, 1], or one-hot).
 
-An Act with memory also has `begin(rows)`: `collect` calls it with the rows `[B]` that are about to start an episode.
-"""
+class Agent(Protocol):
+    """What can be put to work in an environment; all that it knows is in the belief, which is handed in and handed back."""
+
+    def act(
+        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """Actions `[B, A]` (in [-1, 1], or one-hot) for observations `[B, S]`, and the belief `[B]` after the choice."""
+
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """The belief after a context of transitions `[B, K]`, or after the one step just made, `[B]`."""
 
 
-def random_actions(spec: EnvSpec, generator: torch.Generator, hold: int = 1) -> Act:
+class Uniform:
     """The exploration policy pi_e of the papers: uniform over the action space, blind to the observation.
 
     Args:
         spec: the action space.
-        generator: draws the actions.
-        hold: steps for which a drawn action is kept; with 1 it is drawn anew each step.
+        hold: steps of an episode for which a drawn action is kept; with 1 it is drawn anew each step.
     """
-    kept: list[Tensor] = []
 
-    def act(observation: Tensor) -> Tensor:
-        if not kept:
-            kept.extend([spec.random_action((len(observation),), generator)] * hold)
-        return kept.pop()
+    def __init__(self, spec: EnvSpec, hold: int = 1) -> None:
+        self.spec, self.hold = spec, hold
 
-    return act
+    def begin(self, tasks: int) -> TensorDict:
+        """No action yet: batch `[M]` with the one that is held and for how long."""
+        held = {"action": torch.zeros(tasks, self.spec.action_dim), "age": torch.zeros(tasks, dtype=torch.long)}
+        return TensorDict(held, batch_size=[tasks])
+
+    def act(
+        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, TensorDict]:
+        """See `Agent.act`; without a generator draws are from torch's own."""
+        due = belief["age"] % self.hold == 0
+        if not bool(due.any()):
+            return belief["action"], belief
+        drawn = self.spec.random_action((len(observation),), noise or torch.default_generator)
+        action = torch.where(due.unsqueeze(1), drawn, belief["action"])
+        return action, belief.clone(False).set("action", action)
+
+    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
+        """The held action is a step older."""
+        return belief.clone(False).set("age", belief["age"] + 1) if self.hold > 1 else belief
 
 
 def collect(
-    simulator: Simulator, spec: EnvSpec, act: Act, steps: int, generator: torch.Generator, training: bool = True
+    simulator: Simulator,
+    spec: EnvSpec,
+    agent: Agent,
+    belief: TensorDict,
+    steps: int,
+    generator: torch.Generator,
+    noise: torch.Generator | None = None,
+    training: bool = True,
 ) -> TensorDict:
     """Step B tasks for T = `steps` steps from fresh initial states; see `collect_parts`, of which it is the only part."""
-    return next(collect_parts(simulator, spec, act, steps, generator, steps, training))
+    return next(collect_parts(simulator, spec, agent, belief, steps, generator, steps, noise, training))
 
 
 @torch.no_grad()  # of a generator: lifted whenever a part is handed over
 def collect_parts(
     simulator: Simulator,
     spec: EnvSpec,
-    act: Act,
+    agent: Agent,
+    belief: TensorDict,
     steps: int,
     generator: torch.Generator,
     every: int,
+    noise: torch.Generator | None = None,
     training: bool = True,
 ) -> Iterator[TensorDict]:
     """Step B tasks for `steps` steps from fresh initial states, and hand over what was seen every `every` steps.
 
     In training an episode ends at termination, at the family's training termination (a fall) or at its horizon, and a new
     one begins at once, so all steps of a row are real data. In evaluation there is one episode a row: after termination
-    the row stands still, with reward 0 and `valid` false.
+    the row stands still, with reward 0 and `valid` false. Every episode begins with the `belief` given here.
 
     Args:
         simulator: B environments.
         spec: rewards and terminations.
-        act: the policy; it may change from one part to the next.
+        agent: acts; it may change from one part to the next.
+        belief: of each row at the start of its episodes, batch `[B]`.
         steps: of each row, in all.
         generator: draws the initial states.
         every: steps of a part, T.
+        noise: draws the actions; None asks for the best ones.
         training: see above.
 
     Yields:
         Batch `[B, T]`: `observation`, `action`, `initial` (first step of an episode), `age` (steps since then), `episode`
         (its number in this call), `valid`, `hidden` (the task in force, where the simulator switches it; for reports, never
-        for a policy), and under `next` `observation` (before any reset), `reward`, `terminated`, `truncated`, `done`,
-        `[..., 1]` each.
+        for a policy), `taken` (what the agent left there of its choice, if anything), and under `next` `observation` (before
+        any reset), `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each.
 
     Raises:
         EnvError: the environment raised or gave a non-finite observation or reward.
         DivergedError: the policy gave a non-finite action.
     """
-    observation = simulator.reset(generator)
+    observation, start = simulator.reset(generator), belief
     alive = torch.ones(len(observation), dtype=torch.bool)
     nobody, born, due = ~alive, torch.zeros(len(alive), dtype=torch.long), spec.horizon
     episode = torch.arange(len(alive))
     rules = [] if spec.termination is never else [spec.termination]
     rules += [spec.training_termination] if training and spec.training_termination is not None else []
-    begin, hidden = getattr(act, "begin", None), getattr(simulator, "tasks", None) is not None
-    if begin is not None:
-        begin(alive)
-    rows: list[tuple[Tensor, ...]] = []
+    hidden = getattr(simulator, "tasks", None) is not None
+    rows: list[dict[str, Tensor]] = []
     for now in range(1, steps + 1):
-        action = act(observation)
-        task = simulator.tasks.clone() if hidden else nobody  # type: ignore[attr-defined]
+        action, belief = agent.act(belief, observation, noise)
+        row = {"observation": observation, "valid": alive, "born": born, "episode": episode}
+        if "taken" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            row["taken"] = belief["taken"]
+        if hidden:
+            row["hidden"] = simulator.tasks.clone()  # type: ignore[attr-defined]
         following = simulator.step(action) if training or bool(alive.all()) else simulator.step(action, alive)
+        belief = agent.adapt(belief, transition(observation, action, following))
         terminated = done = nobody
         if rules or now >= due:  # where only time ends episodes, it is asked only when time is due
             for rule in rules:
                 terminated = terminated | rule(following)
             done = terminated | (now - born >= spec.horizon)
-        rows.append((observation, action, following, terminated, done, alive, born, episode, task))
+        rows.append(row | {"action": action, "following": following, "terminated": terminated, "done": done})
         observation, finished = following, now == steps
         if done is not nobody and bool(done.any()):
             if training:
@@ -104,30 +139,40 @@ def collect_parts(
                 born = torch.where(done, now, born)
                 episode = torch.where(done, episode + len(alive), episode)
                 due = int(born.min()) + spec.horizon
-                if begin is not None:
-                    begin(done)
+                belief = belief if belief is start else _begun_anew(belief, start, done)
             else:
                 alive = alive & ~done
                 finished = finished or not bool(alive.any())
         if finished or len(rows) == every:
-            yield _assemble(spec, rows, hidden, now)
+            yield _assemble(spec, rows, now)
             rows = []
         if finished:
             return
 
 
-def _assemble(spec: EnvSpec, rows: list[tuple[Tensor, ...]], hidden: bool, now: int) -> TensorDict:
-    columns = [torch.stack(column, 1) for column in zip(*rows, strict=True)]
-    observation, action, following, terminated, done, valid, born, episode, task = columns
-    age = torch.arange(now - len(rows), now) - born
-    if not spec.discrete:
-        action = action.clamp(-1, 1)
-    reward = spec.reward(observation, action, following) * valid
+def transition(observation: Tensor, action: Tensor, following: Tensor) -> TensorDict:
+    """The one step just made, batch `[B]`, with the action as the environment took it."""
+    batch = observation.shape[:1]
+    after = TensorDict({"observation": following}, batch_size=batch)
+    return TensorDict({"observation": observation, "action": action.clamp(-1, 1), "next": after}, batch_size=batch)
+
+
+def _begun_anew(belief: TensorDict, start: TensorDict, rows: Tensor) -> TensorDict:
+    def put_back(first: Tensor, now: Tensor) -> Tensor:
+        return torch.where(rows.to(first.device).view(-1, *[1] * (first.ndim - 1)), first, now)
+
+    return start.apply(put_back, belief.select(*start.keys()))
+
+
+def _assemble(spec: EnvSpec, rows: list[dict[str, Tensor]], now: int) -> TensorDict:
+    data = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
+    following, terminated, done, born = (data.pop(name) for name in ("following", "terminated", "done", "born"))
+    data["age"] = torch.arange(now - len(rows), now) - born
+    data["initial"], data["action"] = data["age"] == 0, data["action"].clamp(-1, 1)
+    reward = spec.reward(data["observation"], data["action"], following) * data["valid"]
     require_finite_reward(spec, reward)
     flags = {"terminated": terminated, "truncated": done & ~terminated, "done": done}
     after = {"observation": following, "reward": reward.unsqueeze(-1)} | {k: v.unsqueeze(-1) for k, v in flags.items()}
-    data = {"observation": observation, "action": action, "initial": age == 0, "age": age, "episode": episode}
-    data |= {"valid": valid} | ({"hidden": task} if hidden else {})
     return TensorDict(data | {"next": TensorDict(after, batch_size=reward.shape)}, batch_size=reward.shape)
 
 

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-
-from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.windows import Histories
-from mbrl_lightning.models.measures import model_nll, share_of_variance
-from mbrl_lightning.models.recurrent import HistoryDynamics
 
 SINCE = ((0, 10), (10, 25), (25, 100_000))
 """Steps since a switch, by which rewards are grouped."""
@@ -63,75 +56,3 @@ def after_switches(episodes: TensorDict, steps: int) -> tuple[Tensor, Tensor]:
     rewards = torch.full((int(began.sum()), steps), torch.nan)
     rewards[number[rows], since[rows]] = episodes["next", "reward"].squeeze(-1)[rows].float()
     return rewards, episodes["hidden"][began]
-
-
-@torch.no_grad()
-def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int, generator: torch.Generator) -> dict:
-    """One-step errors of a history-conditioned model on real episodes, with their own histories and with others'.
-
-    Args:
-        dynamics: the model.
-        episodes: `[B, T]`, with `hidden` where the family switches.
-        length: L.
-        generator: draws the rows looked at (at most 4,000) and whose history they get.
-
-    Returns:
-        Numbers: `nmse` and `null_nmse` (see `share_of_variance`),
-        `wrong_nmse` with another row's history, `reward_nmse` (the last output, the reward where it is learned), `nll` (of
-        standardised targets; see `model_nll`) and, for a hidden direction, `slope` (see `reward_slope`).
-    """
-    spec, device = dynamics.spec, dynamics.device
-    real = TaskBuffer(1, episodes.numel())
-    real.extend(episodes, torch.zeros(len(episodes), dtype=torch.long), exploratory=False)
-    histories = Histories(real, dynamics.inputs, length, device)
-    rows = torch.randperm(len(histories), generator=generator)[:4000].to(device)
-    batch = histories.before(rows).set("action", histories.action[rows])
-    observation, following = histories.observation[rows], histories.next_observation[rows]
-    change = spec.change(observation, following)
-    variance = change.var(0, correction=0)
-
-    def error(inputs: TensorDict) -> Tensor:
-        predicted = dynamics.predict(observation, inputs, batch["action"]).mean(0)
-        return (spec.change(observation, predicted) - change).square()
-
-    right, wrong = batch["inputs"], batch["inputs"].clone(False)
-    for name in ("pairs", "mask"):
-        wrong[name] = right[name].roll(len(rows) // 2, 0)
-    errors = error(right)
-    nll, _ = dynamics.nll(batch.set("target", dynamics.targets(observation, following)))
-    log_prob = -(nll + 0.5 * math.log(2 * math.pi)).sum(-1)
-    out = {
-        "nmse": float(share_of_variance(errors, variance).mean()),
-        "wrong_nmse": float(share_of_variance(error(wrong), variance).mean()),
-        "null_nmse": float(share_of_variance(change.square(), variance).mean()),
-        "reward_nmse": float(share_of_variance(errors[:, -1:], variance[-1:]).mean()),
-        "nll": model_nll(log_prob),
-    }
-    if "hidden" in episodes.keys():  # noqa: SIM118 - a TensorDict has no `in`
-        hidden = episodes["hidden"][..., 0][episodes["valid"]].to(device)[rows]
-        if set(hidden.unique().tolist()) == {-1.0, 1.0}:
-            out["slope"] = float(reward_slope(dynamics, batch, hidden).min())
-    return out
-
-
-@torch.no_grad()
-def reward_slope(dynamics: HistoryDynamics, batch: TensorDict, direction: Tensor) -> Tensor:
-    """Correlation of what each head expects to gain by acting forwards with the hidden direction, `[E]`.
-
-    The gain is the reward predicted for +1 in the first action entry less that for -1. A model may predict well by
-    persistence and still have no slope, and imagination then teaches no direction.
-
-    Args:
-        dynamics: a model of a family whose reward is the last entry of the next observation.
-        batch: batch `[N]` with `inputs`, `observation`, `action`.
-        direction: hidden direction of each row `[N]`.
-    """
-    observation, action = batch["observation"], batch["action"].clone()
-    rewards = []
-    for sign in (1.0, -1.0):
-        action[:, 0] = sign
-        following = dynamics.predict(observation, batch["inputs"], action)
-        rewards.append(dynamics.spec.reward(observation, action, following))
-    slope = rewards[0] - rewards[1]
-    both = torch.cat([direction.to(slope).unsqueeze(0), slope])
-    return torch.corrcoef(both)[0, 1:]

@@ -17,16 +17,12 @@ from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Act, collect, episode_returns, random_actions
-from mbrl_lightning.data.windows import Histories
-from mbrl_lightning.measuring.cloning import divergence_from_data
-from mbrl_lightning.measuring.hidden_task import history_errors, rewards_by_task
-from mbrl_lightning.models.base import Dynamics
-from mbrl_lightning.models.measures import first_valid, linear_probe, multi_step_error, one_step_error, until_fall
+from mbrl_lightning.data.collect import Agent, Uniform, collect, episode_returns
+from mbrl_lightning.measuring.hidden_task import rewards_by_task
+from mbrl_lightning.models.base import Model
+from mbrl_lightning.models.measures import linear_probe
 from mbrl_lightning.models.mlp import MLPDynamics
-from mbrl_lightning.models.recurrent import HistoryDynamics
 from mbrl_lightning.networks.step import GradientStep
-from mbrl_lightning.policies.sac import SAC
 
 Add = Callable[..., None]
 """`Results.add` with iteration and real steps already given: `add(metric, value, split=, task=, shot=)`."""
@@ -63,35 +59,27 @@ class MetaTest:
         Returns:
             Means over tasks of the main metrics.
         """
-        cfg, family = self.algorithm.cfg.evaluation, self.algorithm.family
-        size = (cfg.context or family.context_steps) if self.algorithm.adapts else 0
-        most, size = (
-            size,
-            0 if self.algorithm.deploys_prior else size,
-        )  # `size`: the shot that curves and controls are for
-        shots = sorted({size, *(round(most * shot) for shot in cfg.shots)}) if full else [size]
-        context = self.context(tasks, max([*shots, size, 1]))
+        algorithm, shots = self.algorithm, self.algorithm.shots(full)
+        size = shots[0]
+        context = self.context(tasks, max(*shots, 1))
         summary: dict[str, float] = {}
-        for shot in shots:
+        for shot in sorted(shots):
             belief = self.adapt(context, shot)
-            episodes = self.episodes(tasks, self.deterministic(belief))
-            summary["return/policy"] = self.report("return/policy", episodes, split, shot)
+            episodes = self.episodes(tasks, belief)
+            returned = self.report("return/policy", episodes, split, shot)
             self._body_metrics(episodes, split, shot)
             if shot == size:
-                reference, at_size = episodes, belief
-        summary["return/policy"] = self.report("", reference, split, size)
+                reference, at_size, summary["return/policy"] = episodes, belief, returned
         if "hidden" in reference.keys():  # noqa: SIM118 - a TensorDict has no `in`
-            rewards = rewards_by_task(reference.flatten(0, 1), self.algorithm.family.parameters[0])
-            for name, value in rewards.items():
+            for name, value in rewards_by_task(reference.flatten(0, 1), algorithm.family.parameters[0]).items():
                 self.add(name, value, split=split, shot=size)
-        if isinstance(self.algorithm.model, HistoryDynamics):
-            self._history_errors(self.algorithm.model, reference, split, size)
-        for metric, values in self.algorithm.measures(reference).items():
-            summary[metric] = self._rows(metric, values, split, size)
+        measured = algorithm.measures(reference, self.real, self.step, self.generator)
+        summary |= self._all_rows(measured, split, size)
         if full:
             self._controls(tasks, at_size, split, size)
-            if isinstance(self.algorithm.model, Dynamics):
-                summary |= self._model_errors(tasks, at_size, reference, context, split, size)
+            if algorithm.model is not None:
+                errors = self._model_errors(tasks, at_size, reference, context.shape[1])
+                summary |= self._all_rows(errors, split, size)
                 if at_size["latent"].shape[1]:
                     self._probe(tasks, context[:, :size], split, size)
         return summary
@@ -99,46 +87,58 @@ class MetaTest:
     # -- interaction
 
     def context(self, tasks: Tensor, steps: int) -> TensorDict:
-        """Transitions `[M, steps]` of the tasks under what the algorithm explores with (random actions, unless it says so)."""
-        simulator = self.algorithm.family.simulate(tasks)
-        try:
-            spec = self.algorithm.spec
-            act = self.algorithm.exploration(len(tasks), self.generator)
-            return collect(simulator, spec, act, steps, self.generator)
-        finally:
-            simulator.close()
+        """Transitions `[M, steps]` of the tasks, as the algorithm's `explorer` gathers them."""
+        agent, belief = self.algorithm.explorer(len(tasks))
+        return self._collect(tasks, agent, belief, steps, self.generator, training=True)
 
     def adapt(self, context: TensorDict, shot: int) -> TensorDict:
-        """Belief after the first `shot` transitions, on the CPU where the environments are."""
-        device = self.step.fabric.device
-        return self.algorithm.adapt(context[:, :shot].to(device)).cpu()
+        """Belief after the first `shot` transitions."""
+        algorithm = self.algorithm
+        return algorithm.adapt(algorithm.begin(len(context)), context[:, :shot].to(algorithm.device))
 
-    def deterministic(self, belief: TensorDict) -> Callable[[int], Act]:
-        """Best actions under `belief` `[M]`."""
-        return lambda episodes: self._act(belief, episodes, sampled=False)
+    def episodes(
+        self, tasks: Tensor, belief: TensorDict, sampled: bool = False, agent: Agent | None = None
+    ) -> TensorDict:
+        """Evaluation episodes `[M, episodes, T]`; T is the horizon or less.
 
-    def _act(self, belief: TensorDict, episodes: int, sampled: bool) -> Act:
-        rows = torch.arange(len(belief)).repeat_interleave(episodes)
-        return self.algorithm.actor(belief[rows], self.generator if sampled else None)
+        Args:
+            tasks: `[M, P]`.
+            belief: that each episode of a task begins with, `[M]`.
+            sampled: sampled actions in place of the best ones.
+            agent: None is the algorithm.
+        """
+        count, horizon = self.algorithm.cfg.evaluation.episodes, self.algorithm.spec.horizon
+        rows = torch.arange(len(tasks), device=belief.device).repeat_interleave(count)
+        noise = self.generator if sampled else None
+        copies = tasks.repeat_interleave(count, 0)
+        data = self._collect(copies, agent or self.algorithm, belief[rows], horizon, noise, training=False)
+        return data.unflatten(0, (len(tasks), count))
 
-    def episodes(self, tasks: Tensor, actor: Callable[[int], Act]) -> TensorDict:
-        """Evaluation episodes `[M, episodes, T]`; T is the horizon or less."""
-        count = self.algorithm.cfg.evaluation.episodes
-        simulator = self.algorithm.family.simulate(tasks.repeat_interleave(count, 0))
+    def _collect(
+        self,
+        tasks: Tensor,
+        agent: Agent,
+        belief: TensorDict,
+        steps: int,
+        noise: torch.Generator | None,
+        training: bool,
+    ) -> TensorDict:
+        simulator, spec = self.algorithm.family.simulate(tasks), self.algorithm.spec
         try:
-            spec = self.algorithm.spec
-            data = collect(simulator, spec, actor(count), spec.horizon, self.generator, training=False)
+            return collect(simulator, spec, agent, belief, steps, self.generator, noise, training)
         finally:
             simulator.close()
-        return data.unflatten(0, (len(tasks), count))
 
     # -- measures
 
     def _rows(self, metric: str, values: Tensor, split: str, shot: int) -> float:
-        for task, value in enumerate(values.tolist() if metric else []):
+        for task, value in enumerate(values.tolist()) if values.ndim else [(-1, values.item())]:
             if math.isfinite(value):  # a task may have nothing to measure, such as ten steps before the first fall
                 self.add(metric, value, split=split, task=task, shot=shot)
         return float(values.nanmean())
+
+    def _all_rows(self, measured: dict[str, Tensor], split: str, shot: int) -> dict[str, float]:
+        return {name: self._rows(name, values, split, shot) for name, values in measured.items()}
 
     def report(self, metric: str, episodes: TensorDict, split: str, shot: int) -> float:
         """Add one row a task with its mean return over episodes `[M, episodes, T]`; returns the mean over tasks."""
@@ -151,76 +151,31 @@ class MetaTest:
                 self._rows(name, value.mean(1), split, shot)
 
     def _controls(self, tasks: Tensor, belief: TensorDict, split: str, shot: int) -> None:
-        cfg = self.algorithm.cfg.evaluation
-        self.report(
-            "return/random",
-            self.episodes(tasks, lambda count: random_actions(self.algorithm.spec, self.generator)),
-            split,
-            shot,
-        )
+        algorithm, cfg, uniform = self.algorithm, self.algorithm.cfg.evaluation, Uniform(self.algorithm.spec)
+        self.report("return/random", self.episodes(tasks, uniform.begin(len(tasks)), True, uniform), split, shot)
         if cfg.sampled:
-            episodes = self.episodes(tasks, lambda count: self._act(belief, count, sampled=True))
-            self.report("return/sampled", episodes, split, shot)
-        for name, other in self.algorithm.controls(belief).items():
-            self.report(f"return/{name}", self.episodes(tasks, self.deterministic(other)), split, shot)
-        if cfg.wrong_belief and self.algorithm.adapts and shot > 0 and len(tasks) > 1:
-            episodes = self.episodes(tasks, self.deterministic(self.another(belief)))
-            self.report("return/wrong_belief", episodes, split, shot)
-        own = self.algorithm.generator
-        self.algorithm.generator = self.generator  # tuning for a test draws nothing from training
-        try:
-            with torch.random.fork_rng(devices=[]):
-                tuned = self.algorithm.fine_tune(belief.to(self.step.fabric.device), self.real, self.step)
-        finally:
-            self.algorithm.generator = own
+            self.report("return/sampled", self.episodes(tasks, belief, sampled=True), split, shot)
+        for name, other in algorithm.controls(belief).items():
+            self.report(f"return/{name}", self.episodes(tasks, other), split, shot)
+        if cfg.wrong_belief and shot > 0 and len(tasks) > 1:
+            self.report("return/wrong_belief", self.episodes(tasks, self.another(belief)), split, shot)
+        with torch.random.fork_rng(devices=[]):
+            tuned = algorithm.fine_tune(belief, self.real, self.step, self.generator)
         if tuned is not None:
-            episodes = self.episodes(tasks, self.deterministic(tuned.cpu()))
-            self.report("return/fine_tuned", episodes, split, shot)
+            self.report("return/fine_tuned", self.episodes(tasks, tuned), split, shot)
 
     @staticmethod
     def another(belief: TensorDict) -> TensorDict:
         """Each task gets the belief of the task half the list away."""
         return belief[torch.arange(len(belief)).roll(max(len(belief) // 2, 1))]
 
-    def _model_errors(
-        self, tasks: Tensor, belief: TensorDict, episodes: TensorDict, context: TensorDict, split: str, shot: int
-    ) -> dict[str, float]:
-        device, dynamics, family = self.step.fabric.device, self.algorithm.dynamics, self.algorithm.family
-        assert isinstance(dynamics, Dynamics)
-        fresh = self.context(tasks, context.shape[1])
-        episodes = until_fall(episodes, dynamics.spec)
-        onpolicy = first_valid(episodes.flatten(1, 2), 1000)
-        summary = {}
-        for suffix, targets in (("", onpolicy), ("_random", fresh)):
-            right = one_step_error(dynamics, targets.to(device), belief.to(device))
-            wrong = one_step_error(dynamics, targets.to(device), self.another(belief).to(device))
-            for name in ("mse", "nmse", "null_mse", "null_nmse"):
-                value = right[name]
-                summary[f"model/{name}{suffix}"] = self._rows(f"model/{name}{suffix}", value, split, shot)
-            for output, value in zip(dynamics.spec.observation_names, right["outputs"].tolist(), strict=True):
-                if not math.isnan(value):  # an output that never changes
-                    self.add(f"model/nmse{suffix}/{output}", value, split=split, shot=shot)
-            others = {"wrong": wrong} | {
-                name: one_step_error(baseline, targets.to(device), baseline.tell(family.scale(tasks).to(device)))
-                for name, baseline in self.baselines.items()
-            }
-            for other, errors in others.items():
-                for name in ("mse", "nmse"):
-                    self._rows(f"model/{other}_{name}{suffix}", errors[name], split, shot)
-        steps = multi_step_error(dynamics, episodes[:, 0].to(device), belief.to(device))
-        self._rows("model/multi_step_nmse", steps, split, shot)
-        return summary
-
-    def _history_errors(self, dynamics: HistoryDynamics, episodes: TensorDict, split: str, shot: int) -> None:
-        """The model on the policy's own episodes, with their histories and with others'; the policy against the data."""
-        cfg, device, policy = self.algorithm.cfg, self.step.fabric.device, self.algorithm.policy
-        seen = until_fall(episodes.flatten(0, 1), dynamics.spec).to(device)
-        for name, value in history_errors(dynamics, seen, cfg.history.length, self.generator).items():
-            self.add(f"model/{name}", value, split=split, shot=shot)
-        if isinstance(policy, SAC):
-            real = Histories(self.real, dynamics.inputs, cfg.history.length, device)
-            value = divergence_from_data(policy, real, cfg, self.step, self.generator)
-            self.add("policy/kl_cloned", value, split=split, shot=shot)
+    def _model_errors(self, tasks: Tensor, belief: TensorDict, episodes: TensorDict, steps: int) -> dict[str, Tensor]:
+        """Of the model under its own and under another task's belief, and of the baselines under what they are told."""
+        device, model, told = self.algorithm.device, self.algorithm.model, self.algorithm.family.scale(tasks)
+        assert model is not None
+        beliefs: dict[str, tuple[Model, TensorDict]] = {"": (model, belief), "wrong": (model, self.another(belief))}
+        beliefs |= {name: (model, model.tell(told.to(device))) for name, model in self.baselines.items()}
+        return self.algorithm.model_errors(episodes.to(device), self.context(tasks, steps).to(device), beliefs)
 
     def _probe(self, tasks: Tensor, context: TensorDict, split: str, shot: int) -> None:
         """Linear read-out of the task parameters from the latent, fitted on fresh training tasks, scored on `tasks`."""
@@ -228,13 +183,12 @@ class MetaTest:
         training = family.sample(64, self.generator)
         belief, seen = self.adapt(context, shot), self.adapt(self.context(training, shot), shot)
         if "scale" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
-            scale, spread = (
-                float(belief["scale"].mean()),
-                float(belief["loc"].std(0).norm() / belief["loc"].shape[1] ** 0.5),
-            )
+            scale, loc = float(belief["scale"].mean()), belief["loc"]
+            spread = float(loc.std(0).norm() / loc.shape[1] ** 0.5)
             self.add("latent/scale", scale, split=split, shot=shot)
             self.add("latent/spread", spread, split=split, shot=shot)
             self.add("latent/collapse", float(spread < 0.1 * scale), split=split, shot=shot)
-        scores = linear_probe(seen["latent"], family.scale(training), belief["latent"], family.scale(tasks))
+        latents = seen["latent"].cpu(), belief["latent"].cpu()
+        scores = linear_probe(latents[0], family.scale(training), latents[1], family.scale(tasks))
         for name, score in zip(family.parameters, scores.tolist(), strict=True):
             self.add(f"probe/r2/{name}", score, split=split, shot=shot)

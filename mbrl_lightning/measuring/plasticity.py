@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.algorithms.mb_mpo import MBMPO
@@ -55,11 +54,8 @@ def plasticity(algorithm: MBMPO, states: Tensor) -> tuple[Tensor, Tensor]:
     inputs = policy.norm(policy.spec.features(states)).expand(tasks, -1, -1)
     before = policy.distribution(inputs, repeat(policy.adaptable().items(), tasks, stacked=True))
     after = policy.distribution(inputs, dict(algorithm.adapted.adaptable()))
-    members = algorithm.dynamics.decoder.copies
-    action = before[0][:1].clamp(-1, 1).repeat(1, members, 1)
-    belief = TensorDict({"latent": states.new_zeros(1, 0)}, batch_size=[1])
-    following = algorithm.dynamics(states.repeat(members, 1).unsqueeze(0), action, belief).view(members, *states.shape)
-    return divergence(policy, before, after).mean(0), following.std(0, correction=0).mean(-1)
+    following = algorithm.dynamics.predictions(states.unsqueeze(0), before[0][:1].clamp(-1, 1), algorithm.begin(1))
+    return divergence(policy, before, after).mean(0), following[:, 0].std(0, correction=0).mean(-1)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

@@ -19,7 +19,10 @@ from mbrl_lightning.config.methods import L2AConfig
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Dynamics
+from mbrl_lightning.models.measures import share_of_variance
 from mbrl_lightning.networks import StackedGRU
+
+MOST_CUTS, CUTS_AT_ONCE = 40, 64
 
 
 class AdaptiveDynamics(Dynamics):
@@ -187,3 +190,58 @@ class StateDynamics(AdaptiveDynamics):
 def make_adaptive(spec: EnvSpec, cfg: DynamicsConfig, l2a: L2AConfig) -> AdaptiveDynamics:
     """The model that `l2a.adaptation` names."""
     return (StateDynamics if l2a.adaptation == "recurrent" else GradientDynamics)(spec, cfg, l2a)
+
+
+def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> dict[str, Tensor]:
+    """Errors on the next K transitions before and after adapting to the last M, along real episodes, per task.
+
+    Args:
+        dynamics: the model.
+        episodes: `[T, E, H]` of T tasks; only cuts with all M steps before and K after them inside the episode count.
+        past: M.
+        future: K.
+
+    Returns:
+        Of `[T]` each, mean over outputs and transitions, NaN where a task has no episode long enough: `nmse_before` and
+        `nmse_after`, squared errors of the predicted change over its variance in these episodes, of outputs that vary;
+        `loss_before` and `loss_after`, those of the standardised target, over its variance in the data of training: L itself,
+        in which an output that moved in training and hardly moves here weighs no more than any other.
+    """
+    change = dynamics.spec.change(episodes["observation"], episodes["next", "observation"])
+    of_change, of_target = output_errors(dynamics, episodes, past, future)
+    nmse = share_of_variance(of_change, change[episodes["valid"]].var(0, correction=0))
+    loss = of_target.mean(-1)
+    return {"nmse_before": nmse[0], "nmse_after": nmse[1], "loss_before": loss[0], "loss_after": loss[1]}
+
+
+@torch.no_grad()
+def output_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> tuple[Tensor, Tensor]:
+    """Squared errors of each output, first before adapting, then after; arguments as for `adaptation_errors`.
+
+    Returns:
+        Mean over transitions, NaN where a task has no episode long enough: of the change `[2, T, S]`, in the observation's
+        units squared, and of the standardised target `[2, T, Y]`.
+    """
+    tasks, spec = len(episodes), dynamics.spec
+    first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
+    first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
+    rows = episodes.select("observation", "action", ("next", "observation"), "valid").flatten(0, 1)
+    owner = torch.arange(tasks, device=rows.device).repeat_interleave(episodes.shape[1])
+    count = rows["observation"].new_zeros(tasks)
+    of_change = count.new_zeros(2, tasks, spec.observation_dim)
+    of_target = count.new_zeros(2, tasks, spec.target_dim)
+    for cuts in first.split(max(CUTS_AT_ONCE // len(rows), 1)):
+        index = cuts.unsqueeze(1) + torch.arange(past + future)
+        part, mine = rows[:, index].flatten(0, 1), owner.repeat_interleave(len(cuts))  # [rows x cuts, M + K]
+        before, after = part[:, :past], part[:, past:]
+        observation, following, whole = after["observation"], after["next", "observation"], after["valid"][:, -1]
+        truth, target, used = spec.change(observation, following), dynamics.targets(after), whole.unsqueeze(1)
+        count.index_add_(0, mine, whole.to(count))
+        beliefs = TensorDict({}, batch_size=before.shape[:1]), dynamics.infer(before)
+        for when, belief in enumerate(beliefs):
+            predicted = dynamics.predict(observation, after["action"], belief)
+            missed = (spec.change(observation, predicted) - truth).square().mean(1)
+            guess = dynamics.target_norm(spec.target(observation, predicted))
+            of_change[when].index_add_(0, mine, torch.where(used, missed, 0.0))
+            of_target[when].index_add_(0, mine, torch.where(used, (guess - target).square().mean(1), 0.0))
+    return of_change / count.unsqueeze(1), of_target / count.unsqueeze(1)

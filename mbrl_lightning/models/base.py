@@ -15,20 +15,57 @@ from mbrl_lightning.networks.gaussians import log_prob
 MAX_GRAD_NORM = 10.0  # gradients of every model are clipped to this norm
 
 
-class PlacedModule(L.LightningModule):
-    """A LightningModule that knows where it is when it is moved as a part of something else.
+class Model(L.LightningModule):
+    """p(next observation | observation, action, belief), with E members; what planners, measures and pictures ask.
 
-    Lightning notes the device in `to` alone, which a module that is moved with its owner is never asked for.
+    Args:
+        spec: the environment's features and targets.
+        members: E.
+
+    Attributes:
+        low: least next observation that is imagined `[S]`.
+        high: greatest one `[S]`.
     """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, spec: EnvSpec, members: int) -> None:
+        super().__init__()
+        self.spec, self.members = spec, members
+        self.register_buffer("low", torch.full((spec.observation_dim,), -torch.inf))
+        self.register_buffer("high", torch.full((spec.observation_dim,), torch.inf))
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Where its parameters are; Lightning's own note is of `to` alone, which a part of something else is never asked."""
         return next(self.parameters()).device
 
+    def predictions(self, observation: Tensor, action: Tensor, belief: TensorDict) -> Tensor:
+        """Each member's mean next observation, without bounds: `[E, M, N, S]`; arguments as for `predict`."""
+        raise NotImplementedError
 
-class Dynamics(PlacedModule):
-    """p(next observation | observation, action, belief) with E decoders in one batched product.
+    @torch.no_grad()
+    def predict(self, observation: Tensor, action: Tensor, belief: TensorDict) -> Tensor:
+        """Mean next observation over members, without bounds, `[M, N, S]`.
+
+        Args:
+            observation: `[M, N, S]`.
+            action: `[M, N, A]`.
+            belief: batch `[M]`.
+        """
+        return self.predictions(observation, action, belief).mean(0)
+
+    def imagine(self, observation: Tensor, action: Tensor, belief: TensorDict) -> Tensor:
+        """Next observations `[M, N, S]` within the range of the data; a model may take the randomness of a step as well.
+
+        Each row is one member's; arguments as for `predict`.
+        """
+        raise NotImplementedError
+
+
+class Dynamics(Model):
+    """A model of E decoders in one batched product.
 
     A subclass says what the decoder sees of the task (`code`) and how it learns (`training_step`).
 
@@ -38,20 +75,15 @@ class Dynamics(PlacedModule):
         code_dim: width Z of the code that joins the decoder's input.
     """
 
-    low: Tensor
-    high: Tensor
-
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, code_dim: int) -> None:
-        super().__init__()
-        self.spec, self.cfg, self.code_dim = spec, cfg, code_dim
+        super().__init__(spec, cfg.members)
+        self.cfg, self.code_dim = cfg, code_dim
         inputs = spec.feature_dim + spec.action_feature_dim
         self.input_norm, self.target_norm = Normalizer(inputs), Normalizer(spec.target_dim)
         sizes = [inputs + code_dim, *[cfg.hidden] * (cfg.layers + 1), spec.target_dim]
         self.decoder = StackedMLP(cfg.members, sizes, cfg.activation)
         scale = torch.full((spec.target_dim,), float(cfg.scale)).log()
         self.log_scale = torch.nn.Parameter(scale, requires_grad=cfg.learn_scale)
-        self.register_buffer("low", torch.full((spec.observation_dim,), -torch.inf))
-        self.register_buffer("high", torch.full((spec.observation_dim,), torch.inf))
 
     def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
         """What the decoder is told of the task, `[M, N, Z]`.
@@ -130,7 +162,7 @@ class Dynamics(PlacedModule):
         stacked = blocks.transpose(0, 1).reshape(count, tasks * rows, -1)
         return self.decoder(stacked, members).view(count, tasks, rows, -1).transpose(0, 1)
 
-    def forward(
+    def imagine(
         self,
         observation: Tensor,
         action: Tensor,
@@ -156,27 +188,34 @@ class Dynamics(PlacedModule):
         following = self.spec.untarget(observation, self.target_norm.inverse(y))
         return torch.clamp(following, self.low, self.high)
 
+    def predictions(self, observation: Tensor, action: Tensor, belief: TensorDict) -> Tensor:
+        """See `Model.predictions`."""
+        y = self._outputs(observation, action, belief, None)[0].transpose(0, 1)
+        return self.spec.untarget(observation.expand(len(y), *observation.shape), self.target_norm.inverse(y))
+
     @torch.no_grad()
     def predict(self, observation: Tensor, action: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
-        """Mean next observation over members (and particles, GSSM Eq. 8), without bounds.
+        """See `Model.predict`; the mean is taken before targets become observations, so that an angle may wrap.
 
         Args:
             observation: `[M, N, S]`.
             action: `[M, N, A]`.
             belief: batch `[M]`.
-            noise: `[P, M, N, Z]` for P particles, or None for the mean code.
-
-        Returns:
-            `[M, N, S]`.
+            noise: `[P, M, N, Z]` for P particles, over which the mean is taken too (GSSM Eq. 8), or None for the mean code.
         """
+        y = self._outputs(observation, action, belief, noise).mean((0, 2))
+        return self.spec.untarget(observation, self.target_norm.inverse(y))
+
+    def _outputs(self, observation: Tensor, action: Tensor, belief: TensorDict, noise: Tensor | None) -> Tensor:
+        """Standardised targets of every particle and member, `[P, M, E, N, Y]`."""
         x = self.inputs(observation, action)
-        members = self.decoder.copies
         outputs = [
-            self.decode(x.repeat(1, members, 1), self.code(x, belief, eps).repeat(1, members, 1), belief=belief)
+            self.decode(
+                x.repeat(1, self.members, 1), self.code(x, belief, eps).repeat(1, self.members, 1), belief=belief
+            )
             for eps in ([None] if noise is None else noise)
         ]
-        y = torch.stack(outputs).unflatten(2, (members, -1)).mean((0, 2))
-        return self.spec.untarget(observation, self.target_norm.inverse(y))
+        return torch.stack(outputs).unflatten(2, (self.members, -1))
 
     def nll(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood of standardised targets `[..., Y] -> [...]`; deviations floored at 0.02."""

@@ -81,13 +81,6 @@ class EnsembleDynamics(MLPDynamics):
         twin.load_state_dict({name: values[name] for name in twin.state_dict()})
         return twin
 
-    @torch.no_grad()
-    def disagreement(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Deviation of the members' predicted next observations, mean over entries: `[N, S], [N, A] -> [N]`."""
-        x = self.inputs(observation, action).expand(self.decoder.copies, -1, -1)
-        following = self.spec.untarget(observation, self.target_norm.inverse(self.decoder(x)))
-        return following.std(0, correction=0).mean(-1)
-
 
 class MemberData:
     """Standardised transitions, and a random split into rows to learn from and rows to check on for each of K members.

@@ -11,7 +11,7 @@ from torch import Tensor
 from mbrl_lightning.beliefs.history import remember
 from mbrl_lightning.data.windows import columns
 from mbrl_lightning.envs.spec import EnvSpec, never
-from mbrl_lightning.errors import DivergedError
+from mbrl_lightning.errors import DivergedError, EnvError
 from mbrl_lightning.models.base import Dynamics
 from mbrl_lightning.models.recurrent import HistoryDynamics
 
@@ -98,7 +98,9 @@ class ImaginedStreams:
         if self.noise > 0:
             shape = (*action.shape[:2], spec.target_dim)
             disturbance = self.noise * torch.randn(shape, generator=self.generator).to(action.device)
-        following = self.dynamics(self.observation, action, self.belief, self.code_noise, self.members, disturbance)
+        following = self.dynamics.imagine(
+            self.observation, action, self.belief, self.code_noise, self.members, disturbance
+        )
         terminated, self.now = self.nobody, self.now + 1
         for rule in self.rules:
             terminated = terminated | rule(following)
@@ -132,6 +134,35 @@ class ImaginedStreams:
         return TensorDict(data | {"next": TensorDict(after, batch_size=reward.shape)}, batch_size=reward.shape)
 
 
+def outcome(spec: EnvSpec, observation: Tensor, action: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards of steps, and whether an episode ends there, bool, `[...]` each.
+
+    Args:
+        spec: the family's; a fall that cuts training episodes ends them here too.
+        observation: `[..., S]`.
+        action: `[..., A]` within bounds.
+        following: `[..., S]`.
+
+    Raises:
+        EnvError: the family's reward raised, or has another shape.
+    """
+    try:
+        reward = spec.reward(observation, action, following)
+    except Exception as error:
+        raise EnvError(
+            f"{spec.name}: the reward function raised {type(error).__name__}: {error}",
+            f"mend it; it is given observations {tuple(observation.shape)} and actions {tuple(action.shape)}",
+        ) from error
+    if not isinstance(reward, Tensor) or reward.shape != observation.shape[:-1]:
+        shape = tuple(reward.shape) if isinstance(reward, Tensor) else type(reward).__name__
+        raise EnvError(
+            f"{spec.name}: the reward function gave {shape} for observations {tuple(observation.shape)}",
+            f"let it return one number a row, {tuple(observation.shape[:-1])}",
+        )
+    ended = spec.termination(following)
+    return reward, ended if spec.training_termination is None else ended | spec.training_termination(following)
+
+
 @torch.no_grad()
 def branched_rollouts(
     dynamics: HistoryDynamics,
@@ -163,18 +194,17 @@ def branched_rollouts(
     for _ in range(steps):
         count, device = len(observation), observation.device
         action = act(inputs)
-        head = torch.randint(dynamics.members, (count,), generator=generator).to(device)
-        noise = torch.randn(count, spec.target_dim, generator=generator).to(device)
-        following = dynamics.imagine(observation, inputs, action, head, noise)
+        head = torch.randint(dynamics.members, (count, 1), generator=generator).to(device)
+        noise = torch.randn(count, 1, spec.target_dim, generator=generator).to(device)
+        asked = observation.unsqueeze(1), action.unsqueeze(1)
+        following = dynamics.imagine(*asked, inputs, head, noise).squeeze(1)
         require_imaginable(following)
-        terminated = spec.termination(following)
-        if spec.training_termination is not None:
-            terminated = terminated | spec.training_termination(following)
+        reward, terminated = outcome(spec, observation, action, following)
         pair = dynamics.inputs.pair(observation, action, following)
         window = remember(inputs, pair)
         pairs = torch.cat([inputs["pairs"], pair.unsqueeze(1)], 1)
         mask = torch.cat([inputs["mask"], window["mask"][:, -1:]], 1)
-        current, reward = dynamics.inputs.current(following), spec.reward(observation, action, following)
+        current = dynamics.inputs.current(following)
         ended = terminated.float().unsqueeze(-1)
         pieces.append(columns(pairs, mask, inputs["current"], current, action, reward.unsqueeze(-1), ended))
         inputs, observation = window.set("current", current)[~terminated], following[~terminated]

@@ -7,13 +7,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.models.adaptive import AdaptiveDynamics
-from mbrl_lightning.models.base import Dynamics
+from mbrl_lightning.models.base import Model
 from mbrl_lightning.networks import NOISE
 from mbrl_lightning.networks.gaussians import kl_divergence
 
 MULTI_STEPS = 10
-MOST_CUTS, CUTS_AT_ONCE = 40, 64
 
 
 def until_fall(episodes: TensorDict, spec: EnvSpec) -> TensorDict:
@@ -52,7 +50,7 @@ def _varies(variance: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) -> dict[str, Tensor]:
+def one_step_error(dynamics: Model, targets: TensorDict, belief: TensorDict) -> dict[str, Tensor]:
     """Error of the predicted change of the observation, per task.
 
     Args:
@@ -81,7 +79,7 @@ def one_step_error(dynamics: Dynamics, targets: TensorDict, belief: TensorDict) 
 
 
 @torch.no_grad()
-def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDict) -> Tensor:
+def multi_step_error(dynamics: Model, episodes: TensorDict, belief: TensorDict) -> Tensor:
     """Normalised error after ten open-loop steps along real actions, `[M]`; NaN where an episode is shorter.
 
     Args:
@@ -102,59 +100,36 @@ def multi_step_error(dynamics: Dynamics, episodes: TensorDict, belief: TensorDic
     return share_of_variance(error, change[valid].var(0, correction=0)).sum(1) / valid.sum(1)
 
 
-def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> dict[str, Tensor]:
-    """Errors on the next K transitions before and after adapting to the last M, along real episodes, per task.
+def model_errors(
+    episodes: TensorDict, fresh: TensorDict, beliefs: dict[str, tuple[Model, TensorDict]]
+) -> dict[str, Tensor]:
+    """One-step errors of models on the policy's transitions and on fresh exploration, and the error over ten steps.
 
     Args:
-        dynamics: the model.
-        episodes: `[T, E, H]` of T tasks; only cuts with all M steps before and K after them inside the episode count.
-        past: M.
-        future: K.
+        episodes: the policy's `[M, episodes, T]`; used up to a fall.
+        fresh: exploration `[M, K]` that no belief was made from.
+        beliefs: a model and its belief `[M]` by name; "" is the one that all is measured of.
 
     Returns:
-        Of `[T]` each, mean over outputs and transitions, NaN where a task has no episode long enough: `nmse_before` and
-        `nmse_after`, squared errors of the predicted change over its variance in these episodes, of outputs that vary;
-        `loss_before` and `loss_after`, those of the standardised target, over its variance in the data of training: L itself,
-        in which an output that moved in training and hardly moves here weighs no more than any other.
+        `model/<name>` for `one_step_error` on the policy's transitions, `model/<name>_random` on `fresh`; the same of the
+        other models, `model/<other>_<name>`, but for what is no model's own; `model/multi_step_nmse`. `[M]` each, and one
+        number each for `model/nmse/<output>`.
     """
-    change = dynamics.spec.change(episodes["observation"], episodes["next", "observation"])
-    of_change, of_target = output_errors(dynamics, episodes, past, future)
-    nmse = share_of_variance(of_change, change[episodes["valid"]].var(0, correction=0))
-    loss = of_target.mean(-1)
-    return {"nmse_before": nmse[0], "nmse_after": nmse[1], "loss_before": loss[0], "loss_after": loss[1]}
-
-
-@torch.no_grad()
-def output_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> tuple[Tensor, Tensor]:
-    """Squared errors of each output, first before adapting, then after; arguments as for `adaptation_errors`.
-
-    Returns:
-        Mean over transitions, NaN where a task has no episode long enough: of the change `[2, T, S]`, in the observation's
-        units squared, and of the standardised target `[2, T, Y]`.
-    """
-    tasks, spec = len(episodes), dynamics.spec
-    first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
-    first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
-    rows = episodes.select("observation", "action", ("next", "observation"), "valid").flatten(0, 1)
-    owner = torch.arange(tasks, device=rows.device).repeat_interleave(episodes.shape[1])
-    count = rows["observation"].new_zeros(tasks)
-    of_change = count.new_zeros(2, tasks, spec.observation_dim)
-    of_target = count.new_zeros(2, tasks, spec.target_dim)
-    for cuts in first.split(max(CUTS_AT_ONCE // len(rows), 1)):
-        index = cuts.unsqueeze(1) + torch.arange(past + future)
-        part, mine = rows[:, index].flatten(0, 1), owner.repeat_interleave(len(cuts))  # [rows x cuts, M + K]
-        before, after = part[:, :past], part[:, past:]
-        observation, following, whole = after["observation"], after["next", "observation"], after["valid"][:, -1]
-        truth, target, used = spec.change(observation, following), dynamics.targets(after), whole.unsqueeze(1)
-        count.index_add_(0, mine, whole.to(count))
-        beliefs = TensorDict({}, batch_size=before.shape[:1]), dynamics.infer(before)
-        for when, belief in enumerate(beliefs):
-            predicted = dynamics.predict(observation, after["action"], belief)
-            missed = (spec.change(observation, predicted) - truth).square().mean(1)
-            guess = dynamics.target_norm(spec.target(observation, predicted))
-            of_change[when].index_add_(0, mine, torch.where(used, missed, 0.0))
-            of_target[when].index_add_(0, mine, torch.where(used, (guess - target).square().mean(1), 0.0))
-    return of_change / count.unsqueeze(1), of_target / count.unsqueeze(1)
+    own, belief = beliefs[""]
+    episodes = until_fall(episodes, own.spec)
+    found: dict[str, Tensor] = {}
+    for suffix, targets in (("", first_valid(episodes.flatten(1, 2), 1000)), ("_random", fresh)):
+        for name, (model, told) in beliefs.items():
+            errors = one_step_error(model, targets, told)
+            outputs, kept = (
+                errors.pop("outputs"),
+                errors if name == "" else {key: errors[key] for key in ("mse", "nmse")},
+            )
+            found |= {f"model/{name}_{key}{suffix}".replace("/_", "/"): value.cpu() for key, value in kept.items()}
+            if name == "":
+                names = (f"model/nmse{suffix}/{output}" for output in own.spec.observation_names)
+                found |= dict(zip(names, outputs.cpu(), strict=True))
+    return found | {"model/multi_step_nmse": multi_step_error(own, episodes[:, 0], belief).cpu()}
 
 
 def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ thousand steps otherwise, and a policy that is not shown what effort costs acts 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
@@ -17,14 +19,17 @@ from torch import Tensor
 from mbrl_lightning.beliefs.history import HistoryInputs, HistoryNet
 from mbrl_lightning.config.methods import HistoryConfig
 from mbrl_lightning.config.schema import DynamicsConfig
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.models.base import PlacedModule
+from mbrl_lightning.models.base import Model
+from mbrl_lightning.models.measures import model_nll, share_of_variance
 from mbrl_lightning.networks import Normalizer
 
 LOG_VAR = (-9.0, 1.0)
 
 
-class HistoryDynamics(PlacedModule):
+class HistoryDynamics(Model):
     """p(next observation | history, action) with E heads in one batched product; a switching family's reward is part of it.
 
     Args:
@@ -33,12 +38,9 @@ class HistoryDynamics(PlacedModule):
         history: width of the recurrent unit; `model` false leaves it out (M2PO).
     """
 
-    low: Tensor
-    high: Tensor
-
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, history: HistoryConfig) -> None:
-        super().__init__()
-        self.spec, self.cfg, self.members, self.squares = spec, cfg, cfg.members, history.squares
+        super().__init__(spec, cfg.members)
+        self.cfg, self.squares = cfg, history.squares
         self.inputs = HistoryInputs(spec)
         self.target_norm = Normalizer(spec.target_dim)
         sizes = [cfg.hidden] * cfg.layers
@@ -47,8 +49,6 @@ class HistoryDynamics(PlacedModule):
         self.net = HistoryNet(
             cfg.members, self.inputs.pair_dim, current, 2 * spec.target_dim, sizes, recurrent=recurrent
         )
-        self.register_buffer("low", torch.full((spec.observation_dim,), -torch.inf))
-        self.register_buffer("high", torch.full((spec.observation_dim,), torch.inf))
 
     @torch.no_grad()
     def observe(self, transitions: TensorDictBase, margin: float, fit: bool) -> None:
@@ -117,33 +117,38 @@ class HistoryDynamics(PlacedModule):
         """Standardised targets `[..., Y]`."""
         return self.target_norm(self.spec.target(observation, following))
 
+    def _asked(self, observation: Tensor, action: Tensor, belief: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """`forward` for N queries under each of M windows, `[E, M, N, Y]` each."""
+        shape, rows = observation.shape[:2], torch.arange(len(observation), device=observation.device)
+        window = belief.select("pairs", "mask")[rows.repeat_interleave(shape[1])]
+        current = self.inputs.current(observation.flatten(0, 1))
+        loc, log_var = self(window.set("current", current), action.flatten(0, 1))
+        return loc.unflatten(1, shape), log_var.unflatten(1, shape)
+
     @torch.no_grad()
-    def imagine(
-        self, observation: Tensor, inputs: TensorDictBase, action: Tensor, head: Tensor, noise: Tensor
+    def imagine(  # type: ignore[override]
+        self, observation: Tensor, action: Tensor, belief: TensorDictBase, head: Tensor, noise: Tensor
     ) -> Tensor:
-        """Sampled next observations, kept to the range of the data on both sides.
+        """Sampled next observations `[M, N, S]`, kept to the range of the data on both sides.
 
         Args:
-            observation: `[N, S]`.
-            inputs: histories, batch `[N]`.
-            action: `[N, A]`.
-            head: which head each row asks `[N]`.
-            noise: standard normal `[N, Y]`.
-
-        Returns:
-            `[N, S]`.
+            observation: `[M, N, S]`.
+            action: `[M, N, A]`.
+            belief: the window of pairs before the observation, `pairs` and `mask`, batch `[M]`.
+            head: which head each row asks `[M, N]`.
+            noise: standard normal `[M, N, Y]`.
         """
-        loc, log_var = self(inputs, action)
-        rows = torch.arange(len(head), device=loc.device)
-        y = loc[head, rows] + (0.5 * log_var[head, rows]).exp() * noise
+        loc, log_var = self._asked(observation, action, belief)
+        loc, log_var = (part.gather(0, head[None, ..., None].expand(1, *noise.shape))[0] for part in (loc, log_var))
+        y = loc + (0.5 * log_var).exp() * noise
         following = self.spec.untarget(observation, self.target_norm.inverse(y))
         return torch.clamp(following, self.low, self.high)
 
     @torch.no_grad()
-    def predict(self, observation: Tensor, inputs: TensorDictBase, action: Tensor) -> Tensor:
-        """Mean next observation of each head, without bounds: `[E, N, S]`."""
-        loc, _ = self(inputs, action)
-        return self.spec.untarget(observation.expand(len(loc), -1, -1), self.target_norm.inverse(loc))
+    def predictions(self, observation: Tensor, action: Tensor, belief: TensorDictBase) -> Tensor:
+        """See `Model.predictions`; a belief is the window of pairs before the observation."""
+        loc, _ = self._asked(observation, action, belief)
+        return self.spec.untarget(observation.expand(len(loc), *observation.shape), self.target_norm.inverse(loc))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over all heads."""
@@ -184,3 +189,75 @@ class EarlyStopping:
         """Give every head its best parameters back."""
         for kept, now in zip(self.kept, self.dynamics.parameters(), strict=True):
             now.copy_(kept)
+
+
+@torch.no_grad()
+def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int, generator: torch.Generator) -> dict:
+    """One-step errors of a history-conditioned model on real episodes, with their own histories and with others'.
+
+    Args:
+        dynamics: the model.
+        episodes: `[B, T]`, with `hidden` where the family switches.
+        length: L.
+        generator: draws the rows looked at (at most 4,000) and whose history they get.
+
+    Returns:
+        Numbers: `nmse` and `null_nmse` (see `share_of_variance`),
+        `wrong_nmse` with another row's history, `reward_nmse` (the last output, the reward where it is learned), `nll` (of
+        standardised targets; see `model_nll`) and, for a hidden direction, `slope` (see `reward_slope`).
+    """
+    spec, device = dynamics.spec, dynamics.device
+    real = TaskBuffer(1, episodes.numel())
+    real.extend(episodes, torch.zeros(len(episodes), dtype=torch.long), exploratory=False)
+    histories = Histories(real, dynamics.inputs, length, device)
+    rows = torch.randperm(len(histories), generator=generator)[:4000].to(device)
+    batch = histories.before(rows).set("action", histories.action[rows])
+    observation, following = histories.observation[rows], histories.next_observation[rows]
+    change = spec.change(observation, following)
+    variance = change.var(0, correction=0)
+
+    def error(inputs: TensorDict) -> Tensor:
+        predicted = dynamics.predict(observation.unsqueeze(1), batch["action"].unsqueeze(1), inputs).squeeze(1)
+        return (spec.change(observation, predicted) - change).square()
+
+    right, wrong = batch["inputs"], batch["inputs"].clone(False)
+    for name in ("pairs", "mask"):
+        wrong[name] = right[name].roll(len(rows) // 2, 0)
+    errors = error(right)
+    nll, _ = dynamics.nll(batch.set("target", dynamics.targets(observation, following)))
+    log_prob = -(nll + 0.5 * math.log(2 * math.pi)).sum(-1)
+    out = {
+        "nmse": float(share_of_variance(errors, variance).mean()),
+        "wrong_nmse": float(share_of_variance(error(wrong), variance).mean()),
+        "null_nmse": float(share_of_variance(change.square(), variance).mean()),
+        "reward_nmse": float(share_of_variance(errors[:, -1:], variance[-1:]).mean()),
+        "nll": model_nll(log_prob),
+    }
+    if "hidden" in episodes.keys():  # noqa: SIM118 - a TensorDict has no `in`
+        hidden = episodes["hidden"][..., 0][episodes["valid"]].to(device)[rows]
+        if set(hidden.unique().tolist()) == {-1.0, 1.0}:
+            out["slope"] = float(reward_slope(dynamics, batch, hidden).min())
+    return out
+
+
+@torch.no_grad()
+def reward_slope(dynamics: HistoryDynamics, batch: TensorDict, direction: Tensor) -> Tensor:
+    """Correlation of what each head expects to gain by acting forwards with the hidden direction, `[E]`.
+
+    The gain is the reward predicted for +1 in the first action entry less that for -1. A model may predict well by
+    persistence and still have no slope, and imagination then teaches no direction.
+
+    Args:
+        dynamics: a model of a family whose reward is the last entry of the next observation.
+        batch: batch `[N]` with `inputs`, `observation`, `action`.
+        direction: hidden direction of each row `[N]`.
+    """
+    observation, action = batch["observation"], batch["action"].clone()
+    rewards = []
+    for sign in (1.0, -1.0):
+        action[:, 0] = sign
+        following = dynamics.predictions(observation.unsqueeze(1), action.unsqueeze(1), batch["inputs"]).squeeze(2)
+        rewards.append(dynamics.spec.reward(observation, action, following))
+    slope = rewards[0] - rewards[1]
+    both = torch.cat([direction.to(slope).unsqueeze(0), slope])
+    return torch.corrcoef(both)[0, 1:]

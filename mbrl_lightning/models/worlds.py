@@ -76,13 +76,13 @@ class Worlds:
         streams = ImaginedStreams(cast(Dynamics, self), self.belief, start, self.steps, restart=self.starts)
         return streams.rollout(act, self.steps)
 
-    def __call__(self, observation: Tensor, action: Tensor, belief: TensorDict, *_: object) -> Tensor:
+    def imagine(self, observation: Tensor, action: Tensor, belief: TensorDict, *_: object) -> Tensor:
         """Next observations `[1, rows, S]`; blocks of rows belong to the members."""
         order = None
         if self.random:
             order = torch.randperm(self.rows, generator=self.generator).to(self.device)
             observation, action = observation[:, order], action[:, order]
-        following = self.dynamics(observation, action, belief)
+        following = self.dynamics.imagine(observation, action, belief)
         if self.disturbed:
             noise = torch.randn((*following.shape[:2], self.spec.target_dim), generator=self.generator)
             change = self.dynamics.target_norm(self.spec.target(observation, following))

@@ -3,67 +3,73 @@
 All four draw N action sequences of H steps about a plan, score each by its discounted known reward, averaged over the E
 members of the model, and draw the plan together. Discrete actions: the plan holds probabilities in the place of means.
 
-They are TorchRL planners (`MPCPlannerBase`: call one on a TensorDict with `observation`), and mend what its CEMPlanner and
-MPPIPlanner lack: the plan of the last step is where the next search starts (warm start), environments come in a batch,
-CEM executes the first action of the best sequence instead of a mean over elites, MPPI's weights cannot overflow, rewards
-are discounted, draws come from a generator of the caller, memory is bounded.
+TorchRL's CEMPlanner and MPPIPlanner lack what is needed here: the plan of the last step is where the next search starts (it
+is handed in and handed back), environments come in a batch, CEM executes the first action of the best sequence instead of
+a mean over elites, MPPI's weights cannot overflow, rewards are discounted, draws come from a generator of the caller, memory
+is bounded.
 """
 
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
-from torchrl.modules import MPCPlannerBase
 
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.methods import PlannerConfig
+from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.models.model_env import ModelEnv
+from mbrl_lightning.models.imagination import outcome
+
+Advance = Callable[[Tensor, Tensor], Tensor]
+"""What is searched in: observations `[B, R, S]`, actions `[B, R, A]` -> next observations, R rows in each of B environments.
+
+A model of E members takes the R rows in E equal blocks, one a member, as `Dynamics.imagine` does.
+"""
 
 # icem: noise has power 1 / frequency^COLOUR; share of the elites that are tried again; how fast candidates get fewer
 COLOUR, KEPT, DECAY = 2.0, 0.3, 1.25
 
 
-class Planner(MPCPlannerBase):
+class Planner:
     """What the four have in common. B environments, N candidates, H steps, A actions.
 
     Args:
-        env: the model.
+        spec: rewards, terminations, actions.
         cfg: sizes.
+        members: E, all of which vote on each candidate.
 
     Attributes:
         failures: searches, counted by environment, in which no candidate had a finite return.
     """
 
-    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
-        super().__init__(env)
-        self.world, self.cfg, self.family_spec = env, cfg, env.family_spec
+    def __init__(self, spec: EnvSpec, cfg: PlannerConfig, members: int = 1) -> None:
+        self.spec, self.cfg, self.members = spec, cfg, members
         self.iterations, self.failures = cfg.iterations, 0
-        self.generator = torch.Generator().manual_seed(0)
 
     # -- the search
 
     @torch.no_grad()
     def plan(
-        self, observation: Tensor, generator: torch.Generator, start: TensorDict | None = None
+        self, advance: Advance, observation: Tensor, generator: torch.Generator, start: TensorDict
     ) -> tuple[Tensor, TensorDict]:
         """Search from each of B states at once.
 
         Args:
+            advance: the model.
             observation: `[B, S]`.
             generator: draws the candidates.
-            start: the plan to start from (what this method returned a step ago); None starts cold.
+            start: the plan to start from: what this method returned a step ago, or `cold`.
 
         Returns:
             Actions `[B, A]` within bounds, and the plan for the next step, batch `[B]`. Where no candidate has a finite
             return the action is the safe one (zero) and the plan is cold.
         """
         cold = self.cold(len(observation)).to(observation)
-        start = cold if start is None or not self.cfg.warm_start else start
+        start = start if self.cfg.warm_start else cold
         mean, kept = start["mean"], start["kept"]
         std = torch.full_like(mean, self.cfg.initial_std)
         best, top = mean, observation.new_full((len(observation),), -math.inf)
@@ -72,7 +78,7 @@ class Planner(MPCPlannerBase):
             candidates[:, 0] = self.execute(mean)
             again = candidates[:, 1 : 1 + kept.shape[1]]
             again.copy_(torch.where(kept.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), kept, again))
-            scores = self.score(observation, candidates)
+            scores = self.score(advance, observation, candidates)
             value, row = scores.max(1)
             rows = torch.arange(len(row), device=row.device)
             found = candidates[rows, row]
@@ -89,24 +95,25 @@ class Planner(MPCPlannerBase):
         later = TensorDict({"mean": mean, "kept": kept}, batch_size=[len(row)])
         return self._guard(action, self.shift(later), cold, torch.isfinite(top))
 
-    def score(self, observation: Tensor, candidates: Tensor) -> Tensor:
+    def score(self, advance: Advance, observation: Tensor, candidates: Tensor) -> Tensor:
         """Discounted returns `[B, N]` of `candidates` `[B, N, H, A]` from `[B, S]`; minus infinity if not finite.
 
         At most `planner.chunk` rows (environments x candidates x members) are in memory at once, or one candidate of each;
         what comes out does not depend on it, but for rounding.
         """
-        width = max(1, self.cfg.chunk // (len(observation) * self.world.members))
-        scores = torch.cat([self._returns(observation, part) for part in candidates.split(width, 1)], 1)
+        width = max(1, self.cfg.chunk // (len(observation) * self.members))
+        scores = torch.cat([self._returns(advance, observation, part) for part in candidates.split(width, 1)], 1)
         return torch.where(torch.isfinite(scores), scores, -math.inf)
 
-    def _returns(self, observation: Tensor, candidates: Tensor) -> Tensor:
-        (batch, count, horizon, _), members = candidates.shape, self.world.members
+    def _returns(self, advance: Advance, observation: Tensor, candidates: Tensor) -> Tensor:
+        (batch, count, horizon, _), members = candidates.shape, self.members
         state = observation.unsqueeze(1).expand(batch, members * count, -1)
         total = observation.new_zeros(batch, members * count)
         alive = torch.ones_like(total, dtype=torch.bool)
         for step in range(horizon):
             action = candidates[:, :, step].repeat(1, members, 1) if members > 1 else candidates[:, :, step]
-            state, reward, ended = self.world.transit(state, action)
+            before, state = state, advance(state, action)
+            reward, ended = outcome(self.spec, before, action, state)
             # A reward such as -1 for "not there" is finite in a state that is not. After its end no state counts.
             reward = torch.where(torch.isfinite(state.sum(-1)), reward, math.nan)
             total = total + self.cfg.gamma**step * torch.where(alive, reward, 0.0)
@@ -119,7 +126,7 @@ class Planner(MPCPlannerBase):
         if not self.failures:
             log.warning(
                 "%s: no candidate of the planner has a finite return in %d of %d environments; they get a zero action",
-                self.family_spec.name,
+                self.spec.name,
                 int((~good).sum()),
                 len(good),
             )
@@ -134,8 +141,8 @@ class Planner(MPCPlannerBase):
 
     def cold(self, batch: int) -> TensorDict:
         """The plan of one who knows nothing, batch `[B]`."""
-        shape = (batch, self.cfg.horizon, self.family_spec.action_dim)
-        mean = torch.full(shape, 1 / shape[-1] if self.family_spec.discrete else 0.0)
+        shape = (batch, self.cfg.horizon, self.spec.action_dim)
+        mean = torch.full(shape, 1 / shape[-1] if self.spec.discrete else 0.0)
         return TensorDict({"mean": mean, "kept": mean.new_zeros(batch, 0, *shape[1:])}, batch_size=[batch])
 
     def shift(self, plan: TensorDict) -> TensorDict:
@@ -149,16 +156,16 @@ class Planner(MPCPlannerBase):
 
     def execute(self, mean: Tensor) -> Tensor:
         """The sequence that a plan's mean `[..., A]` stands for."""
-        if not self.family_spec.discrete:
+        if not self.spec.discrete:
             return mean.clamp(-1, 1)
-        return torch.nn.functional.one_hot(mean.argmax(-1), self.family_spec.action_dim).to(mean)
+        return torch.nn.functional.one_hot(mean.argmax(-1), self.spec.action_dim).to(mean)
 
     def fallback(self, action: Tensor) -> Tensor:
         """What to do when nothing can be foreseen: zero, or the discrete action that comes nearest to it; like `[B, A]`."""
-        if not self.family_spec.discrete:
+        if not self.spec.discrete:
             return torch.zeros_like(action)
-        choices = torch.eye(self.family_spec.action_dim).to(action)
-        return choices[self.family_spec.action_features(choices).square().sum(-1).argmin()].expand_as(action)
+        choices = torch.eye(self.spec.action_dim).to(action)
+        return choices[self.spec.action_features(choices).square().sum(-1).argmin()].expand_as(action)
 
     # -- what the four do differently
 
@@ -173,7 +180,7 @@ class Planner(MPCPlannerBase):
     def sample(self, mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """`[B, count, H, A]` sequences within bounds about a plan."""
         shape = (len(mean), count, *mean.shape[1:])
-        if not self.family_spec.discrete:
+        if not self.spec.discrete:
             return (mean.unsqueeze(1) + std.unsqueeze(1) * self.noise(shape, generator).to(mean)).clamp_(-1, 1)
         uniform = torch.rand(shape, generator=generator, device=generator.device).to(mean).clamp(1e-9, 1 - 1e-7)
         return self.execute(mean.clamp_min(1e-9).log().unsqueeze(1) - torch.log(-torch.log(uniform)))
@@ -185,37 +192,26 @@ class Planner(MPCPlannerBase):
     def refit(self, candidates: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """The next plan's mean and deviation, `[B, H, A]` both; here the weighted mean, and the deviation as it was."""
         new = (weights[:, :, None, None] * candidates).sum(1)
-        if self.family_spec.discrete:  # no choice dies out
-            new = new.lerp(torch.full_like(new, 1 / self.family_spec.action_dim), self.cfg.min_std)
+        if self.spec.discrete:  # no choice dies out
+            new = new.lerp(torch.full_like(new, 1 / self.spec.action_dim), self.cfg.min_std)
         return new, std
 
     def choose(self, best: Tensor, mean: Tensor) -> Tensor:
         """The sequence whose first action is executed: the best candidate `[B, H, A]`, or the plan's mean."""
         return best
 
-    # -- TorchRL's way in
-
-    def planning(self, tensordict: TensorDictBase) -> Tensor:
-        """Actions `[*batch, A]` for `observation` `[*batch, S]`; the plan stays in the TensorDict as `plan`."""
-        observation = tensordict["observation"]
-        start = tensordict.get("plan", None)
-        start = None if start is None else cast(TensorDict, start.reshape(-1))
-        action, plan = self.plan(observation.reshape(-1, observation.shape[-1]), self.generator, start)
-        tensordict["plan"] = plan.reshape(tensordict.batch_size)
-        return action.view(*observation.shape[:-1], -1)
-
 
 class RandomShooting(Planner):
     """Uniform candidates, once; the best is executed, and tried again at the next step."""
 
-    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
-        super().__init__(env, cfg)
+    def __init__(self, spec: EnvSpec, cfg: PlannerConfig, members: int = 1) -> None:
+        super().__init__(spec, cfg, members)
         self.iterations = 1
 
     def sample(self, mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """`[B, count, H, A]`, whatever the plan."""
         batch = (len(mean), count, mean.shape[1])
-        return self.family_spec.random_action(batch, generator).to(mean)
+        return self.spec.random_action(batch, generator).to(mean)
 
 
 class CEM(Planner):
@@ -225,8 +221,8 @@ class CEM(Planner):
         ConfigError: more elites than candidates.
     """
 
-    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
-        super().__init__(env, cfg)
+    def __init__(self, spec: EnvSpec, cfg: PlannerConfig, members: int = 1) -> None:
+        super().__init__(spec, cfg, members)
         if cfg.elites > cfg.candidates:
             raise ConfigError(
                 f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "choose fewer elites"
@@ -248,9 +244,9 @@ class CEM(Planner):
 class ICEM(CEM):
     """Improved CEM (Pinneri et al. 2020): noise with memory, elites that are tried again, fewer candidates each time."""
 
-    def __init__(self, env: ModelEnv, cfg: PlannerConfig) -> None:
-        super().__init__(env, cfg)
-        self.register_buffer("colour", coloured(cfg.horizon, COLOUR), persistent=False)
+    def __init__(self, spec: EnvSpec, cfg: PlannerConfig, members: int = 1) -> None:
+        super().__init__(spec, cfg, members)
+        self.colour = coloured(cfg.horizon, COLOUR)
 
     def cold(self, batch: int) -> TensorDict:
         """See Planner.cold; there are no elites to try again yet, which is said by NaN."""
@@ -266,7 +262,7 @@ class ICEM(CEM):
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Noise of unit variance whose power falls with frequency along H, `[B, N, H, A]`."""
         white = super().noise(shape, generator)
-        return torch.einsum("ht,bnta->bnha", cast(Tensor, self.colour).to(white), white)
+        return torch.einsum("ht,bnta->bnha", self.colour.to(white), white)
 
 
 class MPPI(Planner):
@@ -285,9 +281,9 @@ class MPPI(Planner):
 PLANNERS: dict[str, type[Planner]] = {"random": RandomShooting, "cem": CEM, "icem": ICEM, "mppi": MPPI}
 
 
-def make_planner(env: ModelEnv, cfg: PlannerConfig) -> Planner:
-    """The planner that `cfg.kind` names, searching in `env`."""
-    return PLANNERS[cfg.kind](env, cfg)
+def make_planner(spec: EnvSpec, cfg: PlannerConfig, members: int = 1) -> Planner:
+    """The planner that `cfg.kind` names."""
+    return PLANNERS[cfg.kind](spec, cfg, members)
 
 
 def coloured(horizon: int, exponent: float) -> Tensor:

@@ -9,9 +9,11 @@ from fakes import fingerprint, shortened
 from mbrl_lightning.algorithms import ALGORITHMS, make_algorithm
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config import available
+from mbrl_lightning.data.collect import transition
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
+PLANNED = ("grbal", "rebal", "mb_mpc")  # candidates are drawn for all rows at once
 CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg")
 
 
@@ -37,7 +39,8 @@ def test_weights_come_from_the_seed_alone(tiny, cartpole, name):
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 @pytest.mark.parametrize("family", ["cartpole", "acrobot", "half_cheetah"])
-def test_prior_and_posterior_drive_the_policy(tiny, name, family):
+def test_a_belief_is_carried_through_acting_and_adapting(tiny, name, family):
+    """What begins, acts and adapts is a value: the same belief gives the same again, whatever was done in between."""
     family = shortened(make_family(family))
     cfg = tiny(name, search={"method": "ppo"})
     if family.spec.discrete and name in CONTINUOUS:
@@ -45,24 +48,32 @@ def test_prior_and_posterior_drive_the_policy(tiny, name, family):
             make_algorithm(cfg, family)
         return
     algorithm = make_algorithm(cfg, family)
-    spec, belief = family.spec, algorithm.prior(4)
+    spec, belief = family.spec, algorithm.begin(4)
     assert belief.batch_size == (4,)
     assert belief["latent"].shape[0] == 4
-    act = algorithm.actor(belief)
-    if hasattr(act, "begin"):
-        act.begin(torch.ones(4, dtype=torch.bool))
-    action = act(torch.zeros(4, spec.observation_dim))
+    held, observation = fingerprint(belief.to_dict()), torch.randn(4, spec.observation_dim)
+    action, after = algorithm.act(belief, observation)
     assert action.shape == (4, spec.action_dim)
     assert torch.isfinite(action).all()
     if spec.discrete:
         assert (action.sum(1) == 1).all()
+    step = transition(observation, action, observation + 0.01 * torch.randn_like(observation))
+    told = algorithm.adapt(after, step)
+    assert told.batch_size == (4,)
+    algorithm.act(told, observation, torch.Generator().manual_seed(0))
+    assert fingerprint(belief.to_dict()) == held
+    assert torch.equal(algorithm.act(belief, observation)[0], action)
+    if name not in PLANNED:
+        torch.testing.assert_close(algorithm.act(belief[1:3], observation[1:3])[0], action[1:3])
 
 
 def test_an_algorithm_without_its_own_ways_has_the_plainest_ones(tiny, cartpole, recorded):
     plain = Algorithm(cartpole, tiny())
-    belief = plain.adapt(recorded[:, :5])
+    belief = plain.begin(6)
+    assert plain.adapt(belief, recorded[:, :5]) is belief
     assert belief["latent"].shape == (6, 0)
-    assert plain.explorers(belief) is belief
-    assert plain.fine_tune(belief, None, None) is None
+    assert plain.collectors(belief) is belief
+    assert plain.shots(full=True) == [0]
+    assert plain.fine_tune(belief, None, None, None) is None
     with pytest.raises(NotImplementedError):
-        plain.improve(None, None, None)
+        plain.improve(None, None)

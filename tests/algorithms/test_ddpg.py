@@ -15,8 +15,8 @@ SAC = {"warmup_steps": 20, "every": 5, "batch": 16, "gamma": 0.9, "tau": 0.25}
 def begun(make_loop):
     """A loop whose first iteration's real steps and updates are done."""
     loop = make_loop("ddpg", sac=SAC, loop={"episode_steps": 15, "tasks_per_iteration": 2}, **POINT)
-    loop._collect()
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    loop.algorithm.collect(loop.world)
+    loop.algorithm.improve(loop.world, loop.step)
     return loop
 
 
@@ -55,7 +55,7 @@ def test_what_acts_is_what_learns(begun):
     rows = algorithm._rows(begun.real)[:8]
     with algorithm.loss.actor_network_params.to_module(algorithm.loss.actor_network):
         proposed = algorithm.loss.actor_network.module(rows["inputs"])
-    acted = algorithm.actor(algorithm.prior(8))(begun.real.transitions()["observation"][:8])
+    acted, _ = algorithm.act(algorithm.begin(8), begun.real.transitions()["observation"][:8])
     torch.testing.assert_close(acted, proposed.detach())
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fakes import fingerprint, shortened
+from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.envs import make_family
@@ -29,7 +30,7 @@ def trained(make_loop):
     def make(algorithm: str = "gssm_aps", family=None, **changes):
         merged = {key: SMALL.get(key, {}) | changes.get(key, {}) for key in {*SMALL, *changes}}
         loop = make_loop(algorithm, family=family, **merged)
-        loop._collect()
+        loop.algorithm.collect(loop.world)
         loop._fit_dynamics()
         return loop
 
@@ -37,37 +38,49 @@ def trained(make_loop):
 
 
 def improve(loop) -> dict[str, float]:
-    return loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    found = loop.algorithm.improve(loop.world, loop.step)
+    loop.algorithm.iteration += 1
+    return found
 
 
-@pytest.mark.parametrize("method", ["pathwise", "ppo"])
-@pytest.mark.parametrize("algorithm", ["gssm_aps", "gssm"])
-def test_improving_the_policy_leaves_the_model_and_the_data(trained, algorithm, method):
-    loop = trained(algorithm, search={"method": method})
-    held = fingerprint(loop.algorithm.dynamics.state_dict()) | fingerprint(loop.real.state_dict())
-    policy = fingerprint(loop.algorithm.policy.state_dict())
-    loop.algorithm.dynamics.zero_grad()
+def believed(loop) -> TensorDict:
+    """After ten random steps in each of two tasks."""
+    context = loop.real.draw_context(torch.tensor([0, 1]), 10, torch.Generator().manual_seed(0))
+    return loop.algorithm.adapt(loop.algorithm.begin(2), context)
+
+
+def tune(loop, belief: TensorDict) -> TensorDict | None:
+    return loop.algorithm.fine_tune(belief, loop.real, loop.step, loop.algorithm.generator)
+
+
+@pytest.mark.parametrize("learn_scale", [False, True])
+@pytest.mark.parametrize(("algorithm", "method"), [("gssm_aps", "pathwise"), ("gssm_aps", "ppo"), ("gssm", "pathwise")])
+def test_improving_the_policy_leaves_the_model_and_the_data(trained, algorithm, method, learn_scale):
+    loop = trained(algorithm, search={"method": method}, dynamics={"learn_scale": learn_scale})
+    dynamics, policy = loop.algorithm.dynamics, fingerprint(loop.algorithm.policy.state_dict())
+    held = fingerprint(dynamics.state_dict()) | fingerprint(loop.real.state_dict())
+    learned = {name: p.requires_grad for name, p in dynamics.named_parameters()}
+    dynamics.zero_grad()
     metrics = improve(loop)
-    assert fingerprint(loop.algorithm.dynamics.state_dict()) | fingerprint(loop.real.state_dict()) == held
+    assert fingerprint(dynamics.state_dict()) | fingerprint(loop.real.state_dict()) == held
     assert fingerprint(loop.algorithm.policy.state_dict()) != policy
-    assert all(p.grad is None for p in loop.algorithm.dynamics.parameters())
-    assert all(p.requires_grad for name, p in loop.algorithm.dynamics.named_parameters() if name != "log_scale")
-    assert not loop.algorithm.dynamics.log_scale.requires_grad
+    assert all(p.grad is None for p in dynamics.parameters())
+    assert {name: p.requires_grad for name, p in dynamics.named_parameters()} == learned
+    assert learned.pop("log_scale") == learn_scale
+    assert all(learned.values())
     assert "imagined/return" in metrics
 
 
-def test_the_learned_scale_is_learned_again_after_a_policy_step(trained):
-    loop = trained(dynamics={"learn_scale": True})
-    improve(loop)
-    assert loop.algorithm.dynamics.log_scale.requires_grad
-
-
-def test_belief_is_the_posterior_mean_with_no_graph(trained):
+def test_belief_is_the_posterior_mean_of_all_contexts_so_far_with_no_graph(trained):
     loop = trained()
-    context = loop.real.draw_context(torch.tensor([0, 1]), 10, torch.Generator().manual_seed(0))
-    belief = loop.algorithm.adapt(context)
-    assert torch.equal(belief["latent"], belief["loc"])
-    assert not belief["latent"].requires_grad
+    algorithm, whole = loop.algorithm, believed(loop)
+    context, begun = whole["context"], algorithm.begin(2)
+    assert torch.equal(whole["latent"], whole["loc"])
+    assert not whole["latent"].requires_grad
+    nothing = algorithm.dynamics.infer(context[:, :0])
+    torch.testing.assert_close(begun.select(*nothing.keys()), nothing)
+    torch.testing.assert_close(algorithm.adapt(algorithm.adapt(begun, context[:, :3]), context[:, 3:]), whole)
+    assert algorithm.adapt(whole, context[:, 0]) is whole  # the one step just made
 
 
 @pytest.mark.parametrize("holdout", [0, 1])
@@ -113,34 +126,24 @@ def test_searching_raises_the_imagined_return(trained):
 
 
 def test_exploring_rows_are_driven_by_the_better_half_of_the_restarts(trained):
-    loop = trained(search={"restarts": 4})
-    algorithm = loop.algorithm
+    algorithm = trained(search={"restarts": 4}).algorithm
     algorithm.ranking.copy_(torch.tensor([2, 0, 3, 1]))
-    belief = algorithm.prior(5)
-    explored = algorithm.explorers(belief)
+    belief = algorithm.begin(5)
+    explored = algorithm.collectors(belief)
     assert belief.get("policy", None) is None  # the caller's belief is left alone
-    for row, restart in enumerate([2, 0, 2, 0, 2]):
-        for name, value in algorithm.restarts.net.named_parameters():
-            assert torch.equal(explored["policy", name][row], value[restart])
+    for name, value in algorithm.restarts.net.named_parameters():
+        assert torch.equal(explored["policy", name], value[[2, 0, 2, 0, 2]])
+    deployed = trained(search={"method": "ppo"}).algorithm
+    assert deployed.collectors(belief) is belief
 
 
-def test_ppo_explores_with_the_deployed_policy(trained):
-    loop = trained(search={"method": "ppo"})
-    assert loop.algorithm.explorers(loop.algorithm.prior(3)).get("policy", None) is None
-
-
-def test_imagined_batches_have_full_shorter_and_empty_contexts(trained):
+def test_imagined_batches_have_full_shorter_and_empty_contexts_and_one_latent_a_task(trained):
     loop = trained()
-    lengths = [loop.algorithm._batch(loop.real, loop.step, 2, 2)["context"].shape[1] for _ in range(150)]
+    batches = [loop.algorithm._batch(loop.real, loop.step, 2, 2) for _ in range(150)]
+    lengths, belief = [batch["context"].shape[1] for batch in batches], batches[0]["belief"]
     assert set(lengths) >= {0, 16}
     assert 0.6 < lengths.count(16) / 150 < 0.95
-
-
-def test_the_belief_is_drawn_once_for_each_imagined_task(trained):
-    loop = trained()
-    batch = loop.algorithm._batch(loop.real, loop.step, 3, 4)
-    belief = batch["belief"]
-    torch.testing.assert_close(belief["latent"], belief["loc"] + belief["scale"] * batch["sample"])
+    torch.testing.assert_close(belief["latent"], belief["loc"] + belief["scale"] * batches[0]["sample"])
     assert not torch.equal(belief["latent"], belief["loc"])
 
 
@@ -210,9 +213,8 @@ def test_fine_tuning_gives_each_task_its_own_policy_and_leaves_the_deployed_one(
     loop = trained("gssm", search={"method": method}, evaluation={"fine_tune_updates": 3, "fine_tune_lr": 0.05})
     improve(loop)
     algorithm = loop.algorithm
-    context = loop.real.draw_context(torch.tensor([0, 1]), 10, torch.Generator().manual_seed(0))
-    belief, before = algorithm.adapt(context), fingerprint(algorithm.state_dict())
-    tuned = algorithm.fine_tune(belief, loop.real, loop.step)
+    belief, before = believed(loop), fingerprint(algorithm.state_dict())
+    tuned = tune(loop, belief)
     assert fingerprint(algorithm.state_dict()) == before
     assert all(p.requires_grad for name, p in algorithm.dynamics.named_parameters() if name != "log_scale")
     for name, value in algorithm.policy.net.named_parameters():
@@ -230,10 +232,8 @@ def test_fine_tuning_raises_the_imagined_return_of_its_task(trained):
         "gssm", evaluation={"fine_tune_updates": 40, "fine_tune_lr": 0.02}, search={"horizon": 15, "holdout": 0}
     )
     improve(loop)
-    algorithm = loop.algorithm
-    context = loop.real.draw_context(torch.tensor([0, 1]), 10, torch.Generator().manual_seed(0))
-    belief = algorithm.adapt(context)
-    tuned = algorithm.fine_tune(belief, loop.real, loop.step)
+    algorithm, belief = loop.algorithm, believed(loop)
+    tuned = tune(loop, belief)
     starts = loop.real.start_states(2 * 8, torch.Generator().manual_seed(1), initial=True).view(2, 8, -1)
 
     def imagined(held) -> torch.Tensor:
@@ -248,15 +248,10 @@ def test_fine_tuning_raises_the_imagined_return_of_its_task(trained):
     assert (imagined(tuned) > imagined(belief)).all()
 
 
-def test_with_aps_nothing_is_fine_tuned(trained):
-    loop = trained()
-    assert loop.algorithm.fine_tune(loop.algorithm.prior(2), loop.real, loop.step) is None
-
-
-def test_unconditioned_policy_ignores_the_belief(trained):
+def test_with_aps_the_belief_is_enough_and_nothing_is_fine_tuned(trained):
     for name, ignores in (("gssm", True), ("gssm_aps", False)):
-        policy = trained(name).algorithm.policy
-        latent = torch.randn(2, 2, 8)
-        observation = torch.randn(2, 4)
-        inputs = [policy.inputs(observation, z[:, : max(policy.latent_dim, 1)]) for z in latent]
+        loop = trained(name, evaluation={"fine_tune_updates": 1})
+        policy, observation = loop.algorithm.policy, torch.randn(2, 4)
+        inputs = [policy.inputs(observation, torch.randn(2, 8)[:, : max(policy.latent_dim, 1)]) for _ in range(2)]
         assert torch.equal(*inputs) == ignores
+        assert (tune(loop, believed(loop)) is not None) == ignores

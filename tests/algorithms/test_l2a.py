@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import count
+
 import pytest
 import torch
 from fakes import fingerprint, shortened
 from tensordict import TensorDict
 
 from mbrl_lightning.config import compose
+from mbrl_lightning.data.collect import collect
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
@@ -28,45 +32,48 @@ SMALL = {
 
 @pytest.fixture
 def small(make_loop):
-    def make(algorithm: str = "grbal", conf: str = "point_switch", folder=None, stop=None, **changes):
+    def make(algorithm: str = "grbal", conf: str = "point_switch", **changes):
         merged = {key: SMALL.get(key, {}) | changes.get(key, {}) for key in SMALL | changes}
         cfg = compose({"conf": conf, "algorithm": algorithm} | merged)
         family = shortened(make_family(cfg.env.name, **cfg.env.options), horizon=20)
-        return make_loop(algorithm, cfg=cfg, family=family, folder=folder, stop=stop)
+        return make_loop(algorithm, cfg=cfg, family=family)
 
     return make
 
 
 def ready(loop):
     """After the first data and one fit of the model."""
-    loop._collect()
+    loop.algorithm.collect(loop.world)
     loop._fit_dynamics()
     return loop
 
 
-def walk(actor, steps: int, rows: int = 2, begin: dict[int, torch.Tensor] | None = None):
-    """Drive an actor along random observations `[rows, S]`; returns (observation, action, belief) of every step."""
-    seen, draws = [], torch.Generator().manual_seed(3)
-    actor.begin(torch.ones(rows, dtype=torch.bool))
-    for now in range(steps):
-        if begin and now in begin:
-            actor.begin(begin[now])
-        observation = torch.randn(rows, actor.dynamics.spec.observation_dim, generator=draws)
-        seen.append((observation, actor(observation), actor.belief.clone()))
-    return seen
+def spied(algorithm, monkeypatch):
+    """The belief under which each action is chosen, from here on."""
+    act, beliefs = algorithm.act, []
+
+    def spy(*given):
+        action, belief = act(*given)
+        beliefs.append(belief)
+        return action, belief
+
+    monkeypatch.setattr(algorithm, "act", spy)
+    return beliefs
 
 
-def same(one: TensorDict, other: TensorDict) -> bool:
-    leaves = [dict(part.flatten_keys().items()) for part in (one, other)]
-    return set(leaves[0]) == set(leaves[1]) and all(
-        torch.allclose(value, leaves[1][name], atol=1e-6) for name, value in leaves[0].items()
-    )
+def walk(loop, steps: int, frozen: bool = False):
+    """Two rows of real steps `[2, steps]`; the first row's episode ends with its sixth step."""
+    algorithm, draws, now = loop.algorithm, torch.Generator().manual_seed(3), count()
+    spec = replace(loop.family.spec, termination=lambda _: torch.tensor([next(now) == 5, False]))
+    belief, simulator = algorithm.begin(2), loop.family.simulate(loop.family.test[:2])
+    belief["frozen"][0] = frozen
+    return collect(simulator, spec, algorithm, belief, steps, draws, draws)
 
 
 def predictions(dynamics, belief: TensorDict) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(5)
-    observation = torch.randn(len(belief), 5, dynamics.spec.observation_dim, generator=draws)
-    action = torch.rand(len(belief), 5, dynamics.spec.action_dim, generator=draws)
+    draws, spec = torch.Generator().manual_seed(5), dynamics.spec
+    observation = torch.randn(5, spec.observation_dim, generator=draws).expand(len(belief), -1, -1)
+    action = torch.rand(5, spec.action_dim, generator=draws).expand(len(belief), -1, -1)
     return dynamics.predict(observation, action, belief)
 
 
@@ -86,88 +93,76 @@ def test_a_run_collects_fits_plans_and_measures(small, algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ["grbal", "rebal"])
-def test_the_belief_is_that_of_the_last_m_steps(small, algorithm):
+def test_the_belief_is_that_of_the_last_m_steps_of_an_episode(small, algorithm, monkeypatch):
     loop = ready(small(algorithm))
-    dynamics, act = loop.algorithm.dynamics, loop.algorithm.actor(loop.algorithm.prior(2))
-    seen = walk(act, 9)
-    for now in range(9):
-        first = max(now - 4, 0)
-        steps = [
-            TensorDict({"observation": seen[t][0], "action": seen[t][1], "next": {"observation": seen[t + 1][0]}}, [2])
-            for t in range(first, now)
-        ]
-        belief = seen[now][2]
-        if now == 4:
-            assert same(belief, dynamics.settle(dynamics.infer(torch.stack(steps, 1))))
-        if now > 4:
-            assert torch.allclose(
-                predictions(dynamics, belief), predictions(dynamics, dynamics.infer(torch.stack(steps, 1))), atol=1e-5
-            )
-        prior = predictions(dynamics, TensorDict({}, batch_size=[2]))
-        moved = not torch.allclose(predictions(dynamics, belief), prior)
-        assert moved == (now > 0)  # with fewer than M steps it adapts to those there are
+    dynamics, beliefs = loop.algorithm.dynamics, spied(loop.algorithm, monkeypatch)
+    data = walk(loop, 11)
+    nothing = predictions(dynamics, TensorDict({}, batch_size=[2]))[0]
+    for now, belief in enumerate(beliefs):
+        for row, begun in enumerate((6 if now >= 6 else 0, 0)):
+            context = data[row : row + 1, max(now - 4, begun) : now]
+            found = predictions(dynamics, belief)[row]
+            # with fewer than M steps it adapts to those there are
+            assert torch.allclose(found, nothing) == (now == begun)
+            if context.shape[1] == 4:
+                torch.testing.assert_close(found, predictions(dynamics, dynamics.infer(context))[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["grbal", "rebal"])
-def test_a_row_that_starts_an_episode_forgets_and_the_others_do_not(small, algorithm):
-    loop = ready(small(algorithm))
-    actor, dynamics = loop.algorithm.actor, loop.algorithm.dynamics
-    plain, reset = (
-        walk(actor(loop.algorithm.prior(2)), 7, begin=begin) for begin in (None, {6: torch.tensor([True, False])})
-    )
-    prior = predictions(dynamics, TensorDict({}, batch_size=[2]))
-    after = predictions(dynamics, reset[6][2])
-    kept = predictions(dynamics, plain[6][2])
-    torch.testing.assert_close(after[0], prior[0])
-    torch.testing.assert_close(after[1], kept[1])
-    assert not torch.allclose(after[0], kept[0])
-
-
-def test_frozen_rows_never_adapt(small):
+@pytest.mark.parametrize("steps", [1, 3, 4, 9])
+def test_a_context_in_order_is_as_good_as_its_steps(small, steps):
     loop = ready(small())
-    algorithm = loop.algorithm
-    belief = algorithm.prior(2)
-    belief["frozen"][0] = True
-    last = walk(algorithm.actor(belief), 6)[-1][2]
-    prior = predictions(algorithm.dynamics, TensorDict({}, batch_size=[2]))
-    torch.testing.assert_close(predictions(algorithm.dynamics, last)[0], prior[0])
-    assert not torch.allclose(predictions(algorithm.dynamics, last)[1], prior[1])
-    frozen = algorithm.controls(algorithm.prior(3))["unadapted"]["frozen"]
-    assert frozen.tolist() == [True] * 3
-    assert algorithm.prior(3)["frozen"].tolist() == [False] * 3
+    algorithm, data = loop.algorithm, loop.real.transitions()[:40].view(2, 20)[:, :steps]
+    one_by_one = algorithm.begin(2)
+    for transition in data.unbind(1):
+        one_by_one = algorithm.adapt(one_by_one, transition)
+    torch.testing.assert_close(algorithm.adapt(algorithm.begin(2), data), one_by_one)
+
+
+def test_training_episodes_begin_with_nothing_seen(small, monkeypatch):
+    loop = small(loop={"exploration_steps": 5})
+    beliefs = spied(loop.algorithm, monkeypatch)
+    for now in range(2):
+        loop.world.iteration = now
+        ready(loop)
+    assert len(beliefs) == 20
+    assert not beliefs[0]["mask"].any()
+    assert beliefs[0]["age"].tolist() == [0, 0]
+
+
+def test_frozen_rows_never_adapt(small, monkeypatch):
+    loop = ready(small())
+    algorithm, beliefs = loop.algorithm, spied(loop.algorithm, monkeypatch)
+    walk(loop, 5, frozen=True)
+    nothing = predictions(algorithm.dynamics, TensorDict({}, batch_size=[2]))
+    found = predictions(algorithm.dynamics, beliefs[-1])
+    torch.testing.assert_close(found[0], nothing[0])
+    assert not torch.allclose(found[1], nothing[1])
+    belief = algorithm.begin(3)
+    assert algorithm.controls(belief)["unadapted"]["frozen"].all()
+    assert not belief["frozen"].any()
 
 
 def test_an_inner_step_of_zero_acts_as_mb_mpc(small):
-    loops = [
-        ready(small(name, l2a=change))
-        for name, change in (("mb_mpc", {}), ("grbal", {"inner_lr": 0.0, "learned": False}))
-    ]
-    data = [walk(loop.algorithm.actor(loop.algorithm.prior(2)), 6) for loop in loops]
-    for (_, a, _), (_, b, _) in zip(*data, strict=True):
-        assert torch.equal(a, b)
-    assert not loops[1].algorithm.controls(loops[1].algorithm.prior(2))
+    plain, zero = ready(small("mb_mpc")), ready(small("grbal", l2a={"inner_lr": 0.0, "learned": False}))
+    assert torch.equal(walk(plain, 6)["action"], walk(zero, 6)["action"])
+    assert not zero.algorithm.controls(zero.algorithm.begin(2))
 
 
 def test_the_plan_is_made_in_the_adapted_model(small):
     loop = ready(small())
     with torch.no_grad():
         loop.algorithm.dynamics.inner.sizes.fill_(3.0)
-    adapting, frozen = loop.algorithm.prior(2), loop.algorithm.prior(2)
-    frozen["frozen"][:] = True
-    one, other = (walk(loop.algorithm.actor(belief), 3) for belief in (adapting, frozen))
-    assert torch.equal(one[0][1], other[0][1])  # nothing to adapt to yet
-    assert not torch.allclose(one[2][1], other[2][1])
+    adapting, frozen = (walk(loop, 3, frozen)["action"][0] for frozen in (False, True))
+    assert torch.equal(adapting[0], frozen[0])  # nothing to adapt to yet
+    assert not torch.allclose(adapting[2], frozen[2])
 
 
 @pytest.mark.parametrize("algorithm", ["grbal", "rebal"])
-def test_resumed_runs_end_as_unbroken_ones(small, algorithm, tmp_path):
-    whole = small(algorithm)
+def test_resumed_runs_end_as_unbroken_ones(small, algorithm):
+    whole, broken, rest = small(algorithm), small(algorithm, loop={"iterations": 1}), small(algorithm)
     whole.fit()
-    broken = small(algorithm, loop={"iterations": 1})
     broken.fit()
-    state = broken.state_dict()
-    rest = small(algorithm)
-    rest.load_state_dict(state)
+    rest.load_state_dict(broken.state_dict())
     rest.fit()
     assert fingerprint(rest.state_dict()["algorithm"]) == fingerprint(whole.state_dict()["algorithm"])
     assert fingerprint(rest.real.state_dict()["data"]) == fingerprint(whole.real.state_dict()["data"])

@@ -32,17 +32,17 @@ SMALL = {
 
 @pytest.fixture
 def small(make_loop):
-    def make(algorithm: str = "m3po", folder=None, stop=None, **changes):
+    def make(algorithm: str = "m3po", **changes):
         merged = {key: SMALL.get(key, {}) | changes.get(key, {}) for key in SMALL | changes}
         cfg = compose({"conf": "point_switch", "algorithm": algorithm} | merged)
-        return make_loop(algorithm, cfg=cfg, folder=folder, stop=stop)
+        return make_loop(algorithm, cfg=cfg)
 
     return make
 
 
 def ready(loop):
     """After warm-up and one fit of the model."""
-    loop._collect()
+    loop.algorithm.collect(loop.world)
     loop._fit_dynamics()
     return loop
 
@@ -56,7 +56,7 @@ def test_real_steps_are_the_warm_up_and_the_stretches(small):
 def test_updates_follow_the_real_steps(small):
     loop = ready(small(sac={"updates_per_step": 0.5}))
     before = loop.step.count
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    loop.algorithm.improve(loop.world, loop.step)
     assert loop.step.count - before == 20
 
 
@@ -103,31 +103,23 @@ def test_imagined_rollouts_end_where_the_family_says(small):
         assert bool(imagined["terminated"].all()) is (wanted == 8)
 
 
-def test_recurrent_sac_is_m3po_without_imagination(small):
-    plain, none = small("recurrent_sac"), small("m3po", branch={"beta": 0.0})
-    plain.fit()
-    none.fit()
-    assert fingerprint(plain.algorithm.policy.state_dict()) == fingerprint(none.algorithm.policy.state_dict())
-    imagining = small("m3po")
-    imagining.fit()
-    assert fingerprint(imagining.algorithm.policy.state_dict()) != fingerprint(plain.algorithm.policy.state_dict())
-
-
-def test_a_model_does_not_touch_a_policy_that_learns_from_real_data(small):
-    plain, other = small("recurrent_sac"), small("recurrent_sac")
+def test_without_imagination_it_is_recurrent_sac_whatever_the_model(small):
+    other = small("recurrent_sac")
     with torch.no_grad():
         for parameter in other.algorithm.dynamics.net.parameters():
             parameter.zero_()
-    plain.fit()
-    other.fit()
-    assert fingerprint(plain.algorithm.policy.state_dict()) == fingerprint(other.algorithm.policy.state_dict())
+    policies = []
+    for loop in (small("recurrent_sac"), small(branch={"beta": 0.0}), other, small()):
+        loop.fit()
+        policies.append(fingerprint(loop.algorithm.policy.state_dict()))
+    assert policies[0] == policies[1] == policies[2] != policies[3]
 
 
 def test_beta_falls_from_one_to_zero_between_its_ends(small):
     algorithm = small("m3po_h", branch={"beta_from": 2, "beta_to": 6}).algorithm
     shares = []
     for epoch in range(9):
-        algorithm.epoch.fill_(epoch)
+        algorithm.iteration.fill_(epoch)
         shares.append(algorithm.beta)
     assert shares == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
 
@@ -139,7 +131,7 @@ def test_a_batch_has_its_share_of_imagined_rows(small, beta, monkeypatch):
     monkeypatch.setattr(
         loop.algorithm.policy, "update", lambda batch, *_: seen.append(batch["next", "reward"].clone()) or {}
     )
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    loop.algorithm.improve(loop.world, loop.step)
     real = set(loop.real.transitions()["next", "reward"].flatten().tolist())
     share = sum(value not in real for value in seen[-1].flatten().tolist()) / 4000
     assert share == pytest.approx(beta, abs=0.04)
@@ -153,42 +145,40 @@ def test_full_rollouts_start_at_initial_states_without_a_history(small, monkeypa
     assert imagined["mask"].all(1).sum() > 300
 
 
-def test_nothing_is_remembered_across_episodes(small):
-    algorithm = ready(small()).algorithm
-    act = algorithm.actor(algorithm.prior(2))
-    act.begin(torch.tensor([True, True]))
-    one, two = torch.randn(2, 3), torch.randn(2, 3)
-    first = act(one)
-    later = act(two)
-    act.begin(torch.tensor([True, False]))
-    again = act(one)
-    assert torch.equal(again[0], first[0])
-    assert not torch.equal(again[1], first[1])  # row 1 remembers two steps
-    assert not torch.equal(later, first)
-
-
-def test_acting_sees_what_learning_sees(small):
-    """The history that the actor built step by step is the window that the buffer gives."""
-    loop = ready(small())
-    algorithm = loop.algorithm
-    seen = []
-    act = algorithm.actor(algorithm.prior(1))
-    choose = act.choose
-    act.choose = lambda inputs: seen.append(inputs.clone()) or choose(inputs)
-    data = torch.cat(list(loop.interact(loop.family.sample(1, torch.Generator()), act, 30, 7)), 1)
+def test_acting_sees_what_learning_sees(small, monkeypatch):
+    """The history that grew step by step is the window that the buffer gives, and both are empty when an episode begins."""
+    loop = ready(small(env={"name": "point_switch", "options": {"horizon": 12}}))
+    algorithm, seen = loop.algorithm, []
+    choose = algorithm._sample
+    monkeypatch.setattr(algorithm, "_sample", lambda draws, inputs: seen.append(inputs) or choose(draws, inputs))
+    tasks, start = loop.family.sample(1, torch.Generator()), algorithm.begin(1)
+    data = torch.cat(list(loop.world.interact(tasks, algorithm, start, 30, algorithm.generator, 7)), 1)
     rows = torch.arange(len(loop.real) - 30, len(loop.real))
     window = Histories(loop.real, algorithm.dynamics.inputs, 4).before(rows)["inputs"]
     for name in ("pairs", "mask", "current"):
         assert torch.equal(torch.cat([inputs[name] for inputs in seen]), window[name]), name
     assert data.shape == (1, 30)
+    assert window["mask"].sum(1)[:17].tolist() == [0, 1, 2, 3, *[4] * 8, 0, 1, 2, 3, 4]
 
 
-def test_resume_is_exact(small, tmp_path):
-    whole = small()
+def test_what_is_remembered_decides(small):
+    algorithm = ready(small()).algorithm
+    observation, history = torch.randn(2, 3), algorithm.begin(2)
+    data = TensorDict(
+        {"observation": observation, "action": torch.ones(2, 2), "next": {"observation": -observation}}, [2]
+    )
+    grown = algorithm.adapt(history, data)
+    assert not history["mask"].any()  # the belief that was given is as it was
+    assert torch.equal(
+        algorithm.adapt(history, torch.stack([data, data], 1))["pairs"], algorithm.adapt(grown, data)["pairs"]
+    )
+    assert not torch.equal(algorithm.act(history, observation)[0], algorithm.act(grown, observation)[0])
+
+
+def test_resume_is_exact(small):
+    whole, half, again = small(), small(loop={"iterations": 1}), small()
     whole.fit()
-    half = small(loop={"iterations": 1}, folder=tmp_path)
     half.fit()
-    again = small()
     again.load_state_dict(half.state_dict())
     again.fit()
     assert fingerprint(again.algorithm.state_dict()) == fingerprint(whole.algorithm.state_dict())
@@ -224,7 +214,7 @@ def test_an_imagined_return_is_of_episodes_as_long_as_imagination_lets_them_be(s
         return imagined
 
     monkeypatch.setattr(loop.algorithm, "_imagine", falling)
-    metrics = loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    metrics = loop.algorithm.improve(loop.world, loop.step)
     assert metrics["imagined/return"] == pytest.approx(10.0, rel=0.1)
 
 

@@ -35,11 +35,22 @@ def fitted(make_loop):
 
     def make(algorithm: str = "mb_mpo", **changes):
         loop = make_loop(algorithm, **merged(**changes))
-        loop._collect()
+        loop.algorithm.collect(loop.world)
         loop._fit_dynamics()
         return loop
 
     return make
+
+
+def improve(loop):
+    found = loop.algorithm.improve(loop.world, loop.step)
+    loop.algorithm.iteration += 1
+    loop.world.iteration += 1
+    return found
+
+
+def worlds_of(loop):
+    return loop.algorithm._worlds(loop.real, loop.step, loop.algorithm.generator)
 
 
 def parameters(algorithm):
@@ -52,24 +63,23 @@ def test_the_first_data_are_random_and_later_ones_are_of_the_adapted_policies_in
     assert loop.real.num_steps == 4 * 30
     assert loop.real.transitions()["exploratory"].all()
     algorithm = loop.algorithm
-    algorithm.improve(loop.real, loop.step, loop.interact)
-    loop.iteration = 1
-    belief = algorithm.explorers(algorithm.prior(5))
+    improve(loop)
+    belief = algorithm.collectors(algorithm.begin(5))
     assert belief["policy"].batch_size == (5,)
     for name, value in algorithm.adapted.adaptable().items():
         assert torch.equal(belief["policy", name], value[[0, 1, 2, 0, 1]])
         assert not torch.equal(value[0], value[1])
         assert not torch.equal(value[:1], algorithm.policy.adaptable()[name])
-    loop._collect()
+    loop.algorithm.collect(loop.world)
     assert loop.real.num_steps == 8 * 30
     assert not loop.real.transitions()["exploratory"][120:].any()
 
 
 @pytest.mark.parametrize("meta", [{"collectors": "prior"}, {"inner_lr": 0.0}, {"inner_steps": 0}], ids=str)
 def test_without_adapted_collectors_the_policy_itself_collects(fitted, meta):
-    loop = fitted(meta=SMALL["meta"] | meta)
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
-    assert "policy" not in loop.algorithm.explorers(loop.algorithm.prior(5)).keys()  # noqa: SIM118 - a TensorDict has no `in`
+    loop = fitted(meta=meta)
+    improve(loop)
+    assert "policy" not in loop.algorithm.collectors(loop.algorithm.begin(5)).keys()  # noqa: SIM118 - a TensorDict has no `in`
 
 
 def test_trajectories_of_policy_k_are_imagined_in_model_k(fitted):
@@ -85,7 +95,7 @@ def test_trajectories_of_policy_k_are_imagined_in_model_k(fitted):
         algorithm.dynamics.decoder[-1].bias.copy_((shift - norm.loc) * norm.inverse_std)
     algorithm.dynamics.low.fill_(-torch.inf)
     algorithm.dynamics.high.fill_(torch.inf)
-    worlds = algorithm._worlds(loop.real, loop.step)
+    worlds = worlds_of(loop)
     data = worlds.rollout(lambda observation: {"action": torch.zeros(1, 12, 2)})[0].unflatten(0, (3, 4))
     moved = data["next", "observation"] - data["observation"]
     torch.testing.assert_close(moved, shift.view(3, 1, 1, 1).expand_as(moved), atol=1e-4, rtol=0)
@@ -94,11 +104,10 @@ def test_trajectories_of_policy_k_are_imagined_in_model_k(fitted):
 def test_each_policy_adapts_to_its_own_model_and_the_returns_are_reported(fitted):
     loop = fitted()
     algorithm = loop.algorithm
-    metrics = algorithm.improve(loop.real, loop.step, loop.interact)
-    assert {"imagined/return", "imagined/adapted", "train/kl", "train/inner_kl", "train/rejected", "train/std"} <= set(
-        metrics
-    )
-    batch, _, linear = algorithm._trajectories(algorithm._worlds(loop.real, loop.step))
+    metrics = improve(loop)
+    assert {"imagined/return", "imagined/adapted"} <= set(metrics)
+    assert {"train/kl", "train/inner_kl", "train/rejected", "train/std"} <= set(metrics)
+    batch, _, linear = algorithm._trajectories(worlds_of(loop))
     adapted = linear.adapted
     assert batch["target"].shape == (3, 4 * 10)
     assert batch["support"].shape == (3, 1, 4 * 10)
@@ -114,20 +123,18 @@ def test_me_trpo_has_one_task_in_which_every_step_asks_a_random_model(fitted):
     loop = fitted("me_trpo")
     algorithm = loop.algorithm
     assert algorithm.tasks == 1
-    assert not algorithm.adapts
+    assert algorithm.shots(full=True) == [0]
     algorithm.policy.norm.fit(loop.real.transitions()["observation"])
-    batch, returns, _ = algorithm._trajectories(algorithm._worlds(loop.real, loop.step))
+    batch, returns, _ = algorithm._trajectories(worlds_of(loop))
     assert batch["target"].shape == (1, 3 * 4 * 10)
     assert "support" not in batch.keys()  # noqa: SIM118 - a TensorDict has no `in`
     assert set(returns) == {"imagined/return"}
-    worlds = algorithm._worlds(loop.real, loop.step)
+    worlds = worlds_of(loop)
     observation, action = torch.randn(1, 12, 2), torch.zeros(1, 12, 2)
-    each = torch.cat(
-        [algorithm.dynamics(observation, action, worlds.belief, members=slice(k, k + 1)) for k in range(3)]
-    )
-    each, asked = each.detach(), set()
+    asked_of = [(observation, action, worlds.belief, None, slice(k, k + 1)) for k in range(3)]
+    each, asked = torch.cat([algorithm.dynamics.imagine(*given) for given in asked_of]).detach(), set()
     for _ in range(20):
-        following = worlds(observation, action, worlds.belief).detach()
+        following = worlds.imagine(observation, action, worlds.belief).detach()
         gap = (following - each).abs().amax(-1)  # [3, 12]
         assert float(gap.amin(0).max()) < 1e-5  # every row is some member's prediction
         choice = gap.argmin(0)
@@ -137,46 +144,47 @@ def test_me_trpo_has_one_task_in_which_every_step_asks_a_random_model(fitted):
 
 
 def test_biased_and_noisy_worlds_are_off_by_as_much_as_they_say(fitted):
-    loop = fitted(meta=SMALL["meta"] | {"bias": 1.0, "noise": 0.1, "rollouts": 400})
+    loop = fitted(meta={"bias": 1.0, "noise": 0.1, "rollouts": 400})
     algorithm = loop.algorithm
-    worlds = algorithm._worlds(loop.real, loop.step)
-    observation, action = torch.zeros(1, 1200, 2), torch.zeros(1, 1200, 2)
-    off = (worlds(observation, action, worlds.belief) - algorithm.dynamics(observation, action, worlds.belief))[0]
-    off = off / (
-        algorithm.dynamics.target_norm.inverse(torch.ones(2)) - algorithm.dynamics.target_norm.inverse(torch.zeros(2))
-    )
+    worlds = worlds_of(loop)
+    asked, norm = (torch.zeros(1, 1200, 2), torch.zeros(1, 1200, 2), worlds.belief), algorithm.dynamics.target_norm
+    off = (worlds.imagine(*asked) - algorithm.dynamics.imagine(*asked))[0]
+    off = off / (norm.inverse(torch.ones(2)) - norm.inverse(torch.zeros(2)))
     bias = off.view(3, -1).mean(1)
     torch.testing.assert_close(bias, worlds.bias[0, ::400, 0], atol=0.02, rtol=0)
     torch.testing.assert_close(off.view(3, -1).std(1), torch.full((3,), 0.1), atol=0.02, rtol=0)
     assert ((bias > 0) & (bias < 1)).all()
-    assert not torch.equal(algorithm._worlds(loop.real, loop.step).bias, worlds.bias)  # drawn anew
-    assert (fitted().algorithm._worlds(loop.real, loop.step).bias == 0).all()
+    assert not torch.equal(worlds_of(loop).bias, worlds.bias)  # drawn anew
+    assert (worlds_of(fitted()).bias == 0).all()
 
 
-def test_one_model_works(make_loop):
-    loop = make_loop("mb_mpo", **merged(dynamics=SMALL["dynamics"] | {"members": 1}, evaluation={"shots": [0.0, 1.0]}))
-    rows = loop.fit().rows
-    assert {"return/policy", "return/fine_tuned", "return/sampled"} <= {row.metric for row in rows}
+@pytest.mark.parametrize("change", [
+    {"dynamics": {"members": 1}, "evaluation": {"shots": [0.0, 1.0]}},
+    {"env": {"name": "acrobot", "options": {}}, "evaluation": {"shots": [0.0]}},
+], ids=["one model", "discrete actions"])  # fmt: skip
+def test_a_whole_run(make_loop, change):
+    found = {row.metric for row in make_loop("mb_mpo", **merged(**change)).fit().rows}
+    assert {"return/policy", "return/fine_tuned", "return/sampled", "train/accepted"} <= found
 
 
 @pytest.mark.parametrize("meta", [{"inner_lr": 0.0}, {"inner_steps": 0}], ids=str)
 def test_an_inner_step_of_zero_is_no_adaptation(fitted, meta):
-    loop = fitted(meta=SMALL["meta"] | meta)
+    loop = fitted(meta=meta)
     algorithm = loop.algorithm
     algorithm.policy.norm.fit(loop.real.transitions()["observation"])
-    batch, _, linear = algorithm._trajectories(algorithm._worlds(loop.real, loop.step))
+    batch, _, linear = algorithm._trajectories(worlds_of(loop))
     adapted = linear.adapted
     for name, value in parameters(algorithm).items():
         assert torch.equal(adapted[name], value)
     assert "support" not in batch.keys()  # noqa: SIM118 - a TensorDict has no `in`
-    assert algorithm.fine_tune(algorithm.prior(2), loop.real, loop.step) is None
+    assert algorithm.fine_tune(algorithm.begin(2), loop.real, loop.step, algorithm.generator) is None
 
 
 def test_several_inner_steps_have_trajectories_of_their_own(fitted):
-    loop = fitted(meta=SMALL["meta"] | {"inner_steps": 2})
+    loop = fitted(meta={"inner_steps": 2})
     algorithm = loop.algorithm
-    algorithm.improve(loop.real, loop.step, loop.interact)
-    support = algorithm._trajectories(algorithm._worlds(loop.real, loop.step))[0]["support"]
+    improve(loop)
+    support = algorithm._trajectories(worlds_of(loop))[0]["support"]
     assert support.shape == (3, 2, 40)
     assert not torch.equal(support["inputs"][:, 0], support["inputs"][:, 1])
 
@@ -184,45 +192,44 @@ def test_several_inner_steps_have_trajectories_of_their_own(fitted):
 def test_a_meta_test_adapts_to_each_task_on_its_own_transitions(fitted):
     loop = fitted()
     algorithm, family = loop.algorithm, loop.family
-    algorithm.improve(loop.real, loop.step, loop.interact)
-    generator = torch.Generator().manual_seed(0)
-    context = collect(family.simulate(family.test), family.spec, algorithm.exploration(3, generator), 60, generator)
-    assert "policy" not in algorithm.adapt(context[:, :0]).keys()  # noqa: SIM118 - a TensorDict has no `in`
-    belief = algorithm.adapt(context)
-    assert belief["latent"].shape == (3, 0)
-    alone = algorithm.adapt(context[1:2])
+    improve(loop)
+    agent, belief = algorithm.explorer(3)
+    assert agent is algorithm
+    draws = torch.Generator().manual_seed(0)
+    context = collect(family.simulate(family.test), family.spec, agent, belief, 60, draws, draws)
+    assert (context["action"].std((0, 1)) > 0).all()
+    # nothing seen, one step of an episode, or a draw from the data: theta itself
+    drawn = loop.real.draw_context(torch.tensor([0, 1, 2]), 9, draws)
+    for nothing in (context[:, :0], context[:, 0], drawn):
+        assert "policy" not in algorithm.adapt(belief, nothing).keys()  # noqa: SIM118 - a TensorDict has no `in`
+    adapted, alone = algorithm.adapt(belief, context), algorithm.adapt(belief[1:2], context[1:2])
+    assert adapted["latent"].shape == (3, 0)
     for name, value in algorithm.policy.adaptable().items():
-        own = belief["policy", name]
+        own = adapted["policy", name]
         torch.testing.assert_close(own[1:2], alone["policy", name], rtol=0, atol=1e-6)
         assert not torch.equal(own[0], own[1])
         assert (own[0] - value.detach()[0]).abs().max() < 1.0
-    torch.testing.assert_close(
-        algorithm.exploration(3, torch.Generator().manual_seed(1))(torch.zeros(3, 2)).std() > 0, torch.tensor(True)
-    )
 
 
 def test_curves_show_the_policy_before_it_adapts(make_loop):
-    loop = make_loop(
-        "mb_mpo", **merged(evaluation={"shots": [0.0, 1.0], "context": 30}, loop=SMALL["loop"] | {"evaluate_every": 1})
-    )
+    loop = make_loop("mb_mpo", **merged(evaluation={"shots": [0.0, 1.0], "context": 30}, loop={"evaluate_every": 1}))
     rows = [row for row in loop.fit().rows if row.metric == "return/policy"]
     assert {row.shot for row in rows if row.iteration == 1} == {0}
     assert {row.shot for row in rows if row.iteration == 2} == {0, 30}
 
 
 def test_no_meta_steps_leave_the_policy(fitted):
-    loop = fitted(meta=SMALL["meta"] | {"updates": 0})
+    loop = fitted(meta={"updates": 0})
     before = fingerprint(dict(loop.algorithm.policy.named_parameters()))
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    improve(loop)
     assert fingerprint(dict(loop.algorithm.policy.named_parameters())) == before
 
 
 def test_surprise_is_the_error_on_what_the_last_models_policies_saw(fitted):
     loop = fitted()
     assert loop.algorithm._surprise(loop.real.transitions(), loop.real.num_steps) == {}  # nothing new
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
-    loop.iteration = 1
-    loop._collect()
+    improve(loop)
+    loop.algorithm.collect(loop.world)
     transitions, dynamics = loop.real.transitions(), loop.algorithm.dynamics
     new = transitions[120:]
     x, y = dynamics.inputs(new["observation"], new["action"]), dynamics.targets(new)
@@ -234,20 +241,9 @@ def test_surprise_is_the_error_on_what_the_last_models_policies_saw(fitted):
 def test_early_stopping_ends_the_fit_before_its_steps_are_used_up(make_loop):
     steps = {}
     for persistence in (0.0, None):
-        loop = make_loop(
-            "mb_mpo",
-            **merged(
-                dynamics=SMALL["dynamics"] | {"persistence": persistence, "lr": 0.05},
-                loop=SMALL["loop"] | {"first_model_steps": 400},
-            ),
-        )
-        loop._collect()
+        dynamics = SMALL["dynamics"] | {"persistence": persistence, "lr": 0.05}
+        loop = make_loop("mb_mpo", **merged(dynamics=dynamics, loop={"first_model_steps": 400}))
+        loop.algorithm.collect(loop.world)
         steps[persistence] = loop._fit_dynamics()["train/model_steps"]
     assert steps[None] == 400
     assert steps[0.0] < 400
-
-
-def test_discrete_actions_work(make_loop):
-    loop = make_loop("mb_mpo", **merged(env={"name": "acrobot", "options": {}}, evaluation={"shots": [0.0]}))
-    rows = loop.fit().rows
-    assert [row.value for row in rows if row.metric == "train/accepted"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.algorithms.pearl import TransitionInputs
+from mbrl_lightning.data.collect import collect
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.family import draw_from
@@ -35,6 +35,11 @@ def with_sections(changes: dict) -> dict:
     return {name: SMALL.get(name, {}) | changes.get(name, {}) for name in {*SMALL, *changes}}
 
 
+def improve(loop):
+    loop.algorithm.improve(loop.world, loop.step)
+    loop.algorithm.iteration += 1
+
+
 @pytest.fixture
 def started(make_loop):
     """`started(family, rounds=1, section={...})`: a loop whose PEARL has gone through so many iterations."""
@@ -42,7 +47,7 @@ def started(make_loop):
     def make(family=None, rounds: int = 1, **changes):
         loop = make_loop("pearl", family=family, **with_sections(changes))
         for _ in range(rounds):
-            loop.algorithm.improve(loop.real, loop.step, loop.interact)
+            improve(loop)
         return loop
 
     return make
@@ -53,19 +58,23 @@ def batch_of(loop) -> TensorDict:
     return algorithm._batch(loop.real, Histories(loop.real, algorithm.inputs, 0))
 
 
-def recorded(algorithm, generator=None, belief=None, rows: int = 2):
-    """An actor, and the latents that its policy is given, step by step."""
-    latents: list[torch.Tensor] = []
-    see = type(algorithm).see
+def walk(loop, belief, steps: int, noise=None, end=None):
+    """Two rows of real steps `[2, steps]`, the first one's episode ending with step `end`, and the latents `[steps, 2, Z]`."""
+    algorithm, latents, now = loop.algorithm, [], count(1)
+    spec = replace(loop.family.spec, termination=lambda _: torch.tensor([next(now) == end, False]))
 
-    def spy(current, latent):
-        latents.append(latent.clone())
-        return see(algorithm, current, latent)
+    class Spy:
+        adapt = algorithm.adapt
 
-    algorithm.see = spy
-    act = algorithm.actor(algorithm.prior(rows) if belief is None else belief, generator)
-    act.begin(torch.ones(rows, dtype=torch.bool))
-    return act, latents
+        @staticmethod
+        def act(*given):
+            action, after = algorithm.act(*given)
+            latents.append(after["latent"])
+            return action, after
+
+    simulator = loop.family.simulate(loop.family.test[:2])
+    data = collect(simulator, spec, Spy, belief, steps, torch.Generator().manual_seed(0), noise)
+    return data, torch.stack(latents)
 
 
 # -- what learns from what
@@ -164,7 +173,7 @@ def test_two_ranks_average_to_the_gradient_of_the_whole_batch(started):
 def test_all_three_parts_move(started):
     loop = started(switching(), rounds=0)
     before = {name: p.clone() for name, p in loop.algorithm.named_parameters()}
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    improve(loop)
     assert not [name for name, p in loop.algorithm.named_parameters() if torch.equal(p, before[name])]
 
 
@@ -184,33 +193,26 @@ def test_contexts_and_transitions_of_a_row_are_of_one_task(started):
     assert shown[0, 0] != shown[1, 0]
 
 
-def test_contexts_come_from_the_prior_and_transitions_from_both(started):
-    asked = []
-
-    def spied(interact, *words, **options):
-        asked.append((words[2], options["exploratory"]))
-        return interact(*words, **options)
-
+def test_contexts_come_from_the_prior_and_transitions_from_both(started, monkeypatch):
+    """The second half of an iteration is driven by the posterior of what the first one saw."""
     loop = started(counter_family(), rounds=0, pearl=SMALL["pearl"] | {"prior_share": 0.3})
+    interact, asked = loop.world.interact, []
+
+    def spied(tasks, agent, belief, steps, noise, exploratory):
+        asked.append((steps, exploratory))
+        assert bool((belief["scale"] == 1).all()) == exploratory
+        assert torch.equal(belief["loc"][0], belief["loc"][1]) == exploratory
+        return interact(tasks, agent, belief, steps, noise, exploratory=exploratory)
+
+    monkeypatch.setattr(loop.world, "interact", spied)
     for _ in range(3):
-        loop.algorithm.improve(loop.real, loop.step, partial(spied, loop.interact))
+        improve(loop)
     assert asked == [(20, True), (6, True), (14, False), (6, True), (14, False)]
     assert loop.real.num_steps == 3 * 2 * 20
     assert loop.step.count == 3 * round(0.1 * 40)
     rows, there = loop.real.recent_rows(torch.tensor([2, 3]), 10, 500, torch.Generator())
     assert loop.real.transitions()["exploratory"][rows[there]].all()
     assert there.sum(1).tolist() == [6, 6]  # the second iteration's tasks have no more
-
-
-def test_the_posterior_of_what_was_just_seen_drives_the_second_half(started):
-    loop = started(counter_family(), rounds=1)
-    algorithm, beliefs = loop.algorithm, []
-    actor = algorithm.actor
-    algorithm.actor = lambda belief, generator: beliefs.append(belief) or actor(belief, generator)
-    algorithm.improve(loop.real, loop.step, loop.interact)
-    (belief,) = beliefs
-    assert (belief["scale"] < 1).any()
-    assert not torch.equal(belief["loc"][0], belief["loc"][1])
 
 
 def test_tasks_of_a_finite_family_come_back(started):
@@ -238,7 +240,7 @@ def test_where_tasks_switch_each_transition_is_stored_with_its_own(started):
 
 
 def test_before_any_transition_the_belief_is_standard_normal(started):
-    belief = started(counter_family()).algorithm.prior(3)
+    belief = started(counter_family()).algorithm.begin(3)
     assert belief.batch_size == (3,)
     assert torch.equal(belief["loc"], torch.zeros(3, 3))
     assert torch.equal(belief["scale"], torch.ones(3, 3))
@@ -249,84 +251,68 @@ def test_before_any_transition_the_belief_is_standard_normal(started):
 def test_a_context_of_any_size_is_a_belief(started, size):
     loop = started(counter_family())
     context = loop.real.draw_targets(torch.tensor([0, 1]), size, torch.Generator().manual_seed(0))
-    belief = loop.algorithm.adapt(context)
+    belief = loop.algorithm.adapt(loop.algorithm.begin(2), context)
     seen = loop.algorithm.inputs.pair(context["observation"], context["action"], context["next", "observation"])
-    torch.testing.assert_close(belief, loop.algorithm.encoder(seen))
+    expected = loop.algorithm.encoder(seen)
+    torch.testing.assert_close(belief.select(*expected.keys()), expected)
     assert not belief["loc"].requires_grad
     assert not torch.equal(belief["loc"][0], belief["loc"][1])
 
 
 def test_another_tasks_belief_is_another_policy(started):
     algorithm = started(counter_family()).algorithm
-    belief = algorithm.prior(2)
+    belief, observation = algorithm.begin(2), torch.ones(2, 2)
     belief["loc"] = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
-    observation = torch.ones(2, 2)
-    actions = []
-    for given in (belief, belief[torch.tensor([1, 0])]):
-        act = algorithm.actor(given)
-        act.begin(torch.ones(2, dtype=torch.bool))
-        actions.append(act(observation))
-    assert not torch.equal(actions[0], actions[1])
-    torch.testing.assert_close(actions[0], actions[1].flip(0))
+    own, other = (algorithm.act(given, observation)[0] for given in (belief, belief[torch.tensor([1, 0])]))
+    assert not torch.equal(own, other)
+    torch.testing.assert_close(own, other.flip(0))
 
 
 def test_a_given_belief_is_kept_and_drawn_from_once_an_episode(started):
-    algorithm = started(counter_family()).algorithm
-    belief = algorithm.prior(2)
+    loop = started(counter_family())
+    belief = loop.algorithm.begin(2)
     belief["loc"] = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     belief["scale"] = torch.full((2, 3), 0.1)
-    act, latents = recorded(algorithm, None, belief)
-    for _ in range(6):
-        act(torch.randn(2, 2))
-    assert all(torch.equal(latent, belief["loc"]) for latent in latents)
-    act, latents = recorded(algorithm, torch.Generator().manual_seed(0), belief)
-    for step in range(8):  # the horizon
-        if step == 6:
-            act.begin(torch.tensor([False, True]))
-        act(torch.randn(2, 2))
+    _, latents = walk(loop, belief, 6)
+    assert torch.equal(latents, belief["loc"].expand(6, -1, -1))
+    _, latents = walk(loop, belief, 8, torch.Generator().manual_seed(0), end=6)  # the horizon
     assert 0 < (latents[0] - belief["loc"]).abs().max() < 0.5
-    assert all(torch.equal(latent, latents[0]) for latent in latents[:6])
-    assert all(torch.equal(latent, latents[6]) for latent in latents[6:])
-    assert torch.equal(latents[6][0], latents[0][0])
-    assert not torch.equal(latents[6][1], latents[0][1])
+    assert torch.equal(latents[:, 1], latents[:1, 1].expand(8, -1))
+    assert torch.equal(latents[:6, 0], latents[:1, 0].expand(6, -1))
+    assert torch.equal(latents[6, 0], latents[7, 0])
+    assert not torch.equal(latents[6, 0], latents[0, 0])
 
 
 def test_where_tasks_switch_it_is_inferred_anew_from_the_last_transitions(started):
-    algorithm = started(switching()).algorithm  # context 6, hold 4
-    act, latents = recorded(algorithm)
-    seen, taken = torch.randn(11, 2, 3), []
-    for step, observation in enumerate(seen):
-        if step == 9:
-            act.begin(torch.tensor([True, False]))
-        taken.append(act(observation))
-    assert all(torch.equal(latent, torch.zeros(2, 3)) for latent in latents[:4])
+    loop = started(switching())  # context 6, hold 4
+    algorithm = loop.algorithm
+    data, latents = walk(loop, algorithm.begin(2), 11, end=9)
+    assert not latents[:4].any()
     for step in (4, 8):
-        first = max(step - 6, 0)
-        pairs = [algorithm.inputs.pair(seen[t], taken[t], seen[t + 1]) for t in range(first, step)]
-        expected = algorithm.encoder(torch.stack(pairs, 1))["loc"]
-        torch.testing.assert_close(latents[step], expected)
+        seen = data[:, max(step - 6, 0) : step]
+        pairs = algorithm.inputs.pair(seen["observation"], seen["action"], seen["next", "observation"])
+        torch.testing.assert_close(latents[step], algorithm.encoder(pairs)["loc"])
         assert not torch.equal(latents[step], latents[step - 1])
     assert torch.equal(latents[7], latents[4])
-    assert torch.equal(latents[9][0], torch.zeros(3))  # its episode began
-    assert torch.equal(latents[9][1], latents[8][1])
+    assert not latents[9, 0].any()  # its episode began
+    assert torch.equal(latents[9, 1], latents[8, 1])
 
 
-def test_exploring_draws_from_the_prior_every_so_many_steps(started):
-    algorithm = started(counter_family()).algorithm
-    _, latents = recorded(algorithm)
-    act = algorithm.exploration(2, torch.Generator().manual_seed(0))
-    act.begin(torch.ones(2, dtype=torch.bool))
-    for _ in range(9):
-        act(torch.randn(2, 2))
+@pytest.mark.parametrize("family", [counter_family(20), switching()], ids=["fixed", "switching"])
+def test_exploring_draws_from_the_prior_every_so_many_steps(started, family):
+    loop = started(family)
+    agent, belief = loop.algorithm.explorer(2)
+    assert agent is loop.algorithm
+    _, latents = walk(loop, belief, 9, torch.Generator().manual_seed(0))
     assert [torch.equal(a, b) for a, b in pairwise(latents)] == [True, True, True, False] * 2
-    assert (latents[0] != 0).all()
+    assert latents.all()
 
 
 def test_a_context_teaches_nothing_where_the_policy_finds_out_by_itself(started):
     loop = started(switching())
     context = loop.real.draw_targets(torch.tensor([0, 1]), 5, torch.Generator().manual_seed(0))
-    assert not loop.algorithm.adapts
-    torch.testing.assert_close(loop.algorithm.adapt(context), loop.algorithm.prior(2))
+    assert loop.algorithm.shots(full=True) == [0]
+    torch.testing.assert_close(loop.algorithm.adapt(loop.algorithm.begin(2), context), loop.algorithm.begin(2))
     loop.fit()
     metrics = {row.metric for row in loop.results.rows}
     assert "return/wrong_belief" not in metrics
@@ -348,7 +334,7 @@ def test_statistics_are_those_of_the_first_iteration_for_good(started):
     loop = started(switching(), rounds=1)
     data, norms = loop.real.transitions(), loop.algorithm.inputs.state_dict()
     torch.testing.assert_close(loop.algorithm.inputs.outcome_norm.mean, data["next", "reward"].double().mean(0))
-    loop.algorithm.improve(loop.real, loop.step, loop.interact)
+    improve(loop)
     assert all(torch.equal(value, norms[name]) for name, value in loop.algorithm.inputs.state_dict().items())
 
 

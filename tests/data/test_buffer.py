@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import CounterSimulator, counter_spec, fingerprint
+from fakes import CounterSimulator, Says, counter_spec, fingerprint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
@@ -20,7 +20,8 @@ def episode(tasks: torch.Tensor, steps: int, seed: int = 0, horizon: int = 5) ->
     def act(observation: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(observation), 1)
 
-    return collect(CounterSimulator(tasks), counter_spec(horizon), act, steps, torch.Generator().manual_seed(seed))
+    agent, generator = Says(act), torch.Generator().manual_seed(seed)
+    return collect(CounterSimulator(tasks), counter_spec(horizon), agent, agent.begin(len(tasks)), steps, generator)
 
 
 def numbers(*values: float) -> torch.Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import CounterSimulator, counter_spec
+from fakes import CounterSimulator, Says, counter_spec
 from tensordict import TensorDict
 
-from mbrl_lightning.data.collect import collect, episode_returns, random_actions
+from mbrl_lightning.data.collect import Uniform, collect, episode_returns
 
 TASKS = torch.tensor([[3.0], [4.0], [50.0]], dtype=torch.float64)
 
@@ -18,12 +18,39 @@ def still(observation: torch.Tensor) -> torch.Tensor:
 
 def run(spec, steps: int, training: bool = True, tasks: torch.Tensor = TASKS, act=still, seed: int = 0):
     simulator = CounterSimulator(tasks)
-    return collect(simulator, spec, act, steps, torch.Generator().manual_seed(seed), training), simulator
+    agent = Says(act)
+    start, generator = agent.begin(len(tasks)), torch.Generator().manual_seed(seed)
+    return collect(simulator, spec, agent, start, steps, generator, training=training), simulator
 
 
 def past_task(following: torch.Tensor) -> torch.Tensor:
     """Ends after as many steps as the task says (an episode starts at a multiple of 100)."""
     return following[..., 0] % 100 >= following[..., 1]
+
+
+class Remembers(Says):
+    """Carries the numbers of the steps that it was told of, and how often it was asked."""
+
+    def begin(self, tasks: int) -> TensorDict:
+        return TensorDict({"seen": torch.zeros(tasks), "asked": torch.zeros(tasks)}, batch_size=[tasks])
+
+    def act(self, belief: TensorDict, observation: torch.Tensor, noise=None) -> tuple[torch.Tensor, TensorDict]:
+        action, belief = super().act(belief, observation)
+        return action, belief.clone(False).update({"asked": belief["asked"] + 1, "taken": belief["seen"]})
+
+    def adapt(self, belief: TensorDict, transitions: TensorDict) -> TensorDict:
+        assert transitions.batch_size == belief.batch_size
+        return belief.clone(False).set("seen", belief["seen"] + transitions["next", "observation"][:, 0] % 100)
+
+
+def test_a_belief_is_carried_and_every_episode_begins_with_the_first_one():
+    """An episode counts 1, 2, ...: before step t the agent has been told of 0 + 1 + ... + t - 1."""
+    agent = Remembers(still)
+    start = agent.begin(3)
+    data = collect(CounterSimulator(TASKS), counter_spec(5, termination=past_task), agent, start, 12, torch.Generator())
+    assert data["taken"].tolist() == (data["age"] * (data["age"] + 1) / 2).tolist()
+    assert data["initial"].sum() > 3
+    assert not start["seen"].any()
 
 
 def test_next_observation_is_that_before_the_reset():
@@ -101,17 +128,21 @@ def test_episode_returns_are_over_the_whole_horizon(unit, expected):
     assert episode_returns(data, spec).tolist() == pytest.approx(expected)
 
 
+def drawn(spec, observation: torch.Tensor) -> torch.Tensor:
+    uniform = Uniform(spec)
+    return uniform.act(uniform.begin(len(observation)), observation, torch.Generator().manual_seed(0))[0]
+
+
 def test_random_actions_span_the_space_whatever_the_observation():
     continuous = counter_spec()
-    act = random_actions(continuous, torch.Generator().manual_seed(0))
-    actions = act(torch.zeros(5000, 2))
+    actions = drawn(continuous, torch.zeros(5000, 2))
     assert actions.shape == (5000, 1)
     assert actions.min() < -0.99
     assert actions.max() > 0.99
     assert actions.abs().max() <= 1
-    one_hot = random_actions(counter_spec(discrete=True), torch.Generator().manual_seed(0))(torch.zeros(10, 2))
+    one_hot = drawn(counter_spec(discrete=True), torch.zeros(10, 2))
     assert (one_hot.sum(1) == 1).all()
-    again = random_actions(continuous, torch.Generator().manual_seed(0))(torch.full((5000, 2), 9.0))
+    again = drawn(continuous, torch.full((5000, 2), 9.0))
     assert torch.equal(actions, again)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
-from fakes import CounterSimulator, counter_spec
+from fakes import CounterSimulator, Says, counter_spec
 
 from mbrl_lightning.beliefs.history import HistoryInputs
 from mbrl_lightning.data.buffer import TaskBuffer
@@ -20,8 +18,8 @@ def past_task(following: torch.Tensor) -> torch.Tensor:
     return following[..., 0] % 100 >= following[..., 1]
 
 
-def noisy(generator: torch.Generator, observation: torch.Tensor) -> torch.Tensor:
-    return torch.rand(len(observation), 1, generator=generator) * 2 - 1
+NOISY = Says(lambda generator, observation: torch.rand(len(observation), 1, generator=generator) * 2 - 1, noisy=True)
+START = NOISY.begin(len(TASKS))
 
 
 def filled(
@@ -34,7 +32,7 @@ def filled(
         index, first = real.add_tasks(TASKS), real.episodes if every else None
         parts = []
         simulator = CounterSimulator(TASKS)
-        for part in collect_parts(simulator, spec, partial(noisy, generator), steps, generator, every or steps):
+        for part in collect_parts(simulator, spec, NOISY, START, steps, generator, every or steps, generator):
             real.extend(part, index, exploratory=False, first_episode=first)
             parts.append(part)
         data = torch.cat(parts, 1)
@@ -113,7 +111,7 @@ def old_inputs(real: TaskBuffer) -> HistoryInputs:
 
 def test_one_short_episode_is_enough():
     spec = counter_spec(2, outcome=lambda n: n[..., :1] * 2)
-    data = collect(CounterSimulator(TASKS[:1]), spec, partial(noisy, torch.Generator()), 2, torch.Generator())
+    data = collect(CounterSimulator(TASKS[:1]), spec, NOISY, START[:1], 2, torch.Generator(), torch.Generator())
     real = TaskBuffer(1)
     real.extend(data, real.add_tasks(TASKS[:1]), exploratory=False)
     batch = histories(real, 10).columns(torch.tensor([0, 1, 0]))
@@ -122,8 +120,8 @@ def test_one_short_episode_is_enough():
 
 def test_parts_are_the_whole():
     spec = counter_spec(6, termination=past_task)
-    whole = collect(CounterSimulator(TASKS), spec, partial(noisy, generator(1)), 40, generator(0))
-    parts = list(collect_parts(CounterSimulator(TASKS), spec, partial(noisy, generator(1)), 40, generator(0), 7))
+    whole = collect(CounterSimulator(TASKS), spec, NOISY, START, 40, generator(0), generator(1))
+    parts = list(collect_parts(CounterSimulator(TASKS), spec, NOISY, START, 40, generator(0), 7, generator(1)))
     assert [part.shape[1] for part in parts] == [7, 7, 7, 7, 7, 5]
     assert (torch.cat(parts, 1) == whole).all()
     assert len(whole["episode"].unique()) == int(whole["initial"].sum())

@@ -4,9 +4,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from fakes import Says, random_steps
 
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, episode_returns, random_actions
+from mbrl_lightning.data.collect import collect, episode_returns
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.bodies import arm as arm_reach
 from mbrl_lightning.envs.bodies import mujoco, point2d
@@ -92,10 +93,11 @@ def test_point_by_hand_and_its_optimum():
     following = sim.step(torch.tensor([[0.5, -7.0]]).expand(4000, 2))
     torch.testing.assert_close(following, start + torch.tensor([0.05, -0.1]))
     assert spec.reward(start, start, following).equal(-start.square().sum(1))
-    data = collect(family.simulate(torch.ones(4000, 1)), spec, point2d.best_action, 30, generator(), training=False)
+    best, ones = Says(point2d.best_action), torch.ones(4000, 1)
+    data = collect(family.simulate(ones), spec, best, best.begin(4000), 30, generator(), training=False)
     assert pytest.approx(-14.7) == point2d.OPTIMUM
     assert episode_returns(data, spec).mean().item() == pytest.approx(point2d.OPTIMUM, abs=0.4)
-    worse = collect(family.simulate(torch.ones(4000, 1)), spec, random_actions(spec, generator()), 30, generator())
+    worse = random_steps(family, ones, 30, generator())
     assert episode_returns(worse, spec).mean() < -60
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import random_steps
 from lightning.fabric import Fabric
 from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.models.measures import adaptation_errors
+from mbrl_lightning.models.adaptive import adaptation_errors
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.report.statistics import sign_test
 
@@ -24,8 +24,7 @@ PAST = FUTURE = 16
 
 
 def episodes(family, tasks, steps, seed) -> TensorDict:
-    generator = torch.Generator().manual_seed(seed)
-    return collect(family.simulate(tasks), family.spec, random_actions(family.spec, generator, 5), steps, generator)
+    return random_steps(family, tasks, steps, torch.Generator().manual_seed(seed), hold=5)
 
 
 def unseen(family) -> torch.Tensor:

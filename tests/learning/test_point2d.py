@@ -23,9 +23,9 @@ def trained(algorithm: str, **changes) -> tuple[float, float, int]:
     loop = MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
     loop.fit()
     test = MetaTest(loop.algorithm, loop.real, loop.step, torch.Generator().manual_seed(1), lambda *_, **__: None)
-    belief = loop.algorithm.prior(200)
+    belief = loop.algorithm.begin(200)
     tasks = family.test[:1].expand(200, -1)
-    means, samples = (test.episodes(tasks, lambda n, s=s: test._act(belief, n, sampled=s)) for s in (False, True))
+    means, samples = (test.episodes(tasks, belief, sampled=s) for s in (False, True))
     lost = test.report("return/policy", means, "test", 0) / optimum(means["observation"].flatten(0, -3)[:, 0]) - 1
     return lost, test.report("return/sampled", samples, "test", 0), loop.real.num_steps
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import random_steps
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
-from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.loop import MetaLoop
-from mbrl_lightning.measuring.hidden_task import history_errors
+from mbrl_lightning.models.recurrent import history_errors
 
 pytestmark = pytest.mark.slow
 
@@ -23,11 +23,10 @@ def slope(**changes) -> float:
     family = make_family("point_switch")
     algorithm = make_algorithm(cfg, family)
     loop = MetaLoop(cfg, family, algorithm, quiet=True)
-    loop._collect()
+    loop.algorithm.collect(loop.world)
     loop._fit_dynamics()
     generator = torch.Generator().manual_seed(7)
-    act = random_actions(family.spec, generator)
-    fresh = collect(family.simulate(family.test), family.spec, act, 200, generator, training=False)
+    fresh = random_steps(family, family.test, 200, generator, training=False)
     return history_errors(algorithm.dynamics, fresh, cfg.history.length, generator)["slope"]
 
 

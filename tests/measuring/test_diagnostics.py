@@ -43,7 +43,7 @@ def test_all_figures_are_drawn_and_the_run_goes_on_as_before(trained, tmp_path):
 def test_a_model_free_method_has_no_model_to_draw(trained, tmp_path):
     pytest.importorskip("matplotlib")
     names = {path.name for path in diagnostics.draw(trained("dr_ppo"), tmp_path)}
-    assert names == {"learning_curve.png", "adaptation_curve.png"}
+    assert names == {"learning_curve.png"}
 
 
 SMALL = {
@@ -88,13 +88,13 @@ def test_in_a_perfect_model_of_histories_the_imagined_episode_is_the_real_one(ma
     dynamics.high.fill_(torch.inf)
     asked = []
 
-    def forwards(observation, inputs, action):
-        asked.append(int(inputs["mask"][0].sum()))
-        velocity = observation[:, :2] + 0.5 * (action - 0.5 * observation[:, :2])
-        reward = velocity[:, :1] - 0.1 * action.square().sum(-1, keepdim=True)
-        return torch.cat([velocity, reward], -1).expand(2, -1, -1)
+    def forwards(observation, action, belief):
+        asked.append(int(belief["mask"][0].sum()))
+        velocity = observation[..., :2] + 0.5 * (action - 0.5 * observation[..., :2])
+        reward = velocity[..., :1] - 0.1 * action.square().sum(-1, keepdim=True)
+        return torch.cat([velocity, reward], -1).expand(2, -1, -1, -1)
 
-    monkeypatch.setattr(dynamics, "predict", forwards)
+    monkeypatch.setattr(dynamics, "predictions", forwards)
     imagined, real = diagnostics.imagined_and_real(loop, family.test[[0, 0, 1]])
     assert imagined.shape == real.shape == (3, 40)
     torch.testing.assert_close(imagined["observation"][:2], real["observation"][:2], atol=1e-4, rtol=1e-4)

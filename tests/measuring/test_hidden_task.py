@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import random_steps
 from tensordict import TensorDict
 
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.measuring.hidden_task import (
     after_switches,
-    history_errors,
-    reward_slope,
     rewards_by_task,
     since_switch,
 )
-from mbrl_lightning.models.recurrent import HistoryDynamics
+from mbrl_lightning.models.recurrent import HistoryDynamics, history_errors, reward_slope
 
 
 def made_up(hidden: list[list[float]], reward: list[list[float]], valid: list[list[bool]] | None = None) -> TensorDict:
@@ -87,9 +85,7 @@ def point():
     torch.manual_seed(0)
     dynamics = HistoryDynamics(family.spec, cfg.dynamics, cfg.history)
     generator = torch.Generator().manual_seed(0)
-    data = collect(
-        family.simulate(family.test), family.spec, random_actions(family.spec, generator), 60, generator, training=False
-    )
+    data = random_steps(family, family.test, 60, generator, training=False)
     dynamics.observe(data.reshape(-1), 0.1, fit=True)
     return dynamics, data
 
@@ -97,23 +93,24 @@ def point():
 def told_by_the_history(dynamics: HistoryDynamics):
     """The true reward, of a model that reads the direction off the last pair's reward and speed."""
 
-    def predict(observation, inputs, action):
+    def predictions(observation, action, inputs):
+        observation, action = observation.squeeze(1), action.squeeze(1)
         pair, norm = inputs["pairs"][:, -1], dynamics.inputs
         outcome = pair[:, -1:] / norm.outcome_norm.inverse_std + norm.outcome_norm.loc
         effort = 0.1 * pair[:, 2:4].square().sum(-1)
         direction = ((outcome[:, 0] + effort) * observation[:, 0]).sign()
         velocity = observation[:, :2] + 0.5 * (action - 0.5 * observation[:, :2])
         reward = direction * velocity[:, 0] - 0.1 * action.square().sum(-1)
-        return torch.cat([velocity, reward.unsqueeze(-1)], -1).expand(2, -1, -1)
+        return torch.cat([velocity, reward.unsqueeze(-1)], -1).unsqueeze(1).expand(2, -1, -1, -1)
 
-    return predict
+    return predictions
 
 
 def test_a_model_that_reads_its_history_has_a_slope_and_errs_with_anothers(point, monkeypatch):
     dynamics, data = point
     blind = history_errors(dynamics, data, 4, torch.Generator().manual_seed(0))
     assert abs(blind["slope"]) < 0.3
-    monkeypatch.setattr(dynamics, "predict", told_by_the_history(dynamics))
+    monkeypatch.setattr(dynamics, "predictions", told_by_the_history(dynamics))
     seeing = history_errors(dynamics, data, 4, torch.Generator().manual_seed(0))
     assert seeing["slope"] > 0.8  # a switch cannot be foreseen, and the first step has no history
     assert seeing["nmse"] < 0.15
@@ -128,7 +125,7 @@ def test_persistence_has_no_slope(point, monkeypatch):
     real.extend(data, torch.zeros(len(data), dtype=torch.long), exploratory=False)
     seen = Histories(real, dynamics.inputs, 4)
     batch = seen.before(torch.arange(len(seen))).set("action", seen.action)
-    monkeypatch.setattr(dynamics, "predict", lambda observation, *_: observation.expand(2, -1, -1) + 0.0)
+    monkeypatch.setattr(dynamics, "predictions", lambda observation, *_: observation.expand(2, -1, -1, -1) + 0.0)
     hidden = data["hidden"][..., 0].flatten()
     assert not torch.nan_to_num(reward_slope(dynamics, batch, hidden)).any()
 

@@ -8,8 +8,7 @@ from tensordict import TensorDict
 from mbrl_lightning.config.methods import L2AConfig
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.windows import Segments
-from mbrl_lightning.models.adaptive import make_adaptive
-from mbrl_lightning.models.measures import adaptation_errors
+from mbrl_lightning.models.adaptive import adaptation_errors, make_adaptive
 
 PAST, FUTURE = 6, 6
 
@@ -128,8 +127,8 @@ def test_rows_are_shared_out_among_adapted_members_as_among_plain_ones(kind):
     belief = dynamics.infer(episodes(2, 5)[:, :PAST])
     observation = 0.1 * torch.randn(2, 1, 2).expand(-1, 3, -1)  # well inside what was seen: nothing is clamped
     action = torch.rand(2, 1, 2).expand(-1, 3, -1)
-    apart = dynamics(observation, action, belief)  # one row a member
-    alone = [dynamics(observation[:, :1], action[:, :1], belief, members=slice(e, e + 1)) for e in range(3)]
+    apart = dynamics.imagine(observation, action, belief)  # one row a member
+    alone = [dynamics.imagine(observation[:, :1], action[:, :1], belief, members=slice(e, e + 1)) for e in range(3)]
     torch.testing.assert_close(apart, torch.cat(alone, 1))
     torch.testing.assert_close(dynamics.predict(observation[:, :1], action[:, :1], belief)[:, 0], apart.mean(1))
     assert not torch.allclose(apart[:, 0], apart[:, 1])

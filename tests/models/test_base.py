@@ -88,7 +88,7 @@ def test_imagination_is_clamped_on_both_sides_and_prediction_is_not():
     observation, action = torch.zeros(2, 3, 3, dtype=torch.float64), torch.zeros(2, 3, 2, dtype=torch.float64)
     belief = model.tell(torch.zeros(2, 2)).double()
     with torch.no_grad():
-        following = model(observation, action, belief)
+        following = model.imagine(observation, action, belief)
     assert following[0, 0].tolist() == [6.0, -4.0, 0.0]
     assert model.predict(observation, action, belief)[0, 0].tolist() == [1e9, -1e9, 0.0]
 
@@ -97,7 +97,7 @@ def test_before_any_data_there_are_no_bounds():
     model = wild(model_of(), 50.0)
     zeros = torch.zeros(1, 1, 3, dtype=torch.float64)
     with torch.no_grad():
-        out = model(zeros, zeros[..., :2], model.tell(torch.zeros(1, 2)).double())
+        out = model.imagine(zeros, zeros[..., :2], model.tell(torch.zeros(1, 2)).double())
     assert out[0, 0].tolist() == [50.0, -50.0, 0.0]
 
 
@@ -105,7 +105,7 @@ def test_disturbance_is_scaled_by_the_models_deviation():
     model = wild(model_of(), 0.0)
     zeros, disturbance = torch.zeros(1, 2, 3, dtype=torch.float64), torch.randn(1, 2, 3, dtype=torch.float64)
     with torch.no_grad():
-        out = model(zeros, zeros[..., :2], model.tell(torch.zeros(1, 2)).double(), disturbance=disturbance)
+        out = model.imagine(zeros, zeros[..., :2], model.tell(torch.zeros(1, 2)).double(), disturbance=disturbance)
     torch.testing.assert_close(out, 0.1 * disturbance, rtol=1e-6, atol=1e-8)
 
 

@@ -93,15 +93,15 @@ def test_a_frozen_copy_predicts_the_same_and_is_a_copy(weight_norm):
     assert torch.equal(torch.get_rng_state(), state)
     belief = TensorDict({"latent": torch.zeros(1, 0)}, batch_size=[1])
     observation, action = torch.randn(1, 6, 3), torch.randn(1, 6, 2)
-    before = dynamics(observation, action, belief).detach()
-    assert torch.equal(frozen(observation, action, belief), before)
+    before = dynamics.imagine(observation, action, belief).detach()
+    assert torch.equal(frozen.imagine(observation, action, belief), before)
     assert not any(p.requires_grad for p in frozen.parameters())
     dynamics.training_step(split.draw(20))["loss"].backward()
     with torch.no_grad():
         for p in dynamics.parameters():
             p.add_(0.1)
-    assert torch.equal(frozen(observation, action, belief), before)
-    assert not torch.equal(dynamics(observation, action, belief), before)
+    assert torch.equal(frozen.imagine(observation, action, belief), before)
+    assert not torch.equal(dynamics.imagine(observation, action, belief), before)
 
 
 def test_length_and_direction_both_learn():
@@ -159,12 +159,13 @@ def test_a_first_error_does_not_stop_anything():
     assert stop([[1.0]], 0.99)[1] == [False]
 
 
-def test_members_disagree_where_they_have_not_learned_the_same():
-    one, many = ensemble(1), ensemble(3)
-    observation, action = torch.randn(6, 3), torch.randn(6, 2)
-    assert (one.disagreement(observation, action) == 0).all()
-    assert many.disagreement(observation, action).shape == (6,)
-    assert (many.disagreement(observation, action) > 0).all()
+def test_the_mean_of_what_members_predict_is_the_prediction():
+    dynamics, belief = ensemble(3), TensorDict({"latent": torch.zeros(2, 0)}, batch_size=[2])
+    asked = torch.randn(2, 6, 3), torch.randn(2, 6, 2), belief
+    apart = dynamics.predictions(*asked)
+    assert apart.shape == (3, 2, 6, 3)
+    assert (apart.std(0) > 0).all()
+    torch.testing.assert_close(apart.mean(0), dynamics.predict(*asked))
 
 
 def test_too_little_data_leaves_nothing_to_check_on():

@@ -143,7 +143,9 @@ def test_prediction_averages_over_particles_and_members():
     for eps in noise:
         for member in range(3):
             with torch.no_grad():
-                single.append(model(target["observation"], target["action"], belief, eps, slice(member, member + 1)))
+                single.append(
+                    model.imagine(target["observation"], target["action"], belief, eps, slice(member, member + 1))
+                )
     predicted = model.predict(target["observation"], target["action"], belief, noise)
     torch.testing.assert_close(predicted, torch.stack(single).mean(0))
 

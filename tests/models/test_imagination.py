@@ -20,7 +20,7 @@ class Adder:
         self.spec = plain_spec(observation=2, action=1, **fields)
         self.calls = []
 
-    def __call__(self, observation, action, belief, noise, members, disturbance):
+    def imagine(self, observation, action, belief, noise, members, disturbance):
         self.calls.append({"noise": noise, "members": members, "disturbance": disturbance, "action": action})
         return observation + action
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import random_steps
 from tensordict import TensorDict
 
 from mbrl_lightning.beliefs.history import no_history
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import collect, random_actions
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import DivergedError
@@ -38,7 +38,7 @@ def model(members: int = 3, **dynamics) -> HistoryDynamics:
 def real() -> TaskBuffer:
     family, generator = make_family("point_switch"), torch.Generator().manual_seed(0)
     tasks = family.sample(2, generator)
-    data = collect(family.simulate(tasks), family.spec, random_actions(family.spec, generator), 200, generator)
+    data = random_steps(family, tasks, 200, generator)
     buffer = TaskBuffer(1)
     buffer.extend(data, buffer.add_tasks(tasks), exploratory=False)
     return buffer
@@ -101,11 +101,12 @@ def test_samples_spread_as_the_head_says_and_stay_in_the_range_of_the_data(real)
     dynamics = model()
     data = batch(dynamics, real, torch.arange(400))
     seen = Histories(real, dynamics.inputs, LENGTH)
-    head, noise = torch.ones(400, dtype=torch.long), torch.zeros(400, dynamics.spec.target_dim)
-    middle = dynamics.imagine(seen.observation, data["inputs"], data["action"], head, noise)
-    predicted = dynamics.predict(seen.observation, data["inputs"], data["action"])
+    head, noise = torch.ones(400, 1, dtype=torch.long), torch.zeros(400, 1, dynamics.spec.target_dim)
+    asked = seen.observation.unsqueeze(1), data["action"].unsqueeze(1), data["inputs"]
+    middle, predicted = dynamics.imagine(*asked, head, noise), dynamics.predictions(*asked)
     torch.testing.assert_close(middle, predicted[1].clamp(dynamics.low, dynamics.high))
-    far = dynamics.imagine(seen.observation, data["inputs"], data["action"], head, noise + 1000)
+    torch.testing.assert_close(dynamics.predict(*asked), predicted.mean(0))
+    far = dynamics.imagine(*asked, head, noise + 1000)
     assert (far == dynamics.high).all()
     assert (dynamics.high >= real.transitions()["next", "observation"].amax(0)).all()
 
@@ -191,7 +192,7 @@ def test_effort_of_many_motors_is_learned_from_squares_alone():
 
 def test_a_head_that_is_not_finite_stops_the_run(real, make_loop):
     loop = make_loop("m3po", cfg=compose({"conf": "point_switch", "algorithm": "m3po", "sac": {"warmup_steps": 60}}))
-    loop._collect()
+    loop.algorithm.collect(loop.world)
     with torch.no_grad():
         next(iter(loop.algorithm.dynamics.parameters()))[1] = torch.nan
     with pytest.raises(DivergedError, match="not finite"):
@@ -203,17 +204,16 @@ def test_heads_predict_and_imagine_in_every_hidden_family(name):
     """Positions that turn on a sphere (a humanoid's, an ant's) want predictions and observations of one shape."""
     family, generator = make_family(name), torch.Generator().manual_seed(0)
     tasks = family.test[:2]
-    simulator = family.simulate(tasks)
-    data = collect(simulator, family.spec, random_actions(family.spec, generator), 12, generator)
-    simulator.close()
+    data = random_steps(family, tasks, 12, generator)
     cfg = compose({"conf": name, "algorithm": "m3po", "dynamics": {"hidden": 8}})
     dynamics = HistoryDynamics(family.spec, cfg.dynamics, cfg.history)
     buffer = TaskBuffer(len(family.parameters))
     buffer.extend(data, buffer.add_tasks(tasks), exploratory=False)
     dynamics.observe(buffer.transitions(), 0.1, fit=True)
     seen = Histories(buffer, dynamics.inputs, LENGTH)
-    inputs, rows = seen.before(torch.arange(24))["inputs"], torch.zeros(24, dtype=torch.long)
-    predicted = dynamics.predict(seen.observation, inputs, seen.action)
-    assert predicted.shape == (3, 24, family.spec.observation_dim)
-    imagined = dynamics.imagine(seen.observation, inputs, seen.action, rows, torch.zeros(24, family.spec.target_dim))
+    inputs, rows = seen.before(torch.arange(24))["inputs"], torch.zeros(24, 1, dtype=torch.long)
+    asked = seen.observation.unsqueeze(1), seen.action.unsqueeze(1), inputs
+    predicted = dynamics.predictions(*asked)
+    assert predicted.shape == (3, 24, 1, family.spec.observation_dim)
+    imagined = dynamics.imagine(*asked, rows, torch.zeros(24, 1, family.spec.target_dim))
     torch.testing.assert_close(imagined, predicted[0].clamp(dynamics.low, dynamics.high))

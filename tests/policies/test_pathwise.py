@@ -131,7 +131,7 @@ def test_the_return_is_the_discounted_mean_of_the_familys_reward(members):
     with torch.no_grad():
         for t in range(6):
             action = policies.head(policies.inputs(observation, latent))
-            following = dynamics(observation, action, batch["belief"], batch["noise"])
+            following = dynamics.imagine(observation, action, batch["belief"], batch["noise"])
             total += gamma**t * float(SPEC.reward(observation, action, following).mean())
             observation = following
         out = PathwiseLoss(policies, dynamics, 6, gamma).double()(batch)

@@ -12,7 +12,7 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect
 from mbrl_lightning.data.windows import Histories
-from mbrl_lightning.measuring.cloning import divergence_from_data
+from mbrl_lightning.policies.cloning import divergence_from_data
 
 SMALL = {
     "loop": {"iterations": 2, "episode_steps": 40, "model_steps": 5, "first_model_steps": 5, "evaluate_every": 1},
@@ -45,9 +45,8 @@ def data_of(algorithm, steps: int = 200) -> TaskBuffer:
     """What the policy does in 8 environments, sampled."""
     generator = torch.Generator().manual_seed(3)
     family, tasks = algorithm.family, algorithm.family.sample(8, generator)
-    act = algorithm.actor(algorithm.prior(8), generator)
-    real = TaskBuffer(1, 8 * steps)
-    found = collect(family.simulate(tasks), family.spec, act, steps, generator)
+    real, simulator, start = TaskBuffer(1, 8 * steps), family.simulate(tasks), algorithm.begin(8)
+    found = collect(simulator, family.spec, algorithm, start, steps, generator, generator)
     real.extend(found, torch.zeros(8, dtype=torch.long), exploratory=False)
     return real
 
