@@ -1,6 +1,6 @@
 """MB-MPO, model-based reinforcement learning via meta-policy optimization (Clavera et al., CoRL 2018), and ME-TRPO.
 
-    Algorithm 1, line 3      real trajectories by the adapted policies pi_theta'_1 .. pi_theta'_K         MBMPO.explorers
+    Algorithm 1, line 3      real trajectories by the adapted policies pi_theta'_1 .. pi_theta'_K         MBMPO.collectors
     line 4                   all models are trained on the data, each on its own split                    MBMPO.fit
     lines 5-9                imagined trajectories T_k, an inner step, trajectories T'_k                  MBMPO._trajectories
     line 10                  theta moves by MAML-TRPO on T'_k (line 10's minus sign is a slip)            TrustRegion
