@@ -22,6 +22,7 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.seeds import of_rank
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
@@ -77,10 +78,8 @@ class GSSMAPS(Algorithm):
 
     def begin(self, tasks: int) -> TensorDict:
         """The learned prior, which is q(z_c) of an empty context."""
-        width = {"observation": self.spec.observation_dim, "action": self.spec.action_dim}
-        empty = {name: torch.zeros(tasks, 0, size, device=self.device) for name, size in width.items()}
-        after = TensorDict({"observation": empty["observation"]}, batch_size=[tasks, 0])
-        return self._infer(TensorDict(empty | {"next": after}, batch_size=[tasks, 0]))
+        widths = self.dynamics.input_norm.mean.numel(), self.spec.target_dim
+        return self._believe(*(torch.zeros(tasks, 0, width, device=self.device) for width in widths))
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
         """Belief q(z_c | context) `[M]`; its `latent` is the mean. No gradient step (Algorithm 2).
@@ -89,15 +88,16 @@ class GSSMAPS(Algorithm):
         """
         if transitions.ndim == 1:
             return belief
-        context = belief["context"]
-        return self._infer(
-            torch.cat([context, transitions.select(*context.keys(include_nested=True, leaves_only=True))], 1)
-        )
+        news = self._standardised(transitions)
+        return self._believe(*(torch.cat([belief[key], new], 1) for key, new in zip(("x", "y"), news, strict=True)))
+
+    def _standardised(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
+        return self.dynamics.inputs(context["observation"], context["action"]), self.dynamics.targets(context)
 
     @torch.no_grad()
-    def _infer(self, context: TensorDict) -> TensorDict:
-        belief = self.dynamics.infer(context)
-        return belief.update({"latent": belief["loc"], "context": context})
+    def _believe(self, x: Tensor, y: Tensor) -> TensorDict:
+        belief = self.dynamics.encoder.context(x, y)
+        return belief.update({"latent": belief["loc"], "x": x, "y": y})
 
     def shots(self, full: bool) -> list[int]:
         """See Algorithm.contexts."""
@@ -116,13 +116,10 @@ class GSSMAPS(Algorithm):
 
     def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
         """Fit the model by `steps` optimizer steps on Eq. 7; returns the mean of its losses."""
-        total: dict[str, float] = {}
         self.dynamics.observe(real.transitions().to(self.device), self.cfg.search.bounds)
-        for _ in range(steps):
-            batch = step.share(context_target(real, self.cfg.dynamics, generator, self.family.scale))
-            losses = step(partial(self.dynamics.training_step, batch), self.optimizers["dynamics"], MAX_GRAD_NORM)
-            total = {name: total.get(name, 0.0) + value / steps for name, value in losses.items()}
-        return {f"train/model_{name}": value for name, value in total.items()}
+        draw = partial(context_target, real, self.cfg.dynamics, generator, self.family.scale)
+        found = step.fit(self.dynamics.training_step, draw, self.optimizers["dynamics"], steps, MAX_GRAD_NORM)
+        return {f"train/model_{name}": value for name, value in found.items()}
 
     # -- improvement
 
@@ -135,22 +132,19 @@ class GSSMAPS(Algorithm):
         done = float(self.iteration) / max(self.cfg.loop.iterations, 1)
         for group in self.optimizers["policy"].param_groups:
             group["lr"] = self.cfg.search.lr * max(1 - done, 0.1)
-        self.dynamics.requires_grad_(False)
-        metrics = self._improve_pathwise(real, step) if self.pathwise else self._improve_ppo(real, step)
-        self.dynamics.requires_grad_(True)
-        self.dynamics.log_scale.requires_grad_(self.cfg.dynamics.learn_scale)
-        return metrics
+        with self.dynamics.constant():
+            return self._improve_pathwise(real, step) if self.pathwise else self._improve_ppo(real, step)
 
     def _batch(self, real: TaskBuffer, step: GradientStep, tasks: int, rows: int) -> TensorDict:
         """Beliefs, start states and noise of imagined tasks; z_c is drawn once for each task and call."""
         drawn = real.draw_tasks(tasks, self.generator)
         # a quarter of the batches has a shorter context, or none, so that the policy knows those beliefs too
         draws = torch.rand(2, generator=self.generator).tolist()
-        share = draws[1] if draws[0] < 0.25 else 1.0
-        most = round(share * min(self.cfg.dynamics.context, self.family.context_steps))
+        most = round((draws[1] if draws[0] < 0.25 else 1.0) * min(self.cfg.dynamics.context, self.family.context_steps))
         context = real.draw_context(drawn, most, self.generator)
         latent = self.cfg.dynamics.latent_dim
-        starts = torch.stack([self._starts(real, rows, self.generator) for _ in range(tasks)])
+        share = self.cfg.search.initial_starts
+        starts = torch.stack([real.start_states(rows, self.generator, share) for _ in range(tasks)])
         noise = torch.randn(tasks, rows, latent, generator=self.generator)
         sample = torch.randn(tasks, latent, generator=self.generator)
         batch = step.share(
@@ -158,18 +152,9 @@ class GSSMAPS(Algorithm):
                 {"context": context, "observation": starts, "noise": noise, "sample": sample}, batch_size=[tasks]
             )
         )
-        belief = self._infer(batch["context"])
+        belief = self._believe(*self._standardised(batch["context"]))
         belief["latent"] = belief["loc"] + belief["scale"] * batch["sample"]
         return batch.set("belief", belief)
-
-    def _starts(self, real: TaskBuffer, count: int, generator: torch.Generator) -> Tensor:
-        initial = round(self.cfg.search.initial_starts * count)
-        return torch.cat(
-            [
-                real.start_states(initial, generator, initial=True),
-                real.start_states(count - initial, generator, initial=False),
-            ]
-        )
 
     def _improve_pathwise(self, real: TaskBuffer, step: GradientStep) -> dict[str, float]:
         search = self.cfg.search
@@ -201,7 +186,7 @@ class GSSMAPS(Algorithm):
         search = self.cfg.search
         metrics: dict[str, float] = {}
         returns: list[Tensor] = []
-        own = self._own_generator(step)
+        own = of_rank(self.generator, step.fabric)
         for first in range(0, search.updates, search.segments):
             batch = self._batch(real, step, search.tasks, search.rollouts)
             streams = self._streams(batch, real, own)
@@ -216,13 +201,6 @@ class GSSMAPS(Algorithm):
             out["imagined/return"] = float(step.mean(torch.stack(returns[-search.segments :]).mean()))
         return out
 
-    def _own_generator(self, step: GradientStep) -> torch.Generator:
-        """Randomness of this rank's share of the imagined streams; the common generator stays the same on all ranks."""
-        if step.fabric.world_size == 1:
-            return self.generator
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        return torch.Generator().manual_seed(seed + step.fabric.global_rank)
-
     def _imagine(self, streams: ImaginedStreams, latent: Tensor, generator: torch.Generator) -> TensorDict:
         """`search.horizon` further steps with latents `[M, 1, Z]`."""
 
@@ -233,7 +211,7 @@ class GSSMAPS(Algorithm):
 
     def _streams(self, batch: TensorDict, real: TaskBuffer, generator: torch.Generator) -> ImaginedStreams:
         def restart(count: int) -> Tensor:
-            starts = self._starts(real, count, generator)
+            starts = real.start_states(count, generator, self.cfg.search.initial_starts)
             return starts[torch.randperm(count, generator=generator)]
 
         return ImaginedStreams(
@@ -263,23 +241,16 @@ class GSSM(GSSMAPS):
         self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
     ) -> TensorDict:
         """K policy-gradient updates in each task's imagined world; belief `[M]` with `policy` parameters `[M, ...]`."""
-        self.dynamics.requires_grad_(False)
         tune = self._tune_pathwise if self.pathwise else self._tune_ppo
-        own = tune(belief, real, step, generator)
-        self.dynamics.requires_grad_(True)
-        self.dynamics.log_scale.requires_grad_(self.cfg.dynamics.learn_scale)
+        with self.dynamics.constant():
+            own = tune(belief, real, step, generator)
         return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
 
     def _tune_pathwise(
         self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
     ) -> dict[str, Tensor]:
         tasks, search = len(belief), self.cfg.search
-        device = step.fabric.device
-        policies = Policy(self.spec, self.cfg.policy, 0, copies=tasks, squash=True).to(device)
-        policies.norm.load_state_dict(self.policy.norm.state_dict())
-        with torch.no_grad():
-            for name, value in policies.net.named_parameters():
-                value.copy_(self.policy.net.get_parameter(name).expand_as(value))
+        device, policies = step.fabric.device, self.policy.repeated(tasks)
         rows = 4 * len(range(*self.members.indices(self.cfg.dynamics.members)))
         loss = PathwiseLoss(
             policies, self.dynamics, search.horizon or self.spec.horizon, search.gamma, self.members, paired=True
@@ -288,7 +259,7 @@ class GSSM(GSSMAPS):
         for _ in range(self.cfg.evaluation.fine_tune_updates):
             batch = TensorDict(
                 {
-                    "observation": real.start_states(tasks * rows, generator, initial=True).view(tasks, rows, -1),
+                    "observation": real.start_states(tasks * rows, generator).view(tasks, rows, -1),
                     "belief": belief,
                     "noise": torch.randn(tasks, rows, self.cfg.dynamics.latent_dim, generator=generator),
                 },
@@ -300,18 +271,13 @@ class GSSM(GSSMAPS):
     def _tune_ppo(
         self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        stacks: list[dict[str, Tensor]] = []
+        search, stacks = self.cfg.search, list[dict[str, Tensor]]()
         before = copy.deepcopy((self.policy.state_dict(), self.ppo.state_dict()))
         for task in range(len(belief)):
+            start = real.start_states(search.rollouts, generator, search.initial_starts).unsqueeze(0)
+            noise = torch.randn(1, search.rollouts, self.cfg.dynamics.latent_dim, generator=generator)
             one = TensorDict(
-                {
-                    "belief": belief[task : task + 1],
-                    "observation": self._starts(real, self.cfg.search.rollouts, generator).unsqueeze(0),
-                    "noise": torch.randn(
-                        1, self.cfg.search.rollouts, self.cfg.dynamics.latent_dim, generator=generator
-                    ),
-                },
-                batch_size=[1],
+                {"belief": belief[task : task + 1], "observation": start, "noise": noise}, batch_size=[1]
             ).to(step.fabric.device)
             streams = self._streams(one, real, generator)
             trained = [*self.policy.parameters(), *self.ppo.parameters()]

@@ -114,14 +114,9 @@ class L2A(Algorithm):
         dynamics.observe(data, self.cfg.search.bounds)
         inputs, target = dynamics.inputs(data["observation"], data["action"]), dynamics.targets(data)
         segments = Segments(data, inputs, target, cfg.past, cfg.future)
-        total = dict[str, float]()
-        for _ in range(steps):
-            batch = step.share(segments.draw(cfg.segments, generator))
-            losses = partial(dynamics.training_step, batch)
-            found = step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM)
-            total = {name: total.get(name, 0.0) + value / steps for name, value in found.items()}
-        sizes = dynamics.inner_sizes()
-        return {f"train/model_{name}": value for name, value in (total | sizes).items()}
+        draw = partial(segments.draw, cfg.segments, generator)
+        found = step.fit(dynamics.training_step, draw, self.optimizers["dynamics"], steps, MAX_GRAD_NORM)
+        return {f"train/model_{name}": value for name, value in (found | dynamics.inner_sizes()).items()}
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Nothing: the planner is as good as its model."""

@@ -200,7 +200,7 @@ class M3PO(Algorithm):
         length = self.spec.horizon if branch.full else branch.length
         rollouts = max(count // length, 1)
         if branch.full:
-            observation = real.start_states(rollouts, self.generator, initial=True)
+            observation = real.start_states(rollouts, self.generator)
             inputs = no_history(rollouts, self.cfg.history.length, self.dynamics.inputs.pair_dim)
             inputs["current"] = self.dynamics.inputs.current(observation.to(device)).cpu()
             start = TensorDict({"inputs": inputs, "observation": observation}, batch_size=[rollouts])

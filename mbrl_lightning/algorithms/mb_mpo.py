@@ -48,7 +48,6 @@ class MBMPO(Algorithm):
 
     dynamics: EnsembleDynamics
     policy: Policy
-    actors: Policy
     loss: TrustRegionLoss
     inner_step: GradientAdaptation
     fitted: Tensor
@@ -60,7 +59,6 @@ class MBMPO(Algorithm):
         self.policy = Policy(self.spec, cfg.policy, 0)
         self.tasks = 1 if meta.random_model else cfg.dynamics.members
         self.adapted = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
-        self.__dict__["actors"] = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
         names = list(self.policy.adaptable())
         inner = GradientAdaptation(names, meta.inner_lr, meta.inner_steps)
         self.__dict__["inner_step"] = GradientAdaptation(names, 0.0 if inner.idle else meta.inner_lr)
@@ -162,16 +160,13 @@ class MBMPO(Algorithm):
     @torch.no_grad()
     def _imagine(self, worlds: Worlds, parameters: Parameters) -> tuple[TensorDict, float]:
         """Trajectories of each policy `[K, ...]` in its model, as rows `[K, N]` with advantages, and their mean return."""
-        actors = self.actors.to(next(self.policy.parameters()).device)
-        for name, value in actors.adaptable().items():
-            value.copy_(parameters[name])
-        scale = actors.log_std.clamp(-5.0, 1.0).exp()
+        scale = self.policy.scale(parameters)
         rows = worlds.rows // self.tasks
         noises = iter(self.policy.noise((worlds.steps, self.tasks, rows), worlds.generator).to(scale.device))
 
         def act(observation: Tensor) -> dict[str, Tensor]:
             inputs = self.policy.norm(worlds.spec.features(observation))
-            loc = actors.head(inputs.view(self.tasks, rows, -1))
+            loc, _ = self.policy.distribution(inputs.view(self.tasks, rows, -1), parameters)
             action = self.policy.choose(loc, next(noises), scale)
             return {
                 "inputs": inputs,

@@ -117,9 +117,8 @@ def written(net: StackedMLP, change: TensorDict) -> TensorDict:
     Returns:
         Batch `[B]`; by layer `weight` `[B, E, I, O]` and `bias` `[B, E, 1, O]`; `gain` as it was.
     """
-    affine = [module for module in net if isinstance(module, StackedLinear)]
     layers = {}
-    for number, layer in enumerate(affine if "0" in change.keys() else []):  # noqa: SIM118 - a TensorDict has no `in`
+    for number, layer in enumerate(net.affine if "0" in change.keys() else []):  # noqa: SIM118 - a TensorDict has no `in`
         past, slopes, bias = (change[str(number), key].transpose(0, 1) for key in ("inputs", "slopes", "bias"))
         parts = {"weight": layer.weight.unsqueeze(1) + past.mT @ slopes, "bias": layer.bias.unsqueeze(1) + bias}
         parts = {key: value.transpose(0, 1) for key, value in parts.items()}  # in memory members come first
@@ -145,14 +144,11 @@ def _layers(
     x = (blocks if gain is None else blocks * gain[:, members]).transpose(0, 1)
     seen: list[Tensor] = []
     outputs: list[Tensor] = []
-    for module in net:
-        if isinstance(module, StackedLinear):
-            seen.append(x)
-            own = None if change is None else change.get(str(len(outputs)), None)
-            x = _layer(module, x, own, members)
-            outputs.append(x)
-        else:
-            x = module(x)
+    for number, layer in enumerate(net.affine):
+        seen.append(net.activation(x) if number else x)
+        own = None if change is None else change.get(str(number), None)
+        x = _layer(layer, seen[-1], own, members)
+        outputs.append(x)
     return seen, outputs
 
 

@@ -145,12 +145,17 @@ class TaskBuffer:
         column = order.topk(count, dim=1, largest=False).indices
         return self.storage[:][table[tasks.unsqueeze(1), column]]
 
-    def start_states(self, count: int, generator: torch.Generator, initial: bool) -> Tensor:
-        """Real states `[count, S]`, of the first steps of episodes or of any step that did not end one (if there is one)."""
-        data = self.transitions()
-        kept = (data["initial"] if initial else ~data["next", "terminated"].squeeze(-1)).nonzero().squeeze(-1)
-        kept = kept if len(kept) else torch.arange(len(data))
-        return data["observation"][kept[torch.randint(len(kept), (count,), generator=generator)]]
+    def start_states(self, count: int, generator: torch.Generator, initial: float = 1.0) -> Tensor:
+        """Real states `[count, S]`: a share `initial` from the first steps of episodes, then of steps that did not end one.
+
+        Where all steps ended one, the latter are of any.
+        """
+        data, first = self.transitions(), round(initial * count)
+        picks = []
+        for kept, size in ((data["initial"], first), (~data["next", "terminated"].squeeze(-1), count - first)):
+            rows = kept.nonzero().squeeze(-1) if bool(kept.any()) else torch.arange(len(data))
+            picks.append(rows[torch.randint(len(rows), (size,), generator=generator)])
+        return data["observation"][torch.cat(picks)]
 
     def state_dict(self) -> dict[str, object]:
         """Plain tensors and numbers."""

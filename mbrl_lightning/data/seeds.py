@@ -13,9 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor
 
 NAMES = ("init", "tasks", "envs", "batches", "search", "evaluation")
+
+
+def of_rank(generator: torch.Generator, fabric: Fabric) -> torch.Generator:
+    """Randomness of a rank's own share of what is imagined; the common generator stays the same on all ranks."""
+    if fabric.world_size == 1:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator().manual_seed(seed + fabric.global_rank)
 
 
 class Streams:

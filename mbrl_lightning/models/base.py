@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import lightning as L
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -84,6 +87,18 @@ class Dynamics(Model):
         self.decoder = StackedMLP(cfg.members, sizes, cfg.activation)
         scale = torch.full((spec.target_dim,), float(cfg.scale)).log()
         self.log_scale = torch.nn.Parameter(scale, requires_grad=cfg.learn_scale)
+
+    @contextmanager
+    def constant(self) -> Iterator[None]:
+        """No gradient reaches the parameters meanwhile."""
+        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_(True)
 
     def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
         """What the decoder is told of the task, `[M, N, Z]`.

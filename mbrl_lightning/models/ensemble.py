@@ -12,7 +12,6 @@ from torch.nn.utils import parametrize
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.mlp import MLPDynamics
-from mbrl_lightning.networks import StackedLinear
 
 HELD_OUT = 0.2  # share of the transitions that each member is checked on
 
@@ -41,9 +40,8 @@ class EnsembleDynamics(MLPDynamics):
         super().__init__(spec, cfg)
         self.log_scale.requires_grad_(False)  # the models are deterministic
         if cfg.weight_norm:
-            for layer in self.decoder:
-                if isinstance(layer, StackedLinear):
-                    parametrize.register_parametrization(layer, "weight", StackedWeightNorm())
+            for layer in self.decoder.affine:
+                parametrize.register_parametrization(layer, "weight", StackedWeightNorm())
 
     def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
         """Nothing is told: `[M, N, 0]`."""
@@ -75,9 +73,7 @@ class EnsembleDynamics(MLPDynamics):
             twin = EnsembleDynamics(self.spec, replace(self.cfg, weight_norm=False)).requires_grad_(False)
         twin.to(self.low.device)
         values = self.state_dict()
-        for index, layer in enumerate(self.decoder):
-            if isinstance(layer, StackedLinear):
-                values[f"decoder.{index}.weight"] = layer.weight
+        values |= {f"decoder.{2 * index}.weight": layer.weight for index, layer in enumerate(self.decoder.affine)}
         twin.load_state_dict({name: values[name] for name in twin.state_dict()})
         return twin
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,11 +13,27 @@ from mbrl_lightning.beliefs.history import remember
 from mbrl_lightning.data.windows import columns
 from mbrl_lightning.envs.spec import EnvSpec, never
 from mbrl_lightning.errors import DivergedError, EnvError
-from mbrl_lightning.models.base import Dynamics
 from mbrl_lightning.models.recurrent import HistoryDynamics
 
 ImaginedAct = Callable[[Tensor], dict[str, Tensor]]
 """Observations `[M, B, S]` -> `action` `[M, B, A]` and whatever else is to be stored beside it."""
+
+
+class Imagines(Protocol):
+    """What streams are imagined in: a `Dynamics`, or what is made of one."""
+
+    spec: EnvSpec
+
+    def imagine(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        belief: TensorDict,
+        noise: Tensor | None,
+        members: slice,
+        disturbance: Tensor | None,
+    ) -> Tensor:
+        """See `Dynamics.imagine`."""
 
 
 class ImaginedStreams:
@@ -43,7 +60,7 @@ class ImaginedStreams:
 
     def __init__(
         self,
-        dynamics: Dynamics,
+        dynamics: Imagines,
         belief: TensorDict,
         start: Tensor,
         horizon: int,

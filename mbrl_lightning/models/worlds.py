@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
 
 import torch
 from tensordict import TensorDict
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.models.base import Dynamics
 from mbrl_lightning.models.ensemble import EnsembleDynamics
 from mbrl_lightning.models.imagination import ImaginedAct, ImaginedStreams
 
@@ -66,14 +64,14 @@ class Worlds:
         first = self.initial[torch.randint(len(self.initial), (count,), generator=self.generator)]
         share = self.cfg.search.initial_starts
         if share < 1:
-            other = self.real.start_states(count, self.generator, initial=False)
+            other = self.real.start_states(count, self.generator, initial=0.0)
             first = torch.where(torch.rand(count, 1, generator=self.generator) < share, first, other)
         return first.to(self.device)
 
     def rollout(self, act: ImaginedAct) -> TensorDict:
         """One trajectory of the imagined horizon in each row, `[1, rows, T]`; what ends early begins anew."""
         start = self.starts(self.rows).unsqueeze(0)
-        streams = ImaginedStreams(cast(Dynamics, self), self.belief, start, self.steps, restart=self.starts)
+        streams = ImaginedStreams(self, self.belief, start, self.steps, restart=self.starts)
         return streams.rollout(act, self.steps)
 
     def imagine(self, observation: Tensor, action: Tensor, belief: TensorDict, *_: object) -> Tensor:

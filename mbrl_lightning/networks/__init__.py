@@ -6,7 +6,7 @@ ensemble members of a model, of restarts of a policy search, or of tasks that ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -52,17 +52,33 @@ class StackedMLP(nn.Sequential):
 
     def forward(self, x: Tensor, copies: slice = slice(None), frozen: bool = False) -> Tensor:
         """Map `[C, N, inputs]` to `[C, N, outputs]`, with all copies or a slice of them; `frozen` weights get no gradient."""
-        for layer in self:
-            x = layer(x, copies, frozen) if isinstance(layer, StackedLinear) else layer(x)
+        *hidden, last = self.affine
+        for layer in hidden:
+            x = self.activation(layer(x, copies, frozen))
+        return last(x, copies, frozen)
+
+    @property
+    def affine(self) -> list[StackedLinear]:
+        """The layers that have weights, first to last; what stands between them is `activation`."""
+        return list(self)[::2]  # type: ignore[return-value]
+
+    @property
+    def activation(self) -> nn.Module:
+        """Between layers; nothing where there is but one."""
+        return self[1] if len(self) > 1 else nn.Identity()
+
+    def evaluate(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The same with other weights, by the names they have here: `[M, N, inputs]` to `[M, N, outputs]` of M networks."""
+        for index in range(0, len(self), 2):
+            x = torch.baddbmm(parameters[f"{index}.bias"], x, parameters[f"{index}.weight"])
+            x = x if index == len(self) - 1 else self.activation(x)
         return x
 
     def scale_output(self, factor: float) -> StackedMLP:
         """Shrink the last layer, so that a policy starts near its mean action; returns itself."""
-        last = self[-1]
-        assert isinstance(last, StackedLinear)
         with torch.no_grad():
-            last.weight.mul_(factor)
-            last.bias.zero_()
+            self.affine[-1].weight.mul_(factor)
+            self.affine[-1].bias.zero_()
         return self
 
 
@@ -85,9 +101,13 @@ class StackedRBF(nn.Module):
 
     def forward(self, x: Tensor, copies: slice = slice(None)) -> Tensor:
         """Map `[C, N, inputs]` to `[C, N, outputs]`; the squared distances are one product, never `[N, units, inputs]`."""
-        precision = torch.exp(-0.5 * self.log_scales[copies])
-        distances = torch.cdist(x * precision, self.centers[copies] * precision, compute_mode="use_mm_for_euclid_dist")
-        return torch.exp(-0.5 * distances.square()) @ self.weight[copies]
+        return self.evaluate(x, {name: value[copies] for name, value in self.named_parameters()})
+
+    def evaluate(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The same with other weights, by the names they have here: `[M, N, inputs]` to `[M, N, outputs]` of M networks."""
+        precision, centers = torch.exp(-0.5 * parameters["log_scales"]), parameters["centers"]
+        distances = torch.cdist(x * precision, centers * precision, compute_mode="use_mm_for_euclid_dist")
+        return torch.exp(-0.5 * distances.square()) @ parameters["weight"]
 
 
 class StackedGRU(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -101,6 +102,29 @@ class GradientStep:
         optimizer.step()
         self.count += 1
         return {name: float(value.detach()) for name, value in values.items()}
+
+    def fit(
+        self,
+        training_step: Callable[[Batch], Losses],
+        draw: Callable[[], Batch],
+        optimizer: Optimizer,
+        steps: int,
+        max_grad_norm: float = 0.0,
+    ) -> dict[str, float]:
+        """`steps` steps, each on this rank's share of a batch drawn for it; returns the means of the losses.
+
+        Args:
+            training_step: batch -> losses, as a `LightningModule` has it.
+            draw: gives the next global batch.
+            optimizer: see `__call__`.
+            steps: how many.
+            max_grad_norm: see `__call__`.
+        """
+        total: dict[str, float] = {}
+        for _ in range(steps):
+            found = self(partial(training_step, self.share(draw())), optimizer, max_grad_norm)
+            total = {name: total.get(name, 0.0) + value / steps for name, value in found.items()}
+        return total
 
     def _average(self, gradients: list[Tensor]) -> None:
         flat = self.mean(torch.cat([g.flatten() for g in gradients]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -39,6 +42,16 @@ class Policy(nn.Module):
                 self.net.scale_output(0.1)
         self.log_std = nn.Parameter(torch.full((copies, 1, spec.action_dim), float(cfg.initial_std)).log())
 
+    def repeated(self, copies: int) -> Policy:
+        """C = `copies` policies that are all like the first."""
+        twin = copy.deepcopy(self)
+        twin.copies = copies
+        for module in (twin, *twin.net.modules()):
+            for name, value in list(module.named_parameters(recurse=False)):
+                repeated = value.detach()[:1].expand(copies, *value.shape[1:]).clone()
+                setattr(module, name, nn.Parameter(repeated, requires_grad=value.requires_grad))
+        return twin
+
     @property
     def first(self) -> slice:
         """The copy that is deployed, as a slice (of everything, which is cheapest, where there is but one)."""
@@ -56,7 +69,11 @@ class Policy(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation `[..., A]` of the first copy, for inputs `[..., F + Z]` (what TorchRL's losses call)."""
         loc = self.head(inputs.reshape(1, -1, inputs.shape[-1]), self.first).view(*inputs.shape[:-1], -1)
-        return loc, self.log_std[0, 0].clamp(-5.0, 1.0).exp().expand_as(loc)
+        return loc, self.scale()[0, 0].expand_as(loc)
+
+    def scale(self, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Deviations of the actions `[C, 1, A]`: of policies with parameters of their own, or of the first copy."""
+        return (parameters or {}).get("log_std", self.log_std[:1]).clamp(-5.0, 1.0).exp()
 
     def adaptable(self) -> dict[str, Tensor]:
         """What a task's own policy may differ in, by the names it has under `policy` of a belief; C copies in front."""
@@ -74,9 +91,8 @@ class Policy(nn.Module):
             `[M, N, A]`, and `[M, 1, A]` or `[1, 1, A]`.
         """
         net = {name: value for name, value in parameters.items() if name != "log_std"}
-        loc = torch.func.functional_call(self.net, net, (inputs,))
-        scale = parameters.get("log_std", self.log_std[:1]).clamp(-5.0, 1.0).exp()
-        return (torch.tanh(loc) if self.squash else loc), scale
+        loc = self.net.evaluate(inputs, net)
+        return (torch.tanh(loc) if self.squash else loc), self.scale(parameters)
 
     def choose(self, loc: Tensor, noise: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Actions from means (or logits) `[..., A]`: the best one, or sampled with `noise` `[..., A]`.
@@ -91,7 +107,7 @@ class Policy(nn.Module):
             return nn.functional.one_hot(scores.argmax(-1), self.spec.action_dim).float()
         if noise is None:
             return loc
-        return loc + (self.log_std[0, 0].clamp(-5.0, 1.0).exp() if scale is None else scale) * noise
+        return loc + (self.scale()[0, 0] if scale is None else scale) * noise
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Noise for `choose`, `[*shape, A]`."""
