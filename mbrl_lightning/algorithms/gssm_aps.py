@@ -2,8 +2,8 @@
 
     Algorithm 1  collect -> fit {phi, theta} on Eq. 7 -> improve the policy in imagined tasks   MetaLoop, GSSMAPS.improve
     Algorithm 2  memory by pi_e -> z_c -> act; or fine-tune in imagination, then act        GSSMAPS.adapt, GSSM.fine_tune
-    Eq. 9-10     J by back-propagation through imagined rollouts                            policy_search.pathwise
-    Eq. 11, 16   J by PPO on [s, z_c]                                                       policy_search.ppo
+    Eq. 9-10     J by back-propagation through imagined rollouts                            policies.pathwise
+    Eq. 11, 16   J by PPO on [s, z_c]                                                       policies.ppo
 Departures: several policy restarts are searched at once and chosen by their imagined return under ensemble members that no
 policy was trained on; imagined data never enters the model's buffer (Algorithm 1 says so, section E does not).
 """

@@ -3,7 +3,7 @@
     Eq. 3                    theta moves so that inner steps on M transitions predict the next K        L2A.fit
     Algorithm 1, lines 4-6   segments of M + K steps, cut at random out of all episodes                 data.windows.Segments
     Algorithm 2, line 5      at every control step theta'_t from the last M transitions                 L2A.act
-    line 6                   the first action of a plan in the model of theta'_t                        policy_search.planners
+    line 6                   the first action of a plan in the model of theta'_t                        policies.planners
 Variants are values of `l2a.adaptation`: `gradient` is GrBAL, `recurrent` ReBAL, `none` MB-MPC (so is `l2a.inner_lr=0` without
 learned sizes). The loop is the library's own: random actions first, then episodes of the adapting planner; nothing is
 left to `improve`. Departures: gains of the inputs adapt too (`l2a.adapts`);
@@ -88,6 +88,10 @@ class L2A(Algorithm):
 
         action, plan = self.planner.plan(advance, observation.to(self.device), draws, belief["plan"])
         return action.cpu(), belief.set("plan", plan)
+
+    def collectors(self, belief: TensorDict) -> TensorDict:
+        """Training episodes begin with nothing seen: a context drawn from the data is no row of steps."""
+        return self.begin(len(belief))
 
     def controls(self, belief: TensorDict) -> dict[str, TensorDict]:
         """The same planner in the model as it is before it adapts."""

@@ -4,7 +4,7 @@
     line 4                   all models are trained on the data, each on its own split                    MBMPO.fit
     lines 5-9                imagined trajectories T_k, an inner step, trajectories T'_k                  MBMPO._trajectories
     line 10                  theta moves by MAML-TRPO on T'_k (line 10's minus sign is a slip)            TrustRegion
-    section 6.4 (Fig. 4)     models that are biased and noisy: `meta.bias`, `meta.noise`    policy_search.worlds
+    section 6.4 (Fig. 4)     models that are biased and noisy: `meta.bias`, `meta.noise`    models.worlds
 ME-TRPO (Kurutach et al. 2018) is `meta.inner_steps=0 meta.random_model=true`: no inner step, and one task in which every
 imagined step of every row asks a model drawn at random. Departures: the inner step has the size that a mean over samples of
 standardised advantages needs (0.1; the paper's 0.001 adapts nothing then); the Fisher products are exact, on a tenth of the

@@ -1,8 +1,8 @@
 """PEARL, off-policy meta-RL with a latent inferred from a context (Rakelly et al., ICML 2019); the model-free rival of M3PO.
 
-    section 4.1, q(z | c) as a product of Gaussians     ProductEncoder in adaptation.encoders
+    section 4.1, q(z | c) as a product of Gaussians     ProductEncoder in beliefs.encoders
     Algorithm 1, first half: collect with a sampled z    PEARL.improve, PEARL.act
-    second half: SAC given z; the encoder learns from    PEARL._learn, PEARL.losses, policy_search.sac
+    second half: SAC given z; the encoder learns from    PEARL._learn, PEARL.losses, policies.sac
         the Q loss and a KL divergence
     Algorithm 2, meta-testing                            PEARL.adapt, PEARL.act
 Departures: two Q functions and a tuned temperature in place of a V network and a fixed one; tasks are drawn anew in each

@@ -1,6 +1,6 @@
 """GSSM, the graph structured surrogate model (Wang & van Hoof 2022, Eq. 2-8, Appendix D).
 
-    Eq. 2-4  message passing, context -> context -> target      adaptation.encoders.GraphEncoder
+    Eq. 2-4  message passing, context -> context -> target      beliefs.encoders.GraphEncoder
     Eq. 5-7  evidence lower bound with q(z_c) as prior of q(z_t)  GraphDynamics.training_step
     Eq. 8    predictive distribution, averaged over particles   Dynamics.predict
 Departures: E decoders share one encoder (E = 1 is the paper); the likelihood has a small or learned deviation, since
