@@ -11,6 +11,7 @@ from fakes import fingerprint, shortened
 from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.data.seeds import of_rank
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.imagination import ImaginedStreams
@@ -74,7 +75,8 @@ def test_improving_the_policy_leaves_the_model_and_the_data(trained, algorithm, 
 def test_belief_is_the_posterior_mean_of_all_contexts_so_far_with_no_graph(trained):
     loop = trained()
     algorithm, whole = loop.algorithm, believed(loop)
-    context, begun = whole["context"], algorithm.begin(2)
+    context = loop.real.draw_context(torch.tensor([0, 1]), 10, torch.Generator().manual_seed(0))
+    begun = algorithm.begin(2)
     assert torch.equal(whole["latent"], whole["loc"])
     assert not whole["latent"].requires_grad
     nothing = algorithm.dynamics.infer(context[:, :0])
@@ -152,22 +154,22 @@ def test_ranks_imagine_with_noise_of_their_own_and_keep_the_common_generator_in_
     state, draws, after = algorithm.generator.get_state(), [], []
     for rank in (0, 1):
         algorithm.generator.set_state(state)
-        own = algorithm._own_generator(SimpleNamespace(fabric=SimpleNamespace(world_size=2, global_rank=rank)))
+        own = of_rank(algorithm.generator, SimpleNamespace(world_size=2, global_rank=rank))
         draws.append(torch.rand(4, generator=own).tolist())
         after.append(algorithm.generator.get_state())
     assert draws[0] != draws[1]
     assert torch.equal(*after)
     assert not torch.equal(after[0], state)
-    alone = algorithm._own_generator(SimpleNamespace(fabric=SimpleNamespace(world_size=1, global_rank=0)))
+    alone = of_rank(algorithm.generator, SimpleNamespace(world_size=1, global_rank=0))
     assert alone is algorithm.generator
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_share_of_rollouts_from_initial_states(trained, share):
-    loop = trained(search={"initial_starts": share})
+    loop = trained()
     data = loop.real.transitions()
     initial = {tuple(row) for row in data["observation"][data["initial"]].tolist()}
-    starts = loop.algorithm._starts(loop.real, 40, torch.Generator().manual_seed(0)).tolist()
+    starts = loop.real.start_states(40, torch.Generator().manual_seed(0), share).tolist()
     found = sum(tuple(row) in initial for row in starts)
     assert (found == 40) if share == 1 else (20 * share * 2 <= found < 20 * share * 2 + 12)
 
