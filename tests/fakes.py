@@ -160,3 +160,13 @@ class StopAfter:
     @property
     def requested(self) -> int | None:
         return self.signal if self.loop.iteration >= self.iteration else None
+
+
+def centre_x(model: Any, data: Any) -> float:
+    """Exact centre of mass of all bodies along x at the present positions of a MuJoCo body."""
+    import mujoco
+
+    scratch = mujoco.MjData(model)
+    scratch.qpos[:] = data.qpos
+    mujoco.mj_kinematics(model, scratch)
+    return float((model.body_mass * scratch.xipos[:, 0]).sum() / model.body_mass.sum())

@@ -110,10 +110,9 @@ class TaskFamily:
     Attributes:
         spec: what all tasks share.
         parameters: names of the P numbers that make a task.
-        draw: (n, generator) -> float64 [n, P], training tasks. Called through :meth:`sample`.
-        build: tasks [B, P] -> Simulator. Called through :meth:`simulate`.
-        rescale: tasks [..., P] -> about [-1, 1], what a policy that is told the truth is given. See
-            :meth:`scale`.
+        draw: see :meth:`sample`.
+        build: tasks [B, P] -> Simulator, see :meth:`simulate`.
+        rescale: see :meth:`scale`.
         test: float64 [n, P], unseen tasks inside the training range, the same in every run.
         extreme: float64 [n, P], tasks outside the training range (may have 0 rows).
         context_steps: K, random-policy transitions a meta-test gives before the policy acts.
@@ -156,7 +155,7 @@ class TaskFamily:
         return self.build(tasks.double())
 
     def scale(self, tasks: Tensor) -> Tensor:
-        """Parameters about [-1, 1] over the training range (in logarithms where drawn so), same shape."""
+        """Parameters [..., P] about [-1, 1] over the training range (in logarithms where drawn so): the told truth."""
         return self.rescale(tasks)
 
     def check_disjoint(self) -> None:
@@ -178,13 +177,7 @@ class TaskFamily:
 def one_task(spec: EnvSpec, build: Callable[[Tensor], Simulator], context_steps: int) -> TaskFamily:
     """A family in which nothing varies (MB-MPO, whose tasks are its models): one task under one idle parameter, 1.
 
-    Args:
-        spec: of the task.
-        build: see TaskFamily; it may ignore the parameter.
-        context_steps: see TaskFamily.
-
-    Returns:
-        The family; its 20 test tasks are that task, so they differ in their initial states alone.
+    Its 20 test tasks are that task, so they differ in their initial states alone. ``build`` may ignore the parameter.
     """
     return TaskFamily(
         spec=spec,
@@ -210,17 +203,9 @@ def box_family(
     tests: int,
     seed: int,
 ) -> TaskFamily:
-    """Training tasks drawn from the box ``train``.
+    """A family whose ``tests`` test tasks are drawn from the box ``train``, too, with ``seed``; other arguments as in TaskFamily.
 
-    Args:
-        spec: see TaskFamily.
-        parameters: see TaskFamily.
-        build: see TaskFamily.
-        train: ranges in training.
-        beyond: wider ranges; extreme tasks are drawn from them with at least one parameter outside ``train``.
-        context_steps: see TaskFamily.
-        tests: number of test tasks, drawn from ``train``, and of extreme ones.
-        seed: of the test tasks; the next one is that of the extreme ones.
+    As many extreme tasks are drawn from the wider ranges ``beyond``, with at least one parameter outside ``train``.
     """
     return TaskFamily(
         spec=spec,

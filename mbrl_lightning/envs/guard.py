@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sysconfig
 import threading
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.errors import EnvError, MBRLError
+from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
+from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
 
 OURS = str(Path(__file__).parents[1])
 LIBRARIES = (OURS, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")), "<")
@@ -46,6 +47,10 @@ class Guard:
     name: str
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds < 1e9:
+            raise ConfigError(f"{self.name}: call_seconds={self.seconds}", "Give seconds, 0 for as long as it takes.")
+
     def call(self, what: str, function: Callable[..., Any], *arguments: Any, calls: int = 1, **named: Any) -> Any:
         """``function(*arguments, **named)``.
 
@@ -61,7 +66,7 @@ class Guard:
             HangError: it took too long.
         """
         try:
-            with _alarm(self.seconds * calls):
+            with _alarm(self.seconds * max(calls, 1)):
                 return function(*arguments, **named)
         except (MBRLError, KeyboardInterrupt):
             raise
@@ -120,24 +125,26 @@ class GuardedSimulator:
     Args:
         inner: the simulator.
         guard: see Guard.
-        shape: (B, S).
+        spec: the family's.
     """
 
-    def __init__(self, inner: Any, guard: Guard, shape: tuple[int, int]) -> None:
-        self._inner, self._guard, self._shape = inner, guard, shape
+    def __init__(self, inner: Any, guard: Guard, spec: EnvSpec) -> None:
+        self._inner, self._guard, self._spec = inner, guard, spec
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, name)
-        if not callable(value):
-            return value
+        return functools.partial(self._call, name, value) if callable(value) else value
 
-        def guarded(*arguments: Any, **named: Any) -> Any:
-            result = self._guard.call(f"simulator.{name}", value, *arguments, calls=self._shape[0], **named)
-            if name in ("reset", "step"):
-                _expect(self._guard, f"simulator.{name}", result, self._shape, torch.float32)
-            return result
-
-        return guarded
+    def _call(self, name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        rows = self._inner.batch_size
+        if name == "step":
+            require_finite_action(self._spec, *arguments[:2], *(None,) * (2 - len(arguments)))
+        result = self._guard.call(f"simulator.{name}", method, *arguments, calls=rows, **named)
+        if name in ("reset", "step"):
+            _expect(self._guard, f"simulator.{name}", result, (rows, self._spec.observation_dim))
+            result = result.float()
+            require_finite(self._spec, result)
+        return result
 
 
 def guarded_family(family: TaskFamily, guard: Guard) -> TaskFamily:
@@ -146,18 +153,22 @@ def guarded_family(family: TaskFamily, guard: Guard) -> TaskFamily:
     Raises:
         EnvError: a function raises, or returns another shape or type than EnvSpec says.
     """
+    width = len(family.parameters)
+    for what, tasks in (("test", family.test), ("extreme", family.extreme)):
+        if not isinstance(tasks, Tensor) or tasks.ndim != 2 or (len(tasks) and tasks.shape[1] != width):
+            raise guard.refuse("family()", f"{what} tasks {tasks}", f"a tensor [number of tasks, {width}]")
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         tasks = guard.call("draw()", family.draw, n, generator)
-        _expect(guard, "draw()", tasks, (n, len(family.parameters)))
-        return tasks
+        _expect(guard, "draw()", tasks, (n, width))
+        return tasks.double()
 
     def build(tasks: Tensor) -> Any:
         simulator = guard.call("build()", family.build, tasks, calls=len(tasks))
-        shape = len(tasks), family.spec.observation_dim
-        return simulator if _is_ours(type(simulator)) else GuardedSimulator(simulator, guard, shape)
+        return simulator if _is_ours(type(simulator)) else GuardedSimulator(simulator, guard, family.spec)
 
-    return replace(family, spec=guarded_spec(family.spec, guard), draw=draw, build=build)
+    rescale = family.rescale if _is_ours(family.rescale) else _batched("rescale()", family.rescale, guard, None)
+    return replace(family, spec=guarded_spec(family.spec, guard), draw=draw, build=build, rescale=rescale)
 
 
 def guarded_spec(spec: EnvSpec, guard: Guard) -> EnvSpec:

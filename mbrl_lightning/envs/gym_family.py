@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import gymnasium
@@ -103,7 +104,7 @@ def gym_family(
         label,
         tuple(observation_names or (f"observation {i}" for i in range(size))),
         action_dim=action_dim,
-        horizon=steps,
+        horizon=int(steps) if isinstance(steps, Integral) else steps,
         unit=unit,
         reward=reward,
         termination=termination,

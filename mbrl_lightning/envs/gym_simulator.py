@@ -174,7 +174,10 @@ class GymSimulator:
                 f"{self._spec.name}: nothing was drawn.",
                 'Build the environment with render_mode="rgb_array".',
             )
-        return self._call(index, "the picture", np.array, frame, dtype=np.uint8)
+        picture = self._call(index, "the picture", np.array, frame, dtype=np.uint8)
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            raise self._guard.refuse("render", f"a picture of shape {picture.shape}", "[height, width, 3]")
+        return picture
 
     def close(self) -> None:
         """See Simulator.close."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, Protocol
 
 import numpy as np
@@ -89,7 +90,7 @@ class EnvSpec:
     metrics: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.horizon, int) or self.horizon < 1 or self.unit not in ("step", "episode"):
+        if not isinstance(self.horizon, Integral) or self.horizon < 1 or self.unit not in ("step", "episode"):
             raise ConfigError(
                 f"{self.name}: horizon={self.horizon!r}, unit={self.unit!r}.",
                 'Give a whole number of steps, at least 1, and "step" or "episode".',
@@ -164,24 +165,20 @@ class Simulator(Protocol):
 
 def require_finite(spec: EnvSpec, observation: Tensor) -> None:
     """Raise EnvError naming the first non-finite row and component of ``observation`` [B, S]."""
-    # A sum is one cheap reduction and is non-finite whenever an entry is (observations never reach 1e38).
-    if torch.isfinite(observation.sum()):
-        return
-    bad = torch.nonzero(~torch.isfinite(observation))
-    if len(bad) == 0:
-        return
-    task, component = bad[0].tolist()
-    raise EnvError(
-        f"{spec.name}: task {task} has a non-finite {spec.observation_names[component]} after the step "
-        f"({len(bad)} bad entries in this batch).",
-        "Narrow the family's parameter ranges or limit the actions; "
-        f"`python -m mbrl_lightning.check_env {spec.name}` shows whether random actions do it too.",
-    )
+    bad = _not_finite(observation)
+    if len(bad):
+        task, component = bad[0].tolist()
+        raise EnvError(
+            f"{spec.name}: task {task} has a non-finite {spec.observation_names[component]} after the step "
+            f"({len(bad)} bad entries in this batch).",
+            "Narrow the family's parameter ranges or limit the actions; "
+            f"`python -m mbrl_lightning.check_env {spec.name}` shows whether random actions do it too.",
+        )
 
 
 def require_finite_reward(spec: EnvSpec, reward: Tensor) -> None:
     """Raise EnvError naming the first row of ``reward`` [B, T] that is not finite."""
-    bad = torch.nonzero(~torch.isfinite(reward))
+    bad = _not_finite(reward)
     if len(bad):
         raise EnvError(
             f"{spec.name}: the reward of task {int(bad[0, 0])} is not finite though its observations are.",
@@ -194,13 +191,15 @@ def require_finite_action(spec: EnvSpec, action: Tensor, mask: Tensor | None) ->
 
     Before a simulator steps, so that a policy that diverged is not taken for a broken environment.
     """
-    if torch.isfinite(action.sum()):
-        return
-    bad = ~torch.isfinite(action).all(-1).cpu()
-    if mask is not None:
-        bad = bad & mask.cpu()
-    if bad.any():
+    rows = [row for row in _not_finite(action)[:, 0].tolist() if mask is None or bool(mask[row])]
+    if rows:
         raise DivergedError(
-            f"{spec.name}: the policy's action for task {int(bad.nonzero()[0])} is not finite.",
+            f"{spec.name}: the policy's action for task {rows[0]} is not finite.",
             "Learn more slowly (a smaller learning rate), or from another seed.",
         )
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    """Indices [n, dimensions] of the entries that are not finite."""
+    # A sum is one cheap reduction, and is non-finite whenever an entry is.
+    return values.new_empty(0, values.ndim) if torch.isfinite(values.sum()) else torch.nonzero(~torch.isfinite(values))

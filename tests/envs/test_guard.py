@@ -1,6 +1,7 @@
 """Whatever a user's environment does, the answer is an EnvError that says where, or the environment is right and is taken."""
 
 import contextlib
+import dataclasses
 import time
 
 import gymnasium
@@ -12,7 +13,7 @@ from mbrl_lightning.check_env import check_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.guard import Guard, HangError, guarded_family
 from mbrl_lightning.envs.gym_family import gym_family
-from mbrl_lightning.errors import ConfigError, EnvError
+from mbrl_lightning.errors import ConfigError, DivergedError, EnvError
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -92,6 +93,7 @@ FAULTS = {
     "dict": (variant(seen=lambda self: {"place": 1.0}), {}, "the observation.*TypeError"),
     "shape": (variant(seen=lambda self: np.zeros(3)), {}, "of shape"),
     "render": (variant(render=raising(OSError("no screen"))), {}, "render.*no screen"),
+    "flat picture": (variant(render=lambda self: np.zeros(3)), {}, "a picture of shape"),
     "nothing": (Cart, {}, "nothing was drawn|NotImplementedError"),
     "close": (variant(render=lambda self: np.zeros((2, 2, 3)), close=raising(ValueError("shut"))), {}, "close.*shut"),
     "task": (Cart, {"set_task": lambda env, task: {}["torso"]}, "set_task.*KeyError.*test_guard.py:"),
@@ -200,16 +202,26 @@ class OwnSimulator:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [(lambda: torch.zeros(2, 3), r"\(2, 3\)"), (lambda: [][0], "IndexError"), (lambda: None, "NoneType")],
+    [
+        (lambda: torch.zeros(2, 3), r"\(2, 3\)"),
+        (lambda: [][0], "IndexError"),
+        (lambda: None, "NoneType"),
+        (lambda: torch.full((2, 2), torch.nan), "task 0 has a non-finite"),
+        (lambda: time.sleep(9), "did not come back"),
+    ],
 )
 def test_simulators_of_ones_own_are_guarded(fault, message):
     plain = cart()
     own = TaskFamily(plain.spec, ("mass",), plain.draw, lambda tasks: OwnSimulator(fault), plain.rescale, plain.test)
-    simulator = guarded_family(own, Guard("mine", 5.0)).simulate(plain.test[:2])
+    simulator = guarded_family(own, Guard("mine", 0.1)).simulate(plain.test[:2])
     assert simulator.batch_size == 2
     simulator.reset(generator())
-    with pytest.raises(EnvError, match=f"mine.*{message}"):
+    with pytest.raises(EnvError, match=message):
         simulator.step(torch.zeros(2, 1))
+    with pytest.raises(DivergedError):
+        simulator.step(torch.full((2, 1), torch.nan))
+    with pytest.raises(EnvError, match="test tasks"):
+        guarded_family(dataclasses.replace(own, test=torch.ones(3)), Guard("mine"))
 
 
 def test_time_is_given_to_each_call_and_given_back():
@@ -285,6 +297,7 @@ def test_choices_are_drawn_as_such():
         {"extreme": {"mass": (0.5, 2.0)}},
         {"horizon": 0},
         {"horizon": 2.5},
+        {"call_seconds": -1},
         {"unit": "second"},
     ]
     + [{"set_task": {"masss": "load"}}],

@@ -66,10 +66,7 @@ def cripple(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) ->
 def ant_body(edit: Edit, scale: float = RESET_SCALE, whole: bool = False) -> Body:
     """The body; paid speeds are the torso's, or those of the centre of mass of the ``whole`` ant.
 
-    Args:
-        edit: writes tasks.
-        scale: of the start: half-width (positions) and deviation (velocities).
-        whole: see above.
+    ``scale`` is that of the start: half-width (positions) and deviation (velocities).
     """
     seen = functools.partial(observe, x=15 if whole else 0)  # the sensed entries follow the 15 positions
     noise = functools.partial(half_uniform, positions=15, velocities=14, scale=scale)

@@ -63,11 +63,7 @@ class Pay:
 
 
 def directions(flip: bool = False) -> HiddenTask:
-    """Forwards (+1) or backwards (-1), equally likely.
-
-    Args:
-        flip: a switch always turns round; otherwise the direction is drawn anew and may stay.
-    """
+    """Forwards (+1) or backwards (-1), equally likely; with ``flip`` a switch always turns round, else it may stay."""
     test = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(TEST_TASKS // 2).unsqueeze(1)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
@@ -157,15 +153,8 @@ def hidden_family(
 ) -> TaskFamily:
     """The family: ``body`` with ``task`` hidden behind what is paid, or in the dynamics.
 
-    Args:
-        name: family name.
-        body: see Body.
-        task: what is hidden.
-        pay: see Pay.
-        schedule: when ``task`` changes.
-        previous_reward: where networks see it: in the current "observation" (and the history), or in the "history" only.
-        context_steps: random-policy transitions a meta-test may give.
-        told: observations hold the task in force, scaled: the ceiling of what a history can be worth.
+    Networks see the ``previous_reward`` in the current "observation" (and the history), or in the "history" only. With ``told``
+    observations hold the task in force, scaled: the ceiling of what a history can be worth.
     """
     spec = hidden_spec(name, body, pay, schedule.horizon, previous_reward, task.parameters if told else ())
     show = task.rescale if told else hide

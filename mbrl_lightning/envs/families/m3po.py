@@ -129,12 +129,7 @@ half_cheetah_pier = _switching(
 
 
 def legs(flip: bool, unseen: int | None = None) -> HiddenTask:
-    """Which leg, 0 to 3, all equally likely; with ``flip`` a switch always takes another one.
-
-    Args:
-        flip: see above.
-        unseen: a leg that training tasks never have and test tasks always.
-    """
+    """Which leg, 0 to 3, equally likely; a ``flip`` always takes another; all tests and no training have the ``unseen`` one."""
     test = torch.arange(TEST_TASKS, dtype=torch.float64).unsqueeze(1) % 4
     seen = torch.tensor([leg for leg in range(4) if leg != unseen], dtype=torch.float64)
 
