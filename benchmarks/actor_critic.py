@@ -212,7 +212,9 @@ def run(repeats: int) -> list[Ratio]:
         adam, draw = BareUpdate(sac).optimizer, torch.Generator().manual_seed(0)
         tensors = plain(batch)
         sides = {
-            OURS: lambda sac=sac, adam=adam, draw=draw: sac.update(batch, step, adam, draw),
+            OURS: lambda sac=sac, adam=adam, draw=draw: sac.update(
+                batch.set("noise", sac.noise(ROWS, draw)), step, adam
+            ),
             BARE: lambda bare=bare, tensors=tensors: bare(tensors),
             STOCK: lambda stock=stock: stock(batch),
         }

@@ -33,7 +33,7 @@ from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks import Normalizer
 from mbrl_lightning.networks.gaussians import kl_divergence
-from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep, summed
 from mbrl_lightning.policies.sac import SAC
 
 
@@ -233,7 +233,7 @@ class PEARL(Algorithm):
                 `terminated`, `noise` `[M, n, 2, A]`.
 
         Returns:
-            See `SAC.losses`; `loss_kl` is in the sum too.
+            See `SAC`; `loss_kl`, and their sum `loss`.
         """
         belief = self.encoder(batch["pairs"], batch["mask"])
         loc, scale = belief["loc"], belief["scale"]
@@ -247,8 +247,8 @@ class PEARL(Algorithm):
             "terminated": flat["terminated"],
         }
         rows = {"inputs": self.see(flat["current"], latent), "action": flat["action"], "noise": flat["noise"]}
-        out = self.policy.losses(TensorDict(rows | {"next": after}, batch_size=[len(latent)]))
+        out = self.policy(TensorDict(rows | {"next": after}, batch_size=[len(latent)]))
         divergence = kl_divergence(loc, scale, torch.zeros_like(loc), torch.ones_like(scale))
         # a mean times the number of tasks: ranks average their gradients
         loss_kl = self.cfg.pearl.kl_weight * self.cfg.pearl.meta_batch * divergence.mean()
-        return out | {"loss": out["loss"] + loss_kl, "loss_kl": loss_kl, "latent_scale": scale.detach().mean()}
+        return summed(out.set("loss_kl", loss_kl).set("latent_scale", scale.detach().mean()))

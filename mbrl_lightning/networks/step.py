@@ -18,6 +18,13 @@ Batch = TypeVar("Batch", Tensor, TensorDictBase)
 Losses = Mapping[str, Tensor]
 
 
+def summed(losses: TensorDictBase) -> dict[str, Tensor]:
+    """What a `LossModule` gave, and before it `loss`, the sum of its `loss_*`."""
+    parts = dict(losses.items())
+    total = [value for name, value in parts.items() if name.startswith("loss_")]
+    return {"loss": torch.stack(total).sum(), **parts}
+
+
 class GradientStep:
     """Backward, average over ranks, clip, step: the only place where parameters change.
 

@@ -13,7 +13,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
 from mbrl_lightning.networks.gaussians import log_prob
-from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep, summed
 from mbrl_lightning.policies.heads import Policy, Value
 from mbrl_lightning.policies.returns import gae
 
@@ -150,5 +150,5 @@ class PPO(nn.Module):
 
 def _losses(loss: ClipPPOLoss, batch: TensorDict) -> dict[str, Tensor]:
     out = loss(batch)
-    parts = {name: value for name, value in out.items() if name.startswith("loss_")}
-    return {"loss": torch.stack(list(parts.values())).sum(), **parts, "kl": out["kl_approx"]}
+    names = [name for name in loss.out_keys if name.startswith("loss_")]
+    return {**summed(out.select(*names)), "kl": out["kl_approx"]}

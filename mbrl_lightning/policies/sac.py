@@ -1,28 +1,26 @@
 """Soft actor-critic on histories (Haarnoja et al. 2018; with a window before each observation, M3PO section 4.2).
 
-`SAC` is TorchRL's `SACLoss` with the same losses and another way to them: policy on h and h' in one pass, recurrent state
-of the Q networks read once for the action taken and the action proposed, both Q networks in one product, and no vmap, functional
-parameters or TensorDicts on the way. `docs/benchmarks.md` says what each of these costs.
+`SAC` is a `LossModule` with the losses of TorchRL's `SACLoss` and another way to them: policy on h and h' in one pass, recurrent
+state of the Q networks read once for the action taken and the action proposed, both Q networks in one product, and no vmap,
+functional parameters or TensorDicts on the way. `docs/benchmarks.md` says what each of these costs.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import TanhNormal
-from torchrl.objectives import SACLoss, ValueEstimators
+from torchrl.objectives import LossModule
 
 from mbrl_lightning.beliefs.history import HistoryNet
 from mbrl_lightning.config.methods import SACConfig
 from mbrl_lightning.config.schema import PolicyConfig
 from mbrl_lightning.networks.gaussians import squashed_sample
-from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep, summed
 
 LOG_SCALE = (-5.0, 2.0)
 INITIAL_ALPHA = 0.2  # the temperature that tuning starts from
@@ -42,13 +40,13 @@ class HistoryPolicy(HistoryNet):
         return loc, middle + half * torch.tanh((raw - middle) / half)
 
     def forward(self, inputs: TensorDictBase) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Mean and deviation `[N, A]` for histories, batch `[N]` (what TorchRL's modules call)."""
+        """Mean and deviation `[N, A]` for histories, batch `[N]`."""
         loc, log_scale = self.moments(self.read(inputs))
         return loc, log_scale.exp()
 
 
-class SAC(SACLoss):
-    """Policy, two Q functions with their slowly following targets, and temperature; a `LossModule`.
+class SAC(LossModule):
+    """Policy, two Q functions with their slowly following targets, and temperature.
 
     Args:
         policy_cfg: widths and activation of all networks.
@@ -59,9 +57,7 @@ class SAC(SACLoss):
         recurrent: width of each network's recurrent unit; 0 for policies that see the current observation alone.
     """
 
-    policy: HistoryPolicy
-    q: HistoryNet
-    target: HistoryNet
+    log_alpha: Tensor
 
     def __init__(
         self,
@@ -72,41 +68,22 @@ class SAC(SACLoss):
         action_dim: int,
         recurrent: int = 5,
     ) -> None:
-        shape: dict[str, Any] = {
-            "hidden": policy_cfg.hidden,
-            "activation": policy_cfg.activation,
-            "recurrent": recurrent,
-        }
-        policy = HistoryPolicy(1, pair_dim, current_dim, 2 * action_dim, **shape)
-        actor = ProbabilisticTensorDictSequential(
-            TensorDictModule(policy, in_keys=["inputs"], out_keys=["loc", "scale"]),
-            ProbabilisticTensorDictModule(
-                in_keys=["loc", "scale"], out_keys=["action"], distribution_class=TanhNormal, return_log_prob=True
-            ),
-        )
-        q = HistoryNet(2, pair_dim, current_dim + action_dim, 1, **shape)
-        super().__init__(
-            actor,
-            TensorDictModule(q, in_keys=["inputs", "action"], out_keys=["state_action_value"]),
-            loss_function="l2",
-            alpha_init=cfg.alpha or INITIAL_ALPHA,
-            fixed_alpha=cfg.alpha is not None,
-            target_entropy=float(-action_dim if cfg.target_entropy is None else cfg.target_entropy),
-            deactivate_vmap=True,
-        )
+        super().__init__()
+        self.in_keys = ["inputs", "action", "noise", ("next", "inputs"), ("next", "reward"), ("next", "terminated")]
+        self.out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "q"]
         self.cfg, self.action_dim = cfg, action_dim
-        self.target = HistoryNet(2, pair_dim, current_dim + action_dim, 1, **shape).requires_grad_(False)
-        self.target.load_state_dict(q.state_dict())
-        # TorchRL adds these to the state on first use; a used checkpoint has to fit a fresh module
-        self.make_value_estimator(ValueEstimators.TD0, gamma=cfg.gamma)
-        _ = self.target_entropy
-
-    def convert_to_functional(self, module: TensorDictModule, module_name: str, *_: Any, **__: Any) -> None:
-        """Register the network as it is: TorchRL would take its parameters out, and put them back at every call."""
-        self.__dict__[module_name] = module
-        self._has_update_associated[module_name] = True
-        name = "policy" if module_name == "actor_network" else "q"
-        self.add_module(name, next(net for net in module.modules() if isinstance(net, HistoryNet)))
+        self.target_entropy = float(-action_dim if cfg.target_entropy is None else cfg.target_entropy)
+        shape: dict[str, Any] = {"activation": policy_cfg.activation, "recurrent": recurrent}
+        self.policy = HistoryPolicy(1, pair_dim, current_dim, 2 * action_dim, policy_cfg.hidden, **shape)
+        self.q, self.target = (
+            HistoryNet(2, pair_dim, current_dim + action_dim, 1, policy_cfg.hidden, **shape) for _ in range(2)
+        )
+        self.target.requires_grad_(False).load_state_dict(self.q.state_dict())
+        log_alpha = torch.tensor(math.log(cfg.alpha or INITIAL_ALPHA))
+        if cfg.alpha is None:
+            self.log_alpha = nn.Parameter(log_alpha)
+        else:
+            self.register_buffer("log_alpha", log_alpha)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters of policy, Q functions and temperature, for one optimizer."""
@@ -129,34 +106,31 @@ class SAC(SACLoss):
         loc, log_scale = self.policy.moments(self.policy.read(inputs))
         return torch.tanh(loc if noise is None else torch.addcmul(loc, log_scale.exp(), noise))
 
-    def losses(self, batch: TensorDictBase, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Losses of all three parts.
 
         Policy and targets take the inputs as constants; a latent in `current` gets its gradient from the Q loss alone
         (PEARL). The policy's loss takes the Q networks as constants.
 
         Args:
-            batch: batch `[N]` with `inputs` (`pairs` `[N, L, X]`, `mask` `[N, L]`, `current` `[N, F]`), `action` `[N, A]`,
-                and under `next` again `inputs`, `reward` `[N, 1]`, `terminated` `[N, 1]` (0 or 1); if it holds `noise`
-                (see `noise`), that is taken.
-            generator: draws the noise otherwise.
+            tensordict: batch `[N]` with `inputs` (`pairs` `[N, L, X]`, `mask` `[N, L]`, `current` `[N, F]`), `action`
+                `[N, A]`, `noise` (see `noise`), and under `next` again `inputs`, `reward` `[N, 1]`, `terminated` `[N, 1]`
+                (0 or 1).
 
         Returns:
-            `loss` (their sum), `loss_actor`, `loss_qvalue`, `loss_alpha`, and detached `alpha`, `entropy` and `q` (mean).
+            `loss_actor`, `loss_qvalue`, `loss_alpha`, and detached `alpha`, `entropy` and `q` (mean).
         """
-        recurrent, rows = self.policy.gru is not None, len(batch)
+        batch, recurrent, rows = tensordict, self.policy.gru is not None, len(tensordict)
         inputs, following = (_laid_out(part, recurrent) for part in (batch["inputs"], batch["next", "inputs"]))
-        noise = batch.get("noise", None)
-        noise = self.noise(rows, generator) if noise is None else noise
         loc, log_scale = self.policy.moments(self.policy.read(_joined(inputs, following)))
-        action, log_prob = squashed_sample(loc, log_scale, noise.transpose(0, 1).flatten(0, 1))
-        alpha = self._alpha
+        action, log_prob = squashed_sample(loc, log_scale, batch["noise"].transpose(0, 1).flatten(0, 1))
+        alpha = self.log_alpha.detach().exp()
 
         with torch.no_grad():
             proposed = action[rows:].unsqueeze(0)
             future = torch.minimum(*self.target.decide(self.target.read(following), proposed))
             future = future - alpha * log_prob[rows:].unsqueeze(-1)
-            kept = self._value_estimator.gamma * (1 - batch["next", "terminated"].to(future.dtype))
+            kept = self.cfg.gamma * (1 - batch["next", "terminated"].to(future.dtype))
             goal = self.cfg.reward_scale * batch["next", "reward"] + kept * future
 
         seen = self.q.read(inputs)
@@ -168,50 +142,21 @@ class SAC(SACLoss):
         entropy = -log_prob.detach().mean()
         loss_actor = (alpha * log_prob).mean() - worth.mean()
         loss_alpha = self.log_alpha * (entropy - self.target_entropy)
-        return {
-            "loss": loss_actor + loss_qvalue + loss_alpha,
-            "loss_actor": loss_actor,
-            "loss_qvalue": loss_qvalue,
-            "loss_alpha": loss_alpha,
-            "alpha": alpha,
-            "entropy": entropy,
-            "q": value.detach().mean(),
-        }
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Losses as a TensorDict, TorchRL's way; see `losses`."""
-        values = self.losses(tensordict)
-        return TensorDict({name: values[name] for name in self.out_keys}, batch_size=[])
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the policy, and the mean `entropy`."""
-        values = self.losses(tensordict)
-        return values["loss_actor"], {"entropy": values["entropy"]}
-
-    def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the Q functions, and their mean `q`."""
-        values = self.losses(tensordict)
-        return values["loss_qvalue"], {"q": values["q"]}
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
+        return TensorDict(losses | {"alpha": alpha, "entropy": entropy, "q": value.detach().mean()}, batch_size=[])
 
     @torch.no_grad()
     def follow(self) -> None:
         """Let the target networks go the share tau of their way to the Q networks."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self.cfg.tau)
 
-    def update(
-        self,
-        batch: TensorDictBase,
-        step: GradientStep,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, float]:
+    def update(self, batch: TensorDictBase, step: GradientStep, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """One step on all three losses, then the targets follow.
 
         Args:
-            batch: see `losses`; this rank's share.
+            batch: see `forward`; this rank's share.
             step: takes the gradient step.
             optimizer: over `trained_parameters()`, and whatever else `batch` has gradients for.
-            generator: draws the noise.
 
         Returns:
             The losses as numbers.
@@ -219,7 +164,7 @@ class SAC(SACLoss):
         Raises:
             DivergedError: a loss or gradient is not finite; nothing has moved.
         """
-        metrics = step(partial(self.losses, batch, generator), optimizer)
+        metrics = step(lambda: summed(self(batch)), optimizer)
         self.follow()
         return metrics
 

@@ -12,7 +12,7 @@ from fakes import fingerprint
 from lightning.fabric import Fabric
 from tensordict import TensorDict
 from torchrl.modules import TanhNormal
-from torchrl.objectives import LossModule, SACLoss
+from torchrl.objectives import LossModule
 
 from mbrl_lightning.beliefs.history import HistoryNet
 from mbrl_lightning.config.methods import SACConfig
@@ -121,24 +121,22 @@ def test_updates_equal_those_written_by_hand():
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_it_is_a_loss_module_of_torchrl():
-    sac, batch = make(), transitions()
-    assert isinstance(sac, SACLoss)
+def test_training_calls_the_loss_module(monkeypatch):
+    sac, batch, calls = make(), transitions(), []
     assert isinstance(sac, LossModule)
-    out, values = sac(batch), sac.losses(batch)
-    assert set(out.keys()) == set(sac.out_keys) == {"loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy"}
-    for name in out.keys():  # noqa: SIM118 - a TensorDict is iterated along its batch
-        assert torch.equal(out[name], values[name])
-    assert torch.equal(sac.actor_loss(batch)[0], values["loss_actor"])
-    assert torch.equal(sac.qvalue_v2_loss(batch)[0], values["loss_qvalue"])
-    actor = sac.actor_network.get_dist(TensorDict({"inputs": batch["inputs"]}, batch_size=[12]))
-    torch.testing.assert_close(actor.loc, sac.policy(batch["inputs"])[0])
+    sac.register_forward_hook(lambda module, given, out: calls.append(out))
+    metrics = sac.update(batch, stepper(), optimizer(sac))
+    out = calls[0].detach()
+    assert list(out.keys()) == sac.out_keys
+    assert metrics == pytest.approx({name: float(value) for name, value in out.items()} | {"loss": metrics["loss"]})
+    parts = ("loss_actor", "loss_qvalue", "loss_alpha")
+    assert metrics["loss"] == pytest.approx(sum(metrics[name] for name in parts))
 
 
 @pytest.mark.parametrize(("loss", "moved"), [("loss_actor", "policy."), ("loss_qvalue", "q."), ("loss_alpha", "log_")])
 def test_each_loss_moves_its_own_part_alone(loss, moved):
     sac, batch = make(), transitions()
-    sac.losses(batch)[loss].backward()
+    sac(batch)[loss].backward()
     touched = {name for name, p in sac.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert touched == {name for name, _ in sac.named_parameters() if name.startswith(moved)}
 
@@ -148,7 +146,7 @@ def test_a_latent_gets_its_gradient_from_the_q_loss_alone():
     now = batch["inputs", "current"].requires_grad_()
     later = batch["next", "inputs", "current"].requires_grad_()
     for loss, reached in (("loss_actor", False), ("loss_alpha", False), ("loss_qvalue", True)):
-        sac.losses(batch)[loss].backward()
+        sac(batch)[loss].backward()
         assert (now.grad is not None) == reached
         assert later.grad is None
 
@@ -158,14 +156,14 @@ def test_the_targets_see_neither_discounted_future_nor_entropy_after_an_end():
     batch["next", "terminated"] = torch.ones(12, 1)
     value = sac.q(batch["inputs"], batch["action"].unsqueeze(0))[..., 0]
     expected = (value - 3.0 * batch["next", "reward"][:, 0]).square().mean(1).sum()
-    torch.testing.assert_close(sac.losses(batch)["loss_qvalue"], expected)
+    torch.testing.assert_close(sac(batch)["loss_qvalue"], expected)
 
 
 def test_truth_values_will_do_for_terminated():
     sac, batch = make(), transitions()
-    expected = sac.losses(batch)["loss"]
+    expected = sac(batch)["loss_qvalue"]
     batch["next", "terminated"] = batch["next", "terminated"].bool()
-    assert torch.equal(sac.losses(batch)["loss"], expected)
+    assert torch.equal(sac(batch)["loss_qvalue"], expected)
 
 
 def test_targets_follow_by_their_share_and_move_by_no_gradient():
@@ -181,19 +179,15 @@ def test_targets_follow_by_their_share_and_move_by_no_gradient():
     assert trained == {id(p) for p in (*sac.policy.parameters(), *sac.q.parameters(), sac.log_alpha)}
 
 
-def test_the_same_generator_gives_the_same_bits_and_noise_may_be_given():
-    sac, batch = make(), transitions().exclude("noise")
-
-    def losses(seed: int) -> torch.Tensor:
-        return sac.losses(batch, torch.Generator().manual_seed(seed))["loss"]
-
-    torch.manual_seed(1)
-    first = losses(3)
-    torch.manual_seed(2)  # nothing is drawn from the global stream
-    assert torch.equal(losses(3), first)
-    assert not torch.equal(losses(4), first)
-    given = batch.clone().set("noise", sac.noise(12, torch.Generator().manual_seed(3)))
-    assert torch.equal(sac.losses(given)["loss"], first)
+def test_the_same_generator_gives_the_same_noise_and_nothing_else_is_drawn():
+    sac, batch = make(), transitions()
+    before = torch.get_rng_state()
+    assert torch.equal(sac(batch)["loss_actor"], sac(batch)["loss_actor"])
+    one, same, other = (sac.noise(12, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.shape == (12, 2, ACTION)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 def test_state_is_the_same_before_and_after_use_and_fits_a_fresh_module():
@@ -208,16 +202,14 @@ def test_state_is_the_same_before_and_after_use_and_fits_a_fresh_module():
     state = {f"sac.{name}": value for name, value in torch.load(file, weights_only=True).items()}
     torch.nn.ModuleDict({"sac": fresh}).load_state_dict(state, strict=True)  # as part of an algorithm
     assert fingerprint(fresh.state_dict()) == fingerprint(used.state_dict())
-    assert torch.equal(fresh.losses(transitions())["loss"], used.losses(transitions())["loss"])
+    assert torch.equal(fresh(transitions())["loss_actor"], used(transitions())["loss_actor"])
 
 
-def test_a_copy_shares_nothing_and_keeps_its_own_networks_tied():
+def test_a_copy_shares_nothing():
     sac = make()
     twin = copy.deepcopy(sac)
     twin.update(transitions(), stepper(), optimizer(twin))
     assert fingerprint(make().state_dict()) == fingerprint(sac.state_dict())
-    dist = twin.actor_network.get_dist(TensorDict({"inputs": transitions()["inputs"]}, batch_size=[12]))
-    assert torch.equal(dist.loc, twin.policy(transitions()["inputs"])[0])
 
 
 def test_actions_are_means_or_samples_within_bounds():
@@ -270,7 +262,7 @@ def test_a_reward_that_is_not_finite_moves_nothing():
 def test_reduced_precision_runs_and_stays_near():
     sac, batch = make(), transitions()
     step = GradientStep(Fabric(accelerator="cpu", devices=1, precision="bf16-mixed"))
-    expected = float(sac.losses(batch)["loss_qvalue"].detach())
+    expected = float(sac(batch)["loss_qvalue"].detach())
     reduced = sac.update(batch, step, optimizer(sac))["loss_qvalue"]
     assert reduced == pytest.approx(expected, rel=0.05)
     assert reduced != expected
@@ -291,10 +283,8 @@ def guessing(sac: SAC, updates: int) -> float:
         inputs, sign = histories(64)
         action = 2 * torch.rand(64, 1, generator=draw) - 1
         after = {"inputs": inputs, "reward": -4 * (action - 0.6 * sign).square(), "terminated": torch.ones(64, 1)}
-        batch = TensorDict(
-            {"inputs": inputs, "action": action, "next": TensorDict(after, batch_size=[64])}, batch_size=[64]
-        )
-        sac.update(batch, step, adam, draw)
+        given = {"inputs": inputs, "action": action, "noise": sac.noise(64, draw), "next": after}
+        sac.update(TensorDict(given, batch_size=[64]), step, adam)
     inputs, sign = histories(50)
     return float((sac.act(inputs) - 0.6 * sign).abs().max())
 
@@ -309,10 +299,10 @@ def test_learns_the_action_that_the_history_asks_for():
 def test_the_temperature_brings_the_entropy_to_its_target():
     sac, step = make(lr=1e-2, target_entropy=-1.0), stepper()
     adam, draw = optimizer(sac), torch.Generator().manual_seed(0)
-    batch = transitions(rows=64).exclude("noise")
+    batch = transitions(rows=64)
     batch["next", "terminated"] = torch.ones(64, 1)
     batch["next", "reward"] = -5 * batch["action"].square().sum(-1, keepdim=True)
-    first = sac.update(batch, step, adam, draw)["entropy"]
-    last = [sac.update(batch, step, adam, draw)["entropy"] for _ in range(400)][-20:]
+    entropies = [sac.update(batch.set("noise", sac.noise(64, draw)), step, adam)["entropy"] for _ in range(401)]
+    first, last = entropies[0], entropies[-20:]
     assert abs(first + 1.0) > 0.5
     assert sum(last) / 20 == pytest.approx(-1.0, abs=0.3)
