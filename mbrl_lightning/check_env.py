@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbrl_lightning.config.console import answer
-from mbrl_lightning.config.schema import ENVIRONMENTS
-from mbrl_lightning.config.sources import option_problems
+from mbrl_lightning.config.sources import families, option_problems
 from mbrl_lightning.config.words import read, yaml_values
 from mbrl_lightning.errors import MBRLError, did_you_mean
 
@@ -64,13 +63,11 @@ def _load(argv: list[str]) -> TaskFamily:
     file = values.pop("env.file", None)
     options = {key.removeprefix(OPTIONS): value for key, value in values.items() if key.startswith(OPTIONS)}
     words.problems += [f"{key}: unknown key" for key in values if not key.startswith(OPTIONS)]
-    words.problems += [
-        f"{name}: unknown{did_you_mean(name, ENVIRONMENTS)}" for name in names if name not in ENVIRONMENTS
-    ]
+    words.problems += [f"{name}: unknown{did_you_mean(name, families())}" for name in names if name not in families()]
     words.problems += option_problems((names or [""])[0], file and str(file), options)
     if len(names) + (file is not None) != 1:
         words.problems.append(f"{len(names)} family names and env.file={file}: give one name or one file")
-    words.raise_problems(f"give NAME, env.file=PATH or {OPTIONS}KEY=VALUE; families: {', '.join(ENVIRONMENTS)}")
+    words.raise_problems(f"give NAME, env.file=PATH or {OPTIONS}KEY=VALUE; families: {', '.join(families())}")
     from mbrl_lightning.envs import load_family, make_family
 
     return make_family(names[0], **options) if file is None else load_family(str(file), **options)

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status, listed in `--help`.
     """
     with StopFlag() as stop:  # before PyTorch is loaded, which takes seconds
-        return answer(argv, help_text, lambda words: _command(words, stop))
+        return answer(argv, lambda: help_text(sys.argv if argv is None else argv), lambda words: _command(words, stop))
 
 
 make_callable(__name__)

@@ -20,8 +20,8 @@ from mbrl_lightning.config.words import read
 HELP = """usage: python -m mbrl_lightning.headroom conf=NAME [seeds=0..2] [key=value ...]
 
 Trains PPO in the true simulator (loop.iterations x search.updates x search.tasks x search.horizon real steps, from the
-dr_ppo settings of the conf) and a one-step model, each with and without the true task parameters. Any key of
-`python -m mbrl_lightning.fit --help` may follow. Rows go to headroom.csv in out/NAME/headroom/seed<k>.
+dr_ppo settings of the conf) and a one-step model (dynamics.* of gssm_aps), each with and without the true task parameters.
+Any key of `python -m mbrl_lightning.fit --help` may follow. Rows go to headroom.csv in out/NAME/headroom/seed<k>.
 """
 MODEL_TASKS, MODEL_STEPS, MODEL_UPDATES = 100, 300, 1500
 
@@ -131,7 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
 
     def command(words: list[str]) -> None:
-        cfg = config_of(read(words), algorithm="dr_ppo")
+        model = [word for word in words if word.startswith("dynamics.")]
+        rest = [word for word in words if word not in model]
+        shared = [word for word in rest if word.startswith(("conf", "env."))]
+        cfg = config_of(read(rest), algorithm="dr_ppo")
+        cfg.dynamics = config_of(read([*shared, *model]), algorithm="gssm_aps").dynamics
         quiet_libraries()
         for one in each_seed(cfg):
             out = headroom(one, Path(cfg.out) / cfg.conf / "headroom" / f"seed{one.seed}")

@@ -17,7 +17,7 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.seeds import Streams, globals_kept
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.errors import ConfigError, Interrupted, Preempted
+from mbrl_lightning.errors import Interrupted, Preempted
 from mbrl_lightning.measuring.baselines import baselines_of
 from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.networks.step import GradientStep, require_finite
@@ -49,7 +49,7 @@ class MetaLoop:
         fabric: not launched yet; None makes one as configured.
 
     Raises:
-        ConfigError: train and test tasks overlap, or the task batches do not divide among the devices.
+        ConfigError: train and test tasks overlap.
     """
 
     def __init__(
@@ -70,12 +70,6 @@ class MetaLoop:
         torch.set_num_threads(cfg.threads)
         self.fabric = fabric or make_fabric(cfg)
         self.fabric.launch()
-        for name, count in (("dynamics.tasks", cfg.dynamics.tasks), ("search.tasks", cfg.search.tasks)):
-            if count % self.fabric.world_size:
-                raise ConfigError(
-                    f"{name}={count} tasks do not divide among {self.fabric.world_size} devices",
-                    f"make {name} a multiple of the number of devices",
-                )
         algorithm.to(self.fabric.device)
         self.step = GradientStep(self.fabric)
         self.streams = Streams(cfg.seed)

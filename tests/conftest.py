@@ -11,7 +11,7 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # read when TorchRL is imp
 
 import pytest
 import torch
-from fakes import random_steps, shortened
+from fakes import random_steps, read_by, shortened
 from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
@@ -27,11 +27,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def tiny() -> Callable[..., Config]:
-    """`tiny(algorithm, section={key: value})`: the `debug` configuration with changes."""
+    """`tiny(algorithm, section={key: value})`: the `debug` configuration with changes, as far as the algorithm reads them."""
 
     def make(algorithm: str = "gssm_aps", **changes: Any) -> Config:
         changes = {"conf": "debug", "algorithm": algorithm} | changes
-        return compose({key: value for key, value in changes.items() if value is not None})
+        return compose(read_by({key: value for key, value in changes.items() if value is not None}))
 
     return make
 

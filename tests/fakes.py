@@ -11,6 +11,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from mbrl_lightning.config import flattened, reads_of
+from mbrl_lightning.config.schema import FIELDS
 from mbrl_lightning.data.collect import Uniform, collect
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
@@ -116,6 +118,12 @@ def shortened(family: TaskFamily, horizon: int | None = None, test: int = 3, con
         extreme=family.extreme[:0],
         context_steps=family.context_steps if context is None else context,
     )
+
+
+def read_by(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keys that `changes["algorithm"]` reads; what is no key at all stays, to be refused."""
+    reads = reads_of(changes.get("algorithm", "gssm_aps"))
+    return {key: value for key, value in flattened(changes).items() if key in reads or key not in FIELDS}
 
 
 def fingerprint(state: Any, skip: Iterable[str] = ("times",)) -> dict[str, str]:

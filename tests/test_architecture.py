@@ -8,7 +8,7 @@ import pytest
 
 import mbrl_lightning
 from mbrl_lightning.config import available
-from mbrl_lightning.config.schema import ENVIRONMENTS
+from mbrl_lightning.config.sources import families
 
 PACKAGE = Path(mbrl_lightning.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -154,4 +154,4 @@ def test_names_on_the_command_line_are_those_in_the_registries():
     from mbrl_lightning.envs import FAMILIES
 
     assert set(available("algorithm")) == set(ALGORITHMS)
-    assert set(ENVIRONMENTS) == set(FAMILIES)
+    assert set(families()) == set(FAMILIES)

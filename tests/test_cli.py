@@ -216,7 +216,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_way_on_works(plain, m
         loop.algorithm.improve = then_poison
         return loop
 
-    words = ["algorithm=dr_ppo", "loop.iterations=3", "dynamics.hidden=16"]
+    words = ["algorithm=dr_ppo", "loop.iterations=3"]
     with monkeypatch.context() as patch:
         patch.setattr(fit_module, "_build_loop", poisoned)
         with pytest.raises(errors.DivergedError, match=r"iteration 2.* is not finite") as caught:

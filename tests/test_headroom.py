@@ -19,7 +19,9 @@ def small(monkeypatch):
 
 def test_on_wide_masses_a_told_model_is_better_and_a_misled_one_worse(tiny, small):
     rows = []
-    cfg = tiny("dr_ppo", env={"name": "cartpole_wide"}, dynamics={"hidden": 64, "tasks": 16, "targets": 32, "lr": 5e-3})
+    cfg = tiny(
+        "gssm_aps", env={"name": "cartpole_wide"}, dynamics={"hidden": 64, "tasks": 16, "targets": 32, "lr": 5e-3}
+    )
     means = headroom.model_headroom(cfg, make_family("cartpole_wide"), lambda *row, **more: rows.append(row))
     assert means["with"] < 0.85 * means["without"]
     assert means["wrong"] > means["without"]

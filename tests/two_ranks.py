@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from fakes import fingerprint, measured, shortened
+from fakes import fingerprint, measured, read_by, shortened
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
@@ -50,7 +50,7 @@ HIDDEN = {
 def build(rank: int, folder: Path, changes: dict, world: int, falls: bool = False) -> MetaLoop:
     """A tiny run; with `falls`, imagined episodes end at other times on one rank than on the other."""
     devices = {"devices": world, "strategy": "ddp"} if world > 1 else {}
-    cfg = compose(BASE | changes | devices)
+    cfg = compose(read_by(BASE | changes | devices))
     family = shortened(make_family(cfg.env.name), test=2)
     if falls:
         family = replace(

@@ -1,86 +1,47 @@
 """From names and `key=value` words to one checked `Config`, in well under a second: no PyTorch here.
 
-Layers, later wins: `conf/default.yaml`, `conf/<conf>.yaml`, `conf/algorithm/<algorithm>.yaml`, the conf's own
-`algorithms: {any: {...}, <algorithm>: {...}}` block, the algorithm's block in `conf/preset/<preset>.yaml`, the command line.
-All problems are reported together.
+Layers, later wins: the defaults of the schema, `env` and `loop` of `conf/<conf>.yaml`, `conf/algorithm/<algorithm>.yaml`,
+the conf's own `algorithms: {<algorithm>: {...}}` block, the algorithm's block in `conf/preset/<preset>.yaml`, the command
+line. A file that says `like: <other>` begins with all that the other one has. `reads` in an algorithm's file names the keys
+that it reads, beside those that every run reads; any other key is refused. All problems are reported together.
 """
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
-from mbrl_lightning.config.schema import FIELDS, NAME, OPEN, SECTIONS, Config, get
-from mbrl_lightning.config.sources import is_registered
+from mbrl_lightning.config.files import available, chain, likely, merged, read_named, read_yaml, readers, reads_of
+from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config, get, short
 from mbrl_lightning.config.words import Words, number_list, read, yaml_values
-from mbrl_lightning.errors import ConfigError, did_you_mean
+from mbrl_lightning.errors import ConfigError
 
 COMMAND_LINE = "command line"
 
 
-def conf_root() -> Path:
-    """Folder of the shipped YAML files: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def available(kind: str = "") -> list[str]:
-    """Names that `conf=` (kind ""), `algorithm=` or `preset=` (kinds of the same name) accept."""
-    return sorted(path.stem for path in (conf_root() / kind).glob("*.yaml") if path.stem != "default")
-
-
-def _read_yaml(path: Path, label: str, draft: Draft) -> dict[str, Any]:
-    if path.exists() and (not path.is_file() or path.stat().st_size > 2**20):  # a pipe or /dev/zero has no end
-        draft.problems.append(f"{label}: not a file of settings")
-        return {}
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        draft.problems.append(f"{label}: not readable as YAML: {' '.join(str(error).split())}")
-        return {}
-    if not isinstance(tree, dict):
-        draft.problems.append(f"{label}: a mapping of keys to values is expected")
-        return {}
-    return {str(key): value for key, value in tree.items()}
-
-
-def _read_named(kind: str, name: Any, draft: Draft) -> dict[str, Any]:
-    """A shipped file by its bare name; nothing outside the conf folder is ever opened."""
-    word = kind or "conf"
-    root = (conf_root() / kind).resolve()
-    if not isinstance(name, str) or not re.fullmatch(NAME, name):
-        hint = "; for a path use conf_file=" if not kind else ""
-        draft.problems.append(f"{word}={name!r}: not a name (lower-case letters, digits and _ only){hint}")
-        return {}
-    path = (root / f"{name}.yaml").resolve()
-    if name not in available(kind) or path.parent != root:
-        known = available(kind)
-        if kind == "algorithm" and is_registered(name):
-            draft.problems.append(f"algorithm={name}: its YAML is missing: write conf/algorithm/{name}.yaml")
-            return {}
-        draft.problems.append(f"{word}={name}: unknown{did_you_mean(name, known)}; known: {', '.join(known)}")
-        return {}
-    return _read_yaml(path, f"{path.parent.name}/{path.name}", draft)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested sections by dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         key = prefix + str(name)
         if isinstance(value, Mapping) and (key in SECTIONS or key == OPEN):
-            flat |= _flatten(value, key + ".")
+            flat |= flattened(value, key + ".")
         else:
             flat[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
     return flat
+
+
+def _limit(draft: Draft, algorithm: Any) -> None:
+    """From here on the draft takes what the algorithm reads, and nothing else."""
+    if isinstance(algorithm, str) and algorithm in available("algorithm"):
+        draft.algorithm, draft.reads, draft.readers = algorithm, reads_of(algorithm), readers
 
 
 def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
@@ -100,11 +61,10 @@ def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Confi
     """
     draft = Draft()
     draft.problems.extend(problems)
-    flat = _flatten(overrides)
-    conf_file = flat.pop("conf_file", None)
+    flat = flattened(overrides)
     if isinstance(flat.get("resume"), str):
         return _compose_resumed(flat, draft)
-    _put_files(draft, flat, conf_file)
+    _put_files(draft, flat)
     for key, value in flat.items():
         draft.put(key, value, COMMAND_LINE)
     config = draft.finish()
@@ -113,45 +73,56 @@ def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Confi
     return config
 
 
-def _put_files(draft: Draft, flat: dict[str, Any], conf_file: Any) -> None:
+def _put_files(draft: Draft, flat: dict[str, Any]) -> None:
     """The layers below the command line. Fills in flat["conf"] when the file was given by path."""
-    base = _read_yaml(conf_root() / "default.yaml", "conf/default.yaml", draft)
-    if conf_file is not None and "conf" in flat:
+    conf = _conf(flat, draft)
+    label = f"conf {flat.get('conf', '')}"
+    blocks = conf.pop("algorithms", None) or {}
+    if not isinstance(blocks, dict):
+        draft.problems.append(f"{label}: 'algorithms' maps names of algorithms to sections")
+        blocks = {}
+    for name in blocks.keys() - {*available("algorithm")}:
+        draft.problems.append(f"{label}: algorithms.{name}: unknown{likely(str(name), available('algorithm'))}")
+    for section in sorted(conf.keys() & (SECTIONS - {"env", "loop"})):
+        draft.problems.append(f"{label}: {section} belongs to a method: put it below algorithms: <name>:")
+        del conf[section]
+    algorithm = flat.get("algorithm", conf.get("algorithm", Config.algorithm))
+    files = chain("algorithm", algorithm, draft)
+    _limit(draft, algorithm)
+    draft.put("", conf, label, lenient=True)
+    for name, tree in files.items():
+        draft.put("", {key: value for key, value in tree.items() if key != "reads"}, f"algorithm {name}")
+        draft.put("", blocks.get(name), f"{label}, {name}")
+    if flat.get("preset") is not None:
+        preset = read_named("preset", flat["preset"], draft)
+        if preset and not files.keys() & preset.keys():
+            text = f"has nothing for algorithm={algorithm}; it has {', '.join(sorted(preset))}"
+            draft.problems.append(f"preset={flat['preset']}: {text}")
+        for block in (dict(preset[name]) for name in files if name in preset):
+            own = block.pop("conf", {})
+            draft.put("", block, f"preset {flat['preset']}")
+            draft.put("", own.get(flat.get("conf")), f"preset {flat['preset']}, {flat.get('conf')}")
+
+
+def _conf(flat: dict[str, Any], draft: Draft) -> dict[str, Any]:
+    """The tree of the task family's file, with those that it is like below it."""
+    path = flat.pop("conf_file", None)
+    if path is not None and "conf" in flat:
         draft.problems.append("conf= and conf_file= exclude each other")
-        return
-    if conf_file is not None:
-        conf = _read_yaml(Path(str(conf_file)), str(conf_file), draft)
-        flat["conf"] = Path(str(conf_file)).stem
+        return {}
+    if path is not None:
+        tree = read_yaml(Path(str(path)).expanduser(), short(path), draft)
+        flat["conf"] = re.sub(r"[^a-z0-9_]+", "_", Path(str(path)).stem.lower())
+        other = tree.pop("like", None)
+        trees = [*(chain("", other, draft) if other else {}).values(), tree]
     elif "conf" in flat:
-        conf = _read_named("", flat["conf"], draft)
-        if not conf:  # reported above; its name must not be reported a second time
+        trees = list(chain("", flat["conf"], draft).values())
+        if not trees[-1]:  # reported above; its name must not be reported a second time
             flat.pop("conf")
     else:
         draft.problems.append(f"conf=NAME is missing; known: {', '.join(available())}")
-        conf = {}
-    algorithm = flat.get("algorithm", conf.get("algorithm", base.get("algorithm", Config.algorithm)))
-    own = conf.pop("algorithms", None) or {}
-    label = f"conf {flat.get('conf', '')}"
-    if not isinstance(own, dict):
-        draft.problems.append(f"{label}: 'algorithms' maps names of algorithms to sections")
-        own = {}
-    for name in own.keys() - {"any", *available("algorithm")}:
-        draft.problems.append(f"{label}: algorithms.{name}: unknown{did_you_mean(str(name), available('algorithm'))}")
-    draft.put("", base, "conf/default.yaml")
-    draft.put("", conf, label)
-    draft.put("", _read_named("algorithm", algorithm, draft), f"algorithm {algorithm}")
-    draft.put("", own.get("any"), f"{label}, any algorithm")
-    draft.put("", own.get(algorithm) if isinstance(algorithm, str) else None, f"{label}, {algorithm}")
-    if flat.get("preset") is not None:
-        draft.put("", _preset(flat["preset"], algorithm, draft), f"preset {flat['preset']}, {algorithm}")
-
-
-def _preset(name: Any, algorithm: Any, draft: Draft) -> dict[str, Any]:
-    blocks = _read_named("preset", name, draft)
-    if not blocks or algorithm in blocks:
-        return blocks.get(algorithm, {})
-    draft.problems.append(f"preset={name}: has nothing for algorithm={algorithm}; it has {', '.join(sorted(blocks))}")
-    return {}
+        trees = []
+    return functools.reduce(merged, trees, dict[str, Any]())
 
 
 def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
@@ -160,7 +131,8 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
         if flat.get(key):
             draft.problems.append(f"resume= and {key}= exclude each other")
     before = read_run_config(folder, flat.get("env.file"))
-    draft.put("", OmegaConf.to_container(OmegaConf.structured(before)), f"{folder}/config.yaml")
+    _limit(draft, before.algorithm)
+    draft.put("", _read_by(before), f"{folder}/config.yaml")
     for key, value in flat.items():
         draft.put(key, before.env.file if key == "env.file" and before.env.file else value, COMMAND_LINE)
     config = draft.finish()
@@ -192,7 +164,7 @@ def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None)
             "give the folder that a run wrote, e.g. runs/cartpole/gssm_aps/seed0",
         )
     draft = Draft()
-    tree = _read_yaml(path, str(path), draft)
+    tree = read_yaml(path, str(path), draft)
     env = tree.get("env")
     if isinstance(env, dict) and env.get("file"):
         env["file"] = os.path.abspath(env_file or str(env["file"]))
@@ -201,7 +173,8 @@ def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None)
                 f"{folder}: the file of its task family is not at {env['file']}",
                 "say where it is now: env.file=PATH with resume=, env_file=PATH with evaluate",
             )
-    draft.put("", tree, str(path))
+    _limit(draft, tree.get("algorithm"))
+    draft.put("", tree, str(path), lenient=True)
     return draft.finish()
 
 
@@ -235,13 +208,23 @@ def _refuse_other_architecture(config: Config) -> None:
         )
 
 
+def _read_by(config: Config) -> dict[str, Any]:
+    """What the run reads, as a tree of plain values."""
+    tree: dict[str, Any] = {}
+    reads = reads_of(config.algorithm) if config.algorithm in available("algorithm") else FIELDS.keys()
+    for key in (key for key in FIELDS if key in reads):
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = get(config, key)
+    return tree
+
+
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML that `read_run_config` reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The configuration, as far as its algorithm reads it, as YAML that `read_run_config` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(_read_by(config)))
 
 
 def load_config(argv: Sequence[str]) -> Config:
-    """Configuration from `key=value` words; values are YAML.
+    """Configuration from `key=value` words; values are YAML, and those of text are taken as they stand.
 
     Args:
         argv: the words after the program's name, later ones win.
@@ -265,8 +248,11 @@ def config_of(words: Words, **fixed: Any) -> Config:
     Raises:
         ConfigError: naming everything that is wrong.
     """
-    values = yaml_values(words) | fixed
-    return compose(values, words.problems)
+    values = yaml_values(words)
+    for key in values.keys() & FIELDS.keys():
+        if FIELDS[key].type in (str, str | None) and isinstance(values[key], (bool, int, float)):
+            values[key] = words.pairs[key]  # out=on, out=1e3
+    return compose(values | fixed, words.problems)
 
 
 def each_seed(config: Config) -> list[Config]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from mbrl_lightning.config.option import option
 
+ADAPTATIONS = ("gradient", "recurrent", "none")  # weights after inner steps, a recurrent state, nothing
+
 
 @dataclass
 class HistoryConfig:
@@ -28,9 +30,7 @@ class SACConfig:
     warmup_steps: int = option(500, "real steps of random actions before the first update", minimum=0)
     warmup_hold: int = option(5, "steps for which such an action is held", minimum=1)
     alpha: float | None = option(None, "temperature; null: tuned to the target entropy", above=0)
-    target_entropy: float | None = option(
-        None, "entropy that the temperature is tuned to; null: minus the action width"
-    )
+    target_entropy: float | None = option(None, "entropy to tune to; null: minus the action width")
     reward_scale: float = option(1.0, "factor on the rewards in the targets of the Q networks", above=0)
 
 
@@ -43,9 +43,7 @@ class BranchConfig:
     per_step: int = option(100, "branches per real step, M", minimum=0)
     buffer: int = option(20_000, "imagined transitions kept", minimum=1)
     beta: float = option(1.0, "share of imagined transitions in an update; 0: real ones alone", minimum=0, maximum=1)
-    beta_from: int | None = option(
-        None, "iteration in which that share begins to fall (M3PO-h); null: never", minimum=0
-    )
+    beta_from: int | None = option(None, "iteration in which that share begins to fall; null: never", minimum=0)
     beta_to: int | None = option(None, "iteration in which it has reached 0", minimum=1)
 
 
@@ -58,9 +56,7 @@ class PearlConfig:
     kl_weight: float = option(0.1, "weight of the KL divergence from the prior", minimum=0)
     context: int = option(64, "transitions in a context, K", minimum=1)
     recent: int = option(500, "newest exploratory transitions of a task that contexts are drawn from", minimum=1)
-    hold: int = option(
-        50, "steps for which a latent of the prior is kept, and of any where tasks switch inside episodes", minimum=1
-    )
+    hold: int = option(50, "steps for which a latent is kept (prior, or tasks that switch)", minimum=1)
     prior_share: float = option(0.5, "share of the real steps taken with a latent of the prior", above=0, maximum=1)
     meta_batch: int = option(4, "tasks in one update, of sac.batch // meta_batch transitions each, M", minimum=1)
 
@@ -69,9 +65,7 @@ class PearlConfig:
 class MetaConfig:
     """Gradient adaptation of policies and the trust region of the outer step (MB-MPO, ME-TRPO, TRPO)."""
 
-    inner_lr: float = option(
-        0.1, "inner step size on mean losses of standardised advantages; 0: no adaptation", minimum=0
-    )
+    inner_lr: float = option(0.1, "inner step size on mean losses; 0: no adaptation", minimum=0)
     inner_steps: int = option(1, "inner steps, each on trajectories of its own; 0: no adaptation", minimum=0)
     updates: int = option(30, "outer steps per iteration", minimum=0)
     rollouts: int = option(20, "imagined trajectories per model and phase", minimum=1)
@@ -79,19 +73,9 @@ class MetaConfig:
     cg_steps: int = option(10, "conjugate gradient iterations", minimum=1)
     damping: float = option(1e-5, "added to the diagonal of the Fisher matrix", minimum=0)
     subsample: int = option(10, "every how manieth row is in the Fisher products", minimum=1)
-    random_model: bool = option(
-        False, "every imagined step of every row asks a model drawn at random (ME-TRPO); false: a model is a task"
-    )
-    collectors: str = option(
-        "adapted",
-        "who collects real data: the adapted policies, or the one before it adapts",
-        choices=("adapted", "prior"),
-    )
-    bias: float = option(
-        0.0,
-        "b_max: models are off by U(0, b_max) deviations of a step's change, drawn for each, anew every iteration",
-        minimum=0,
-    )
+    random_model: bool = option(False, "a model drawn at random for every step (ME-TRPO); false: a model is a task")
+    collectors: str = option("adapted", "the policies that collect real data", choices=("adapted", "prior"))
+    bias: float = option(0.0, "b_max: models are off by U(0, b_max) deviations of a step's change", minimum=0)
     noise: float = option(0.0, "noise added to every imagined step, in deviations of a step's change", minimum=0)
 
 
@@ -99,12 +83,7 @@ class MetaConfig:
 class L2AConfig:
     """Online adaptation of a model to what just happened (L2A: GrBAL, ReBAL)."""
 
-    adaptation: str = option(
-        "gradient",
-        "what a belief is: weights after inner steps, a recurrent state, or nothing",
-        choices=("gradient", "recurrent", "none"),
-        architecture=True,
-    )
+    adaptation: str = option("gradient", "what a belief is", choices=ADAPTATIONS, architecture=True)
     past: int = option(16, "transitions that are adapted to, M", minimum=1)
     future: int = option(16, "transitions that are to be predicted then, K", minimum=1)
     segments: int = option(32, "segments of M + K transitions in one batch", minimum=1)
@@ -112,12 +91,7 @@ class L2AConfig:
     size_lr: float = option(0.02, "learning rate of the step sizes, where they are learned", above=0)
     inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0)
     learned: bool = option(True, "learn the step size of each layer, from that one on", architecture=True)
-    adapts: str = option(
-        "all",
-        "what inner steps change: weights and biases of the model, a factor on each of its inputs, or all of them",
-        choices=("all", "weights", "gains"),
-        architecture=True,
-    )
+    adapts: str = option("all", "what inner steps change", choices=("all", "weights", "gains"), architecture=True)
     hidden: int = option(64, "width of the recurrent state", minimum=1, architecture=True)
 
 
@@ -125,25 +99,15 @@ class L2AConfig:
 class PlannerConfig:
     """Action choice by search in the model."""
 
-    kind: str = option(
-        "cem", "random shooting, cross-entropy method or a relative", choices=("random", "cem", "icem", "mppi")
-    )
+    kind: str = option("cem", "kind of search", choices=("random", "cem", "icem", "mppi"))
     horizon: int = option(15, "steps looked ahead, H", minimum=1)
     candidates: int = option(500, "action sequences tried at once, N", minimum=1)
     iterations: int = option(4, "times they are drawn anew (random: once)", minimum=1)
     elites: int = option(50, "best sequences that the next ones are drawn around (cem, icem)", minimum=1)
     gamma: float = option(0.99, "discount per step", above=0, maximum=1)
     initial_std: float = option(0.5, "deviation of the first candidates (not random)", above=0)
-    min_std: float = option(
-        0.05, "smallest deviation later on; for discrete actions the share left to chance", above=0, maximum=1
-    )
-    momentum: float = option(
-        0.1, "share of the plan that one iteration leaves as it was (cem, icem)", minimum=0, below=1
-    )
+    min_std: float = option(0.05, "smallest deviation later on; discrete: share of chance", above=0, maximum=1)
+    momentum: float = option(0.1, "share of the plan that stays in one iteration (cem, icem)", minimum=0, below=1)
     temperature: float = option(0.5, "returns this far apart are weighted e to 1 (mppi)", above=0)
     warm_start: bool = option(True, "search on from the plan of the last step")
-    chunk: int = option(
-        8192,
-        "environments x candidates x ensemble members imagined at once: what a CPU's cache holds; more for a GPU",
-        minimum=1,
-    )
+    chunk: int = option(8192, "rows x members imagined at once: what a CPU's cache holds; more for a GPU", minimum=1)

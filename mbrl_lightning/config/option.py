@@ -9,6 +9,8 @@ from typing import Any
 
 from mbrl_lightning.errors import did_you_mean
 
+MOST = 10**9  # of anything that is counted, unless a limit of its own says less
+
 
 def option(default: Any, help: str, **limits: Any) -> Any:
     """A dataclass field with help text and limits in its metadata; mutable defaults are copied."""
@@ -23,9 +25,11 @@ def limits_broken(value: Any, limits: Mapping[str, Any]) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
     if "choices" in limits and value not in limits["choices"]:
-        return f"must be one of {', '.join(limits['choices'])}{did_you_mean(value, limits['choices'])}"
+        return f"must be one of {', '.join(limits['choices'])}{did_you_mean(value[:60], limits['choices'])}"
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
         return f"is not a name: lower-case letters, digits and _ only ({limits['pattern']})"
+    if type(value) is int:
+        limits = {"maximum": MOST} | dict(limits)
     for name, text, broken in (
         ("minimum", "at least", lambda bound: value < bound),
         ("maximum", "at most", lambda bound: value > bound),

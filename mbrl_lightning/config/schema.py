@@ -7,7 +7,7 @@
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -23,30 +23,8 @@ from mbrl_lightning.config.methods import (
 from mbrl_lightning.config.option import option
 
 NAME = "[a-z0-9_]+"
-ENVIRONMENTS = (
-    "cartpole",
-    "acrobot",
-    "half_cheetah",
-    "slim_humanoid",
-    "cartpole_wide",
-    "half_cheetah_wide",
-    "half_cheetah_flip",
-    "point_switch",
-    "half_cheetah_fwd_bwd",
-    "half_cheetah_pier",
-    "ant_fwd_bwd",
-    "ant_crippled_leg",
-    "walker2d_random_params",
-    "humanoid_direc",
-    "swimmer",
-    "hopper",
-    "walker2d",
-    "ant",
-    "half_cheetah_200",
-    "arm_reach",
-    "point2d",
-    "half_cheetah_disabled",
-)
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+UNITS = ("relu", "tanh", "silu")
 
 
 @dataclass
@@ -55,7 +33,7 @@ class EnvConfig:
 
     name: str = option("", "task family", pattern=NAME)
     options: dict[str, Any] = option({}, "arguments of the task family, e.g. env.options.horizon=100")
-    file: str | None = option(None, "Python file whose family(**options) returns your own task family")
+    file: str | None = option(None, "Python file whose family(**options) returns your own task family", path=True)
 
 
 @dataclass
@@ -67,15 +45,9 @@ class LoopConfig:
     redraw_every: int = option(1, "iterations after which new training tasks are drawn", minimum=1)
     exploration_steps: int = option(50, "random-policy transitions on each new task", minimum=0)
     episodes_per_task: int = option(2, "policy episodes per task and iteration", minimum=0)
-    episode_steps: int | None = option(
-        None,
-        "real steps of each; an episode that ends earlier begins anew; null: the family's horizon",
-        minimum=1,
-    )
+    episode_steps: int | None = option(None, "real steps of each; null: the family's horizon", minimum=1)
     buffer: int = option(200_000, "real transitions kept", minimum=1)
-    action_noise: float = option(
-        0.1, "deviation of the noise added to collected actions (actions span [-1, 1])", minimum=0
-    )
+    action_noise: float = option(0.1, "deviation of noise on collected actions, which span [-1, 1]", minimum=0)
     model_steps: int = option(400, "optimizer steps on the dynamics model per iteration", minimum=0)
     first_model_steps: int = option(800, "the same in the first iteration", minimum=0)
     last_model_steps: int = option(0, "extra optimizer steps on the dynamics model after the last iteration", minimum=0)
@@ -92,39 +64,22 @@ class DynamicsConfig:
     latent_dim: int = option(8, "latent variables of a task, Z", minimum=1, architecture=True)
     width: int = option(32, "width of the context encoder", minimum=1, architecture=True)
     hidden: int = option(200, "width of the dynamics network", minimum=1, architecture=True)
-    layers: int = option(2, "hidden layers of the dynamics network", minimum=0, architecture=True)
-    activation: str = option(
-        "relu",
-        "nonlinearity of the dynamics network (history models: silu)",
-        choices=("relu", "tanh", "silu"),
-        architecture=True,
-    )
+    layers: int = option(2, "hidden layers of the dynamics network", minimum=0, maximum=100, architecture=True)
+    activation: str = option("relu", "nonlinearity of the dynamics network", choices=UNITS, architecture=True)
     members: int = option(1, "ensemble members, E", minimum=1, architecture=True)
-    message: str = option(
-        "sum", "how messages of context points are pooled", choices=("sum", "mean"), architecture=True
-    )
+    message: str = option("sum", "how context points are pooled", choices=("sum", "mean"), architecture=True)
     kl_weight: float = option(1.0, "weight of the KL divergence in the evidence lower bound", minimum=0)
     scale: float = option(0.1, "deviation of the likelihood, in normalised units", above=0)
     learn_scale: bool = option(False, "learn that deviation", architecture=True)
     lr: float = option(1e-3, "learning rate", above=0)
     weight_decay: float = option(0.0, "weight decay", minimum=0)
     weight_norm: bool = option(False, "weight normalisation (ensembles of deterministic models)", architecture=True)
-    persistence: float | None = option(
-        None,
-        "weight of the past in the average held-out error; a member stops when that rises; null: never",
-        minimum=0,
-        below=1,
-    )
+    persistence: float | None = option(None, "weight of the past in the error that stops a member", minimum=0, below=1)
     tasks: int = option(8, "tasks in one batch, M", minimum=1)
     context: int = option(64, "largest number of context transitions drawn, K", minimum=1)
     targets: int = option(64, "target transitions per task, N", minimum=1)
     particles: int = option(1, "latent samples in the loss, P", minimum=1)
-    variance_weight: float = option(
-        1.0,
-        "power of its own predicted variance that weights an output's likelihood (history models); 0: the plain likelihood",
-        minimum=0,
-        maximum=1,
-    )
+    variance_weight: float = option(1.0, "power of its variance that weights an output", minimum=0, maximum=1)
     check_every: int = option(50, "optimizer steps between looks at held-out data (history models)", minimum=1)
     patience: int = option(5, "looks without improvement after which a head stops learning (history models)", minimum=1)
 
@@ -134,13 +89,9 @@ class PolicyConfig:
     """The policy network."""
 
     kind: str = option("mlp", "network", choices=("mlp", "rbf"), architecture=True)
-    hidden: list[int] = option(
-        [64, 64], "widths of the hidden layers; for rbf the number of centres", minimum=1, architecture=True
-    )
-    activation: str = option("tanh", "nonlinearity", choices=("relu", "tanh", "silu"), architecture=True)
-    latent_gain: float = option(
-        1.0, "factor on the latent at the policy's input: how fast it learns to use the belief", above=0
-    )
+    hidden: list[int] = option([64, 64], "hidden layers; for rbf the centres", minimum=1, architecture=True)
+    activation: str = option("tanh", "nonlinearity", choices=UNITS, architecture=True)
+    latent_gain: float = option(1.0, "factor on the latent at the policy's input", above=0)
     initial_std: float = option(0.6, "initial deviation of the actions", above=0)
 
 
@@ -153,9 +104,7 @@ class SearchConfig:
     horizon: int | None = option(None, "imagined steps, H; null: the family's horizon", minimum=1)
     tasks: int = option(16, "tasks imagined at once, M", minimum=1)
     rollouts: int = option(2, "rollouts per task, a multiple of dynamics.members", minimum=1)
-    restarts: int = option(
-        4, "policies searched at once from different weights (pathwise)", minimum=1, architecture=True
-    )
+    restarts: int = option(4, "policies searched at once (pathwise)", minimum=1, architecture=True)
     holdout: int = option(0, "ensemble members kept out of the search, to choose among restarts", minimum=0)
     segments: int = option(10, "updates for which imagined streams run on before they are drawn anew (ppo)", minimum=1)
     lr: float = option(1e-2, "learning rate", above=0)
@@ -167,9 +116,7 @@ class SearchConfig:
     clip_epsilon: float = option(0.2, "clip range of the probability ratio (ppo)", above=0, below=1)
     entropy: float = option(0.0, "weight of the entropy bonus (ppo)", minimum=0)
     target_kl: float | None = option(0.03, "stop the epochs beyond this KL divergence (ppo); null: never", above=0)
-    initial_starts: float = option(
-        1.0, "share of rollouts from initial states; the others start in the data", minimum=0, maximum=1
-    )
+    initial_starts: float = option(1.0, "share from initial states, not from the data", minimum=0, maximum=1)
     bounds: float = option(0.1, "imagined states are kept to the range of the data plus this share of it", minimum=0)
     noise: float = option(0.0, "factor on the model's own deviation in imagination; 0 predicts the mean", minimum=0)
 
@@ -184,11 +131,7 @@ class EvaluationConfig:
     fine_tune_lr: float = option(5e-4, "learning rate of those updates", above=0)
     fine_tune_updates: int = option(30, "policy updates of methods that adapt by gradient", minimum=0)
     sampled: bool = option(True, "also test actions sampled from the policy")
-    split: str = option(
-        "test",
-        "tasks to test on: unseen ones, or fresh draws of the training range (for tuning)",
-        choices=("test", "train"),
-    )
+    split: str = option("test", "tasks to test on: unseen ones, or fresh training draws", choices=("test", "train"))
     wrong_belief: bool = option(True, "also test with the belief of another task: tells adapting from ignoring")
 
 
@@ -197,30 +140,20 @@ class Config:
     """A whole run."""
 
     conf: str = option("", "name of a file in conf/ (without .yaml)", pattern=NAME)
-    algorithm: str = option(
-        "gssm_aps", "name of a file in conf/algorithm/ (without .yaml)", pattern=NAME, architecture=True
-    )
-    preset: str | None = option(
-        None, "settings on top of those: a file in conf/preset/ (without .yaml), e.g. the papers' own", pattern=NAME
-    )
+    algorithm: str = option("gssm_aps", "name of a file in conf/algorithm/", pattern=NAME, architecture=True)
+    preset: str | None = option(None, "settings on top: a file in conf/preset/, e.g. paper", pattern=NAME)
     seed: int = option(0, "root seed", minimum=0, maximum=2**32 - 1)
     seeds: str | None = option(None, "several seeds in one command: 0..4 or [0,3]", free=True)
     jobs: int = option(1, "seeds trained at the same time", minimum=1, free=True)
-    out: str = option("runs", "parent of the run folders", free=True)
-    resume: str | None = option(None, "run folder to continue exactly where it stopped", free=True)
-    init_from: str | None = option(None, "run folder to take weights from for a new run")
+    out: str = option("runs", "parent of the run folders", free=True, path=True)
+    resume: str | None = option(None, "run folder to continue exactly where it stopped", free=True, path=True)
+    init_from: str | None = option(None, "run folder to take weights from for a new run", path=True)
     overwrite: bool = option(False, "replace the run that is in the folder", free=True)
     accelerator: str = option("cpu", "device kind", choices=("cpu", "cuda", "gpu", "mps", "auto"), free=True)
     devices: int = option(1, "devices per node", minimum=1, free=True)
     num_nodes: int = option(1, "nodes", minimum=1, free=True)
-    strategy: str = option(
-        "auto", "Lightning strategy", choices=("auto", "ddp", "ddp_find_unused_parameters_true"), free=True
-    )
-    precision: str = option(
-        "32-true",
-        "number format",
-        choices=("32-true", "bf16-mixed"),
-    )
+    strategy: str = option("auto", "Lightning strategy", choices=STRATEGIES, free=True)
+    precision: str = option("32-true", "number format", choices=("32-true", "bf16-mixed"))
     threads: int = option(1, "CPU threads of PyTorch per process", minimum=1, free=True)
     tensorboard: bool = option(False, "also write TensorBoard events", free=True)
     video: bool = option(False, "record the policy at the end", free=True)
@@ -251,8 +184,31 @@ def _leaves(section: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]
 FIELDS: dict[str, Field[Any]] = dict(_leaves(Config))
 SECTIONS = {key.rpartition(".")[0] for key in FIELDS} - {""}
 OPEN = "env.options"  # the one mapping whose keys belong to the task family, not to the schema
+_RUN = {
+    "loop": "iterations buffer evaluate_every checkpoint_every keep figures_every",
+    "evaluation": "episodes sampled split",
+}
+EVERY = {  # what every run reads, whatever the algorithm
+    *(key for key in FIELDS if "." not in key or key.startswith("env.")),
+    *(f"{section}.{name}" for section, names in _RUN.items() for name in names.split()),
+}
 
 
 def get(config: Config, key: str) -> Any:
     """Value of a dotted key."""
     return functools.reduce(getattr, key.split("."), config)
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """The configuration with `values` of dotted keys in place of the defaults."""
+    config = Config()
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        setattr(get(config, section) if section else config, name, value)
+    return config
+
+
+def short(value: Any) -> str:
+    """A value as text for a message, of a length that can be read."""
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"

@@ -1,6 +1,7 @@
 """What the sources of families and algorithms say, read without importing them: PyTorch would take seconds."""
 
 import ast
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,18 @@ def option_problems(name: str, file: str | None, options: dict[str, Any]) -> lis
     return [f"env.options.{key}: {what} has no such option{did_you_mean(key, known)}; {those}" for key in unknown]
 
 
+@functools.cache
+def _rows(registry: str) -> list[str]:
+    tree = ast.parse((PACKAGE / registry / "__init__.py").read_text(encoding="utf-8"))
+    keys = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
+    return [str(key.value) for key in keys if isinstance(key, ast.Constant)]
+
+
 def is_registered(algorithm: str) -> bool:
     """Whether the registry of algorithms has a row of this name."""
-    tree = ast.parse((PACKAGE / "algorithms" / "__init__.py").read_text(encoding="utf-8"))
-    rows = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
-    return any(isinstance(key, ast.Constant) and key.value == algorithm for key in rows)
+    return algorithm in _rows("algorithms")
+
+
+def families() -> list[str]:
+    """Names of the shipped task families: the rows of their registry."""
+    return _rows("envs")

@@ -1,6 +1,8 @@
 """Text of `--help`, made from the schema so that it cannot be out of date."""
 
-from mbrl_lightning.config import available
+from collections.abc import Sequence
+
+from mbrl_lightning.config import available, reads_of
 from mbrl_lightning.config.option import help_line
 from mbrl_lightning.config.schema import FIELDS, SECTIONS, Config, get
 
@@ -17,7 +19,7 @@ Meta-trains and meta-tests one algorithm on one task family. Values are YAML; la
   seeds=0..4         several seeds, jobs=N at a time; finished ones are skipped, then a report is made
   resume=RUN         continue a run where it stopped; init_from=RUN starts a new one from its weights
   --print-config     show the whole configuration and stop
-  --help             this text
+  --help             this text; with algorithm=NAME the keys that it reads, and no others
 
 exit status: 0 done, 2 usage, 3 environment, 4 diverged, 5 storage, 75 preempted (resumable), 130 interrupted
 
@@ -25,15 +27,16 @@ keys with their defaults (conf and algorithm may set others; --print-config tell
 """
 
 
-def help_text() -> str:
-    """The whole help: commands, names, every key with default, meaning and range."""
+def help_text(words: Sequence[str] = ()) -> str:
+    """The whole help: commands, names, keys with default, meaning and range; of one algorithm if `words` name one."""
+    named = [word.removeprefix("algorithm=") for word in words if word.startswith("algorithm=")]
+    reads = reads_of(named[-1]) if named and named[-1] in available("algorithm") else FIELDS.keys()
     names = {"confs": "", "algorithms": "algorithm", "presets": "preset"}
     head = _HEAD.format(**{word: " ".join(available(kind)) for word, kind in names.items()})
     defaults = Config()
     lines = []
     for section in ("", *sorted(SECTIONS, key=[key.rpartition(".")[0] for key in FIELDS].index)):
-        lines.append("")
-        for key, entry in FIELDS.items():
-            if key.rpartition(".")[0] == section:
-                lines.append(help_line(key, get(defaults, key), entry.metadata))
+        own = {key: entry for key, entry in FIELDS.items() if key.rpartition(".")[0] == section and key in reads}
+        lines += [""] * bool(own)
+        lines += [help_line(key, get(defaults, key), entry.metadata) for key, entry in own.items()]
     return head + "\n".join(lines[1:]) + "\n"

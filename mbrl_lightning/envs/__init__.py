@@ -121,7 +121,7 @@ def _check_options(label: str, build: Callable[..., Any], options: dict[str, Any
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
     for option in options:
-        if option not in known:
+        if option not in known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
             raise ConfigError(
                 f"{label} has no option {option!r}{did_you_mean(option, known)}.",
                 f"Its options: {', '.join(known) or 'none'}.",

@@ -366,10 +366,6 @@ def test_sizes_that_do_not_fit_are_refused(tiny, changes, text):
         tiny("pearl", **changes)
 
 
-def test_another_algorithm_may_have_any_meta_batch(tiny):
-    tiny("dr_ppo", devices=2, pearl={"meta_batch": 3}, search={"method": "ppo"})
-
-
 # -- learning
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import read_by
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 def trained(algorithm: str, **changes) -> tuple[float, float, int]:
     """Share of the optimum that the pre-update policy's means lose from 200 starts, return of its samples, real steps."""
     changes = {"evaluation": {"sampled": False, "shots": [0.0]}, "loop": {"evaluate_every": 0}} | changes
-    cfg = compose({"conf": "point2d", "algorithm": algorithm} | changes)
+    cfg = compose(read_by({"conf": "point2d", "algorithm": algorithm} | changes))
     family = make_family("point2d")
     loop = MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
     loop.fit()

@@ -1,0 +1,96 @@
+"""The shipped YAML files: found by name, read, put on top of those that they are like."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mbrl_lightning.config.draft import Draft
+from mbrl_lightning.config.schema import EVERY, FIELDS, NAME, short
+from mbrl_lightning.config.sources import is_registered
+from mbrl_lightning.errors import did_you_mean
+
+LARGEST = 10**6  # bytes
+
+
+def conf_root() -> Path:
+    """Folder of the shipped YAML files: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def available(kind: str = "") -> list[str]:
+    """Names that `conf=` (kind ""), `algorithm=` or `preset=` (kinds of the same name) accept."""
+    return sorted(path.stem for path in (conf_root() / kind).glob("*.yaml"))
+
+
+def read_yaml(path: Path, label: str, draft: Draft) -> dict[str, Any]:
+    """The mapping in a YAML file; what is wrong with it goes to the draft's problems."""
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            raise FileNotFoundError("not a file of settings")
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # readers of YAML let out many kinds, see words.yaml_values
+        draft.problems.append(f"{label}: not readable as YAML: {short(' '.join(str(error).split()))}")
+        return {}
+    if isinstance(tree, dict):
+        return {str(key): value for key, value in tree.items()}
+    draft.problems.append(f"{label}: a mapping of keys to values is expected")
+    return {}
+
+
+def read_named(kind: str, name: Any, draft: Draft) -> dict[str, Any]:
+    """A shipped file by its bare name; nothing outside the conf folder is ever opened."""
+    word = kind or "conf"
+    root = (conf_root() / kind).resolve()
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[- ]", "_", str(name)[:60]).lower()
+        hint = did_you_mean(snake, available(kind)) + ("; for a path use conf_file=" if not kind else "")
+        draft.problems.append(f"{word}={short(repr(name))}: not a name (lower-case letters, digits and _ only){hint}")
+        return {}
+    path = (root / f"{name}.yaml").resolve()
+    if name not in available(kind) or path.parent != root:
+        known = available(kind)
+        if kind == "algorithm" and is_registered(name):
+            draft.problems.append(f"algorithm={name}: its YAML is missing: write conf/algorithm/{name}.yaml")
+            return {}
+        draft.problems.append(f"{word}={short(name)}: unknown{likely(name[:60], known)}; known: {', '.join(known)}")
+        return {}
+    return read_yaml(path, f"{path.parent.name}/{path.name}", draft)
+
+
+def likely(name: str, known: list[str]) -> str:
+    """A name that contains the given one, else the nearest by spelling."""
+    longer = [other for other in known if name in other.split("_")]
+    return did_you_mean(longer[0], longer) if len(longer) == 1 else did_you_mean(name, known)
+
+
+def chain(kind: str, name: Any, draft: Draft) -> dict[str, dict[str, Any]]:
+    """A file's tree, after those of the files that it is like: by name, the furthest first."""
+    tree = read_named(kind, name, draft)
+    other = tree.pop("like", None)
+    return (chain(kind, other, draft) if other else {}) | {str(name): tree}
+
+
+def merged(low: Any, high: Any) -> Any:
+    """A tree on top of another."""
+    if not (isinstance(low, dict) and isinstance(high, dict)):
+        return high
+    return low | {key: merged(low.get(key), value) for key, value in high.items()}
+
+
+def reads_of(algorithm: str) -> frozenset[str]:
+    """The keys that an algorithm reads, by its file and those that it is like, and those that every run reads."""
+    keys = set(EVERY)
+    for tree in chain("algorithm", algorithm, Draft()).values():
+        for section, names in tree.get("reads", {}).items():
+            own = [key for key in FIELDS if key.startswith(section + ".")] if names == "all" else names
+            keys |= {key if names == "all" else f"{section}.{key}" for key in own}
+    return frozenset(keys)
+
+
+def readers(key: str) -> list[str]:
+    """The algorithms that read a key."""
+    return [name for name in available("algorithm") if key in reads_of(name)]
