@@ -54,19 +54,10 @@ def cloned_policy(
     step: GradientStep,
     generator: torch.Generator,
 ) -> HistoryPolicy:
-    """pi_D: a network like the policy, with weights of its own, fitted to recorded actions by maximum likelihood.
+    """pi_D: a network like the policy, with weights of its own, fitted to the recorded actions of `rows` `[N]`.
 
-    It is the one that did best on the held-out actions; the fit ends when a look at them finds nothing better, as a network
-    that knows few data by heart is far from every policy.
-
-    Args:
-        policy: what it is to be like.
-        histories: of the recorded transitions.
-        rows: numbers of those to fit to `[N]`.
-        held_out: numbers of others.
-        cfg: see `divergence_from_data`.
-        step: see there.
-        generator: see there.
+    By maximum likelihood; it is the one that did best on the actions of `held_out`, and the fit ends when a look at them finds
+    nothing better, as a network that knows few data by heart is far from every policy.
     """
     shape = (1, histories.pairs.shape[1], histories.current.shape[1], 2 * policy.action_dim)
     with torch.random.fork_rng(devices=[]):
