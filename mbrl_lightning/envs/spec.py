@@ -195,7 +195,7 @@ def require_finite_action(spec: EnvSpec, action: Tensor, mask: Tensor | None) ->
     if rows:
         raise DivergedError(
             f"{spec.name}: the policy's action for task {rows[0]} is not finite.",
-            "Learn more slowly (a smaller learning rate), or from another seed.",
+            "a smaller learning rate, or another seed",
         )
 
 

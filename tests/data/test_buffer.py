@@ -140,6 +140,10 @@ def test_start_states_are_first_ones_or_any_that_did_not_end():
     assert (first[:, 0] % 100 == 0).all()
     seen = set((buffer.start_states(500, generator(), initial=False)[:, 0] % 100).tolist())
     assert seen == {0, 1, 3, 4}  # from 2 the next step ended the episode
+    data["next", "terminated"].fill_(True)  # episodes of one step: there is no other state
+    single = TaskBuffer(1)
+    single.extend(data, single.add_tasks(numbers(3, 4)), exploratory=True)
+    assert single.start_states(5, generator(), initial=False).shape == (5, 2)
 
 
 @pytest.mark.parametrize("key", ["observation", "action", ("next", "observation"), ("next", "reward")])

@@ -164,6 +164,21 @@ def test_checks(cls, options, names):
     assert [check.name for check in check_family(cart(cls, **options)) if not check.passed] == names
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_checks_do_not_depend_on_units(unit):
+    class InUnits(Cart):
+        def seen(self):
+            return (unit * self.state).astype(np.float32)
+
+        def own_reward(self):
+            return unit * self.state[0]
+
+    right = cart(InUnits, paid=lambda o, a, n: n[..., 0])
+    assert [check for check in check_family(right) if not check.passed] == []
+    wrong = cart(InUnits, paid=lambda o, a, n: 1.01 * n[..., 0], set_task=lambda env, task: None)
+    assert [check.name for check in check_family(wrong) if not check.passed] == ["parameters", "reward"]
+
+
 def test_an_end_late_in_the_episode_is_found():
     class Ends(Cart):
         def step(self, action):

@@ -68,7 +68,9 @@ def test_an_output_that_never_changes_is_in_no_mean():
     squared = torch.tensor([[0.5, 0.1, 1e-6]]).expand(500, 3)
     variance = change.var(0, correction=0)
     expected = (squared[:, :2] / variance[:2]).mean(1)
-    torch.testing.assert_close(share_of_variance(squared, variance), expected)
+    for units in (torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, 1e-9, 1.0]), torch.full((3,), 1e-6)):
+        shares = share_of_variance(squared * units.square(), variance * units.square())
+        torch.testing.assert_close(shares, expected)
 
 
 def test_what_is_not_finite_is_not_left_out():

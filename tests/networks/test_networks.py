@@ -191,14 +191,18 @@ def test_statistics_are_taken_in_float64():
     assert norm.mean.dtype == norm.std.dtype == torch.float64
 
 
-def test_constant_column_has_deviation_one():
-    data = torch.randn(50, 2)
-    data[:, 1] = 7.0
-    norm = Normalizer(2)
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("other", [0.0, 7.0])
+def test_constant_column_has_deviation_one_whatever_the_units(unit, other):
+    plain = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 0.0, 3.0])
+    plain[:, 1] = other
+    data = plain * torch.tensor([unit, unit, 1.0])  # the others in their own
+    norm, first = Normalizer(3), Normalizer(3)
     norm.fit(data)
+    first.fit(plain)
     assert float(norm.std[1]) == 1.0
-    assert norm(data)[:, 1].abs().max() == 0
-    assert torch.isfinite(norm(data)).all()
+    assert norm(data)[:, 1].abs().max() <= 1e-7 * unit * other
+    torch.testing.assert_close(norm(data)[:, [0, 2]], first(plain)[:, [0, 2]])
 
 
 def test_a_single_row_leaves_deviations_at_one():
