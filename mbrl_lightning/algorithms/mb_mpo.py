@@ -20,7 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
-from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Parameters, repeat
+from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Losses, Parameters, repeat
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Agent
@@ -33,7 +33,7 @@ from mbrl_lightning.models.worlds import Worlds
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.returns import advantages
-from mbrl_lightning.policies.trust_region import TrustRegion, TrustRegionLoss, executed_density, sampled_rows
+from mbrl_lightning.policies.trust_region import TrustRegion, executed_density, inner_loss, sampled_rows
 
 STARTS = 500  # initial states drawn for an iteration's imagined trajectories
 
@@ -48,8 +48,6 @@ class MBMPO(Algorithm):
 
     dynamics: EnsembleDynamics
     policy: Policy
-    loss: TrustRegionLoss
-    inner_step: GradientAdaptation
     fitted: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
@@ -61,9 +59,8 @@ class MBMPO(Algorithm):
         self.adapted = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
         names = list(self.policy.adaptable())
         inner = GradientAdaptation(names, meta.inner_lr, meta.inner_steps)
-        self.__dict__["inner_step"] = GradientAdaptation(names, 0.0 if inner.idle else meta.inner_lr)
-        self.__dict__["loss"] = TrustRegionLoss(self.policy, inner)
-        self.outer = TrustRegion(self.loss, meta)
+        self.inner_step = GradientAdaptation(names, 0.0 if inner.idle else meta.inner_lr)
+        self.outer = TrustRegion(self.policy, meta, inner)
         self.inner_steps = 0 if inner.idle else meta.inner_steps
         self.optimizers = {"dynamics": self.dynamics.configure_optimizers()}
         self.register_buffer("fitted", torch.zeros((), dtype=torch.long))
@@ -139,7 +136,7 @@ class MBMPO(Algorithm):
         return Worlds(self.dynamics, self.cfg, rows, bias, initial, real, own)
 
     def _trajectories(self, worlds: Worlds) -> tuple[TensorDict, dict[str, float], Linearised]:
-        """Lines 5-9: a batch for `TrustRegionLoss`, imagined returns before and after, and the inner steps."""
+        """Lines 5-9: a batch for `TrustRegion`, imagined returns before and after, and the inner steps."""
         start = {name: value.detach() for name, value in self.policy.adaptable().items()}
         linear = Linearised(self.inner_step, repeat(start.items(), self.tasks, stacked=True), [])
         support: list[TensorDict] = []
@@ -148,8 +145,7 @@ class MBMPO(Algorithm):
             rows, found = self._imagine(worlds, linear.adapted)  # line 6
             support.append(rows)
             returns.setdefault("imagined/return", found)
-            batch = TensorDict({"support": rows.unsqueeze(1)}, batch_size=[self.tasks])
-            linear = linear.then(self.inner_step.linearise(self.loss.inner(batch), linear.adapted))  # line 7
+            linear = linear.then(self.inner_step.linearise(inner_loss(self.policy, rows), linear.adapted))  # line 7
         target, found = self._imagine(worlds, linear.adapted)  # line 8
         returns["imagined/adapted" if returns else "imagined/return"] = found
         batch = TensorDict({"target": target}, batch_size=[self.tasks])
@@ -217,8 +213,8 @@ class MBMPO(Algorithm):
         with torch.no_grad():
             data = context.select("action", "age", "next").unsqueeze(1)
             data["inputs"] = self.policy.norm(self.spec.features(context["observation"])).unsqueeze(1)
-            support = data.set("advantage", self._advantages(data))
-            own = self._stepped(TensorDict({"support": support}, batch_size=[tasks]), executed=True)
+            rows = data.set("advantage", self._advantages(data)).flatten(1, 2)
+            own = self._stepped(inner_loss(self.policy, rows, executed_density), tasks)
             return belief.clone(False).set("policy", own)
 
     def fine_tune(
@@ -231,12 +227,11 @@ class MBMPO(Algorithm):
         start = {name: value.detach() for name, value in self.policy.adaptable().items()}
         rows, _ = self._imagine(worlds, repeat(start.items(), self.tasks, stacked=True))
         with torch.no_grad():
-            own = self._stepped(TensorDict({"support": rows.reshape(1, 1, -1)}, batch_size=[1]))
+            own = self._stepped(inner_loss(self.policy, rows.reshape(1, -1)), 1)
         return belief.clone(False).set("policy", own.expand(len(belief)).clone())
 
-    def _stepped(self, batch: TensorDict, executed: bool = False) -> TensorDict:
-        parameters = repeat(self.policy.adaptable().items(), len(batch), stacked=True)
-        losses = self.loss.inner(batch, executed_density) if executed else self.loss.inner(batch)
+    def _stepped(self, losses: Losses, tasks: int) -> TensorDict:
+        parameters = repeat(self.policy.adaptable().items(), tasks, stacked=True)
         for _ in range(self.cfg.meta.inner_steps):
             parameters = self.inner_step(losses, parameters)
-        return TensorDict(parameters, batch_size=[len(batch)])
+        return TensorDict(parameters, batch_size=[tasks])

@@ -18,7 +18,7 @@ from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.returns import advantages
-from mbrl_lightning.policies.trust_region import TrustRegion, TrustRegionLoss, sampled_rows
+from mbrl_lightning.policies.trust_region import TrustRegion, sampled_rows
 
 
 class TRPO(Algorithm):
@@ -34,7 +34,7 @@ class TRPO(Algorithm):
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
         self.policy = Policy(self.spec, cfg.policy, 0)
-        self.outer = TrustRegion(TrustRegionLoss(self.policy), cfg.meta)
+        self.outer = TrustRegion(self.policy, cfg.meta)
 
     @torch.no_grad()
     def act(

@@ -61,7 +61,7 @@ class GradientAdaptation(nn.Module):
         if learned:
             self.sizes = nn.Parameter(sizes)
         else:
-            self.register_buffer("sizes", sizes)
+            self.register_buffer("sizes", sizes, persistent=False)  # the configuration's, no state
         self.idle = steps == 0 or (size == 0 and not learned)
 
     def forward(self, losses: Losses | Sequence[Losses], parameters: Parameters) -> Parameters:

@@ -11,6 +11,7 @@ taken, so nothing else is left of a derivative of third order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -57,7 +58,7 @@ def divergence(policy: Policy, old: Outputs, new: Outputs) -> Tensor:
 
 @torch.no_grad()
 def sampled_rows(policy: Policy, data: TensorDictBase, scale: Tensor) -> TensorDict:
-    """What `TrustRegionLoss` asks of trajectories `[M, B, T]`, as rows `[M, N]`.
+    """What a trust region asks of trajectories `[M, B, T]`, as rows `[M, N]`; adds `scale` and `action_log_prob`.
 
     Args:
         policy: whose density it is.
@@ -70,60 +71,41 @@ def sampled_rows(policy: Policy, data: TensorDictBase, scale: Tensor) -> TensorD
     return rows
 
 
+def inner_loss(policy: Policy, rows: TensorDictBase, density_of: Callable[..., Tensor] = density) -> Losses:
+    """Minus the vanilla policy gradient's objective, E[log pi(a) A], on rows `[M, N]`: `inputs`, `action`, `advantage`."""
+
+    def losses(parameters: Parameters) -> Tensor:
+        outputs = policy.distribution(rows["inputs"], parameters)
+        return -(density_of(policy, outputs, rows["action"]) * rows["advantage"]).mean(1)
+
+    return losses
+
+
 class TrustRegionLoss(LossModule):
     """Surrogate objective and divergence of M tasks; TorchRL has no loss of this kind.
 
-    A batch `[M]` holds `target`, sampled by the adapted policies, `[M, N]`: `inputs`, `action`, `advantage`, `loc`, `scale`
-    and `action_log_prob` of the policy that sampled; and, if there are inner steps, `support` `[M, steps, N]`: `inputs`,
-    `action`, `advantage`, sampled by the policies that each step started from.
-
     Args:
-        policy: the policy to improve (one copy).
-        adaptation: inner steps; None has none.
+        policy: whose parameters they are about.
     """
 
-    policy: Policy
-
-    def __init__(self, policy: Policy, adaptation: GradientAdaptation | None = None) -> None:
+    def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self.__dict__["policy"] = policy  # the algorithm owns it
-        self.adaptation = adaptation or GradientAdaptation((), 0.0)
-        self.in_keys, self.out_keys = ["target", "support"], ["loss_objective", "kl"]
+        self.policy = policy
+        self.in_keys, self.out_keys = ["target", "policy"], ["loss_objective", "kl"]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """`loss_objective`, minus the surrogate, and `kl`: means over tasks, differentiable through the inner steps."""
-        adapted = self.adapt(tensordict, self.policy.adaptable())
-        surrogate, kl = self.judge(tensordict, adapted)
-        return TensorDict({"loss_objective": -surrogate.mean(), "kl": kl.mean()}, batch_size=[])
+        """Means over tasks of minus E[pi(a) / pi_old(a) A], `loss_objective`, and of KL(pi_old || pi), `kl`.
 
-    def inner(self, batch: TensorDictBase, density_of: Callable[..., Tensor] = density) -> list[Losses]:
-        """The loss of each inner step: minus the vanilla policy gradient's objective, E[log pi(a) A]."""
-
-        def loss_on(rows: TensorDictBase) -> Losses:
-            def losses(parameters: Parameters) -> Tensor:
-                outputs = self.policy.distribution(rows["inputs"], parameters)
-                return -(density_of(self.policy, outputs, rows["action"]) * rows["advantage"]).mean(1)
-
-            return losses
-
-        return [] if self.adaptation.idle else [loss_on(rows) for rows in batch["support"].unbind(1)]
-
-    def adapt(self, batch: TensorDictBase, parameters: Parameters) -> Parameters:
-        """Parameters `[M, ...]` after the inner steps from `parameters` `[1, ...]`."""
-        return self.adaptation(self.inner(batch), repeat(parameters.items(), len(batch), stacked=True))
-
-    def judge(self, batch: TensorDictBase, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """Surrogate and divergence `[M]` of policies with `parameters` `[M, ...]` on what was sampled."""
-        target = batch["target"]
-        outputs = self.policy.distribution(target["inputs"], parameters)
-        kl = divergence(self.policy, (target["loc"], target["scale"]), outputs)
-        return self.surrogate(batch, outputs), kl.mean(1)
-
-    def surrogate(self, batch: TensorDictBase, outputs: Outputs) -> Tensor:
-        """E[pi(a) / pi_old(a) A] `[M]` of policies with the given outputs on what was sampled."""
-        target = batch["target"]
-        ratio = (density(self.policy, outputs, target["action"]) - target["action_log_prob"]).exp()
-        return (ratio * target["advantage"]).mean(1)
+        Args:
+            tensordict: batch `[M]` with `target` `[M, N]` (see `sampled_rows`), and `policy`, the parameters `[M, ...]` of
+                the policies in question, as `Policy.adaptable` names them.
+        """
+        target, policy = tensordict["target"], self.policy
+        outputs = policy.distribution(target["inputs"], dict(tensordict["policy"].items()))
+        ratio = (density(policy, outputs, target["action"]) - target["action_log_prob"]).exp()
+        kl = divergence(policy, (target["loc"], target["scale"]), outputs)
+        losses = {"loss_objective": -(ratio * target["advantage"]).mean(1).mean(), "kl": kl.mean(1).mean()}
+        return TensorDict(losses, batch_size=[])
 
 
 class TrustRegion:
@@ -131,16 +113,35 @@ class TrustRegion:
 
     Parameters move here as in `GradientStep`: by quantities averaged over ranks, and only if they are finite.
 
+    A batch `[M]` holds `target`, sampled by the adapted policies (see `sampled_rows`), and, if there are inner steps, `support`
+    `[M, steps, N]`: `inputs`, `action`, `advantage`, sampled by the policies that each step started from.
+
     Args:
-        loss: of the policy to improve.
+        policy: the policy to improve (one copy).
         cfg: size of the region, iterations, damping, share of the rows in the products, backtracks.
+        adaptation: inner steps; None has none.
     """
 
-    def __init__(self, loss: TrustRegionLoss, cfg: MetaConfig) -> None:
-        self.loss, self.cfg = loss, cfg
+    def __init__(self, policy: Policy, cfg: MetaConfig, adaptation: GradientAdaptation | None = None) -> None:
+        self.policy, self.loss, self.cfg = policy, TrustRegionLoss(policy), cfg
+        self.adaptation = adaptation or GradientAdaptation((), 0.0)
+
+    def adapt(self, batch: TensorDictBase, parameters: Parameters) -> Parameters:
+        """Parameters `[M, ...]` after the inner steps from `parameters` `[1, ...]`."""
+        return self.adaptation(self._inner(batch), repeat(parameters.items(), len(batch), stacked=True))
+
+    def judge(self, batch: TensorDictBase, parameters: Parameters) -> TensorDict:
+        """The loss of policies with `parameters` `[M, ...]`."""
+        own = TensorDict(dict(parameters), batch_size=batch.batch_size)
+        return cast(TensorDict, self.loss(batch.select("target").set("policy", own)))
+
+    def _inner(self, batch: TensorDictBase) -> list[Losses]:
+        if self.adaptation.idle:
+            return []
+        return [inner_loss(self.policy, rows) for rows in batch["support"].unbind(1)]
 
     def __call__(self, batch: TensorDictBase, step: GradientStep, linear: Linearised | None = None) -> dict[str, float]:
-        """Improve the policy on one batch (see `TrustRegionLoss`); it is left as it was if no backtrack improves it.
+        """Improve the policy on one batch; it is left as it was if no backtrack improves it.
 
         Args:
             batch: batch `[M]`.
@@ -154,10 +155,9 @@ class TrustRegion:
         Raises:
             DivergedError: the gradient or a product is not finite; parameters are as before.
         """
-        loss, own = self.loss, self.loss.policy.adaptable()
-        start = {name: value.detach() for name, value in own.items()}
+        start = {name: value.detach() for name, value in self.policy.adaptable().items()}
         if linear is None:
-            linear = loss.adaptation.linearise(loss.inner(batch), repeat(start.items(), len(batch), stacked=True))
+            linear = self.adaptation.linearise(self._inner(batch), repeat(start.items(), len(batch), stacked=True))
         gradient, gain_before, inner_kl = self._gradient(batch, linear, start, step)
         product = self._products(batch, linear.adapted, start, step)
         direction = conjugate_gradient(product, gradient, self.cfg.cg_steps)
@@ -177,34 +177,33 @@ class TrustRegion:
         """Gradient of the surrogate in the parameters, its value, and KL(pi || pi') of the inner steps."""
         leaves = {name: value.clone().requires_grad_() for name, value in linear.adapted.items()}
         with torch.enable_grad():
-            outputs = self.loss.policy.distribution(batch["target", "inputs"], leaves)
-            surrogate = self.loss.surrogate(batch, outputs)
-            found = torch.autograd.grad(surrogate.mean(), list(leaves.values()), allow_unused=True)
+            surrogate = -self.judge(batch, leaves)["loss_objective"]
+            found = torch.autograd.grad(surrogate, list(leaves.values()), allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), found, strict=True)]
         pulled = linear.pull(dict(zip(leaves, filled, strict=True)))
         gradient = step.mean(flatten({name: value.sum(0, keepdim=True) for name, value in pulled.items()}))
         _require_finite(gradient, "policy gradient", step)
         with torch.no_grad():
-            inputs, policy = batch["target", "inputs"][:, :: self.cfg.subsample], self.loss.policy
+            inputs, policy = batch["target", "inputs"][:, :: self.cfg.subsample], self.policy
             moved = policy.distribution(inputs, linear.adapted)
             kept = policy.distribution(inputs, repeat(start.items(), len(batch), stacked=True))
             inner_kl = step.mean(divergence(policy, kept, moved).mean())
-        return gradient, float(step.mean(surrogate.detach().mean())), inner_kl
+        return gradient, float(step.mean(surrogate.detach())), inner_kl
 
     def _products(
         self, batch: TensorDictBase, adapted: Parameters, start: Parameters, step: GradientStep
     ) -> Callable[[Tensor], Tensor]:
         """V -> (mean_k J_k^T F_k J_k + damping) v, on every `subsample`-th row."""
-        loss, every, tasks = self.loss, self.cfg.subsample, len(batch)
+        every, tasks = self.cfg.subsample, len(batch)
         few = TensorDict({"target": batch["target"][:, ::every]}, batch_size=[tasks])
-        if not loss.adaptation.idle:
+        if not self.adaptation.idle:
             few["support"] = batch["support"][:, :, ::every]
-        linear = loss.adaptation.linearise(loss.inner(few), repeat(start.items(), tasks, stacked=True))
+        linear = self.adaptation.linearise(self._inner(few), repeat(start.items(), tasks, stacked=True))
         leaves = {name: value.clone().requires_grad_() for name, value in adapted.items()}
         with torch.enable_grad():
-            outputs = loss.policy.distribution(few["target", "inputs"], leaves)
+            outputs = self.policy.distribution(few["target", "inputs"], leaves)
             held = outputs[0].detach(), outputs[1].detach()
-            kl = divergence(loss.policy, held, outputs).mean(1)
+            kl = divergence(self.policy, held, outputs).mean(1)
             slopes = torch.autograd.grad(kl.sum(), list(leaves.values()), create_graph=True)
 
         def product(vector: Tensor) -> Tensor:
@@ -223,12 +222,12 @@ class TrustRegion:
     def _search(
         self, batch: TensorDictBase, start: Parameters, full: Tensor, gain_before: float, step: GradientStep
     ) -> dict[str, float]:
-        own = self.loss.policy.adaptable()
+        own = self.policy.adaptable()
         for backtracks in range(BACKTRACKS):
             change = unflatten(full * BACKTRACK**backtracks, start)
             trial = {name: value + change[name] for name, value in start.items()}
-            surrogate, kl = self.loss.judge(batch, self.loss.adapt(batch, trial))
-            gain, moved = step.mean(torch.stack([surrogate.mean() - gain_before, kl.mean()])).tolist()
+            found = self.judge(batch, self.adapt(batch, trial))
+            gain, moved = step.mean(torch.stack([-found["loss_objective"] - gain_before, found["kl"]])).tolist()
             if gain > 0 and moved <= self.cfg.delta:  # false for what is not a number
                 for name, value in trial.items():
                     own[name].copy_(value)

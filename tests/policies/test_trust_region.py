@@ -18,10 +18,10 @@ from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.trust_region import (
     TrustRegion,
-    TrustRegionLoss,
     conjugate_gradient,
     executed_density,
     flatten,
+    inner_loss,
     sampled_rows,
     unflatten,
 )
@@ -41,8 +41,7 @@ class Setting:
         with torch.no_grad():  # away from the start, where all outputs are almost equal
             self.policy.net[-1].weight.mul_(10)
         adaptation = GradientAdaptation(list(self.policy.adaptable()), size, steps, first_order=first_order).double()
-        self.loss = TrustRegionLoss(self.policy, adaptation)
-        self.outer = TrustRegion(self.loss, MetaConfig(**{"subsample": 1, "damping": 0.0} | changes))
+        self.outer = TrustRegion(self.policy, MetaConfig(**{"subsample": 1, "damping": 0.0} | changes), adaptation)
         self.step = GradientStep(Fabric(accelerator="cpu", devices=1))
         self.generator = torch.Generator().manual_seed(1)
         parameters, support = repeat(self.start().items(), TASKS, stacked=True), []
@@ -50,8 +49,7 @@ class Setting:
         with torch.no_grad():
             for _ in range(0 if adaptation.idle else steps):
                 support.append(self.rows(parameters))
-                batch = TensorDict({"support": support[-1].unsqueeze(1)}, batch_size=[TASKS])
-                parameters = one(self.loss.inner(batch), parameters)
+                parameters = one(inner_loss(self.policy, support[-1]), parameters)
         self.batch = TensorDict({"target": self.rows(parameters)}, batch_size=[TASKS])
         if support:
             self.batch["support"] = torch.stack(support, 1)
@@ -70,14 +68,18 @@ class Setting:
         )
         return sampled_rows(self.policy, data.unsqueeze(1), scale)
 
+    def loss(self) -> TensorDict:
+        """What the LossModule gives after the inner steps, differentiable through them."""
+        return self.outer.judge(self.batch, self.outer.adapt(self.batch, self.policy.adaptable()))
+
     def value(self, key: str, vector: torch.Tensor | None = None) -> torch.Tensor:
-        """`loss(batch)[key]` at the parameters plus `vector`."""
+        """`loss()[key]` at the parameters plus `vector`."""
         start = {name: value.clone() for name, value in self.start().items()}
         if vector is not None:
             with torch.no_grad():
                 for name, change in unflatten(vector, start).items():
                     self.policy.adaptable()[name].add_(change)
-        out = self.loss(self.batch)[key].detach()
+        out = self.loss()[key].detach()
         with torch.no_grad():
             for name, value in self.policy.adaptable().items():
                 value.copy_(start[name])
@@ -85,7 +87,7 @@ class Setting:
 
     def linear(self):
         start = repeat(self.start().items(), TASKS, stacked=True)
-        return self.loss.adaptation.linearise(self.loss.inner(self.batch), start)
+        return self.outer.adaptation.linearise(self.outer._inner(self.batch), start)
 
     def gradient(self) -> torch.Tensor:
         return self.outer._gradient(self.batch, self.linear(), self.start(), self.step)[0]
@@ -114,7 +116,7 @@ def test_the_batch_was_sampled_by_the_adapted_policies_so_the_divergence_is_zero
 def test_the_gradient_equals_automatic_differentiation_through_the_inner_steps(case):
     setting = Setting(**case)
     own = setting.policy.adaptable()
-    found = torch.autograd.grad(-setting.loss(setting.batch)["loss_objective"], list(own.values()))
+    found = torch.autograd.grad(-setting.loss()["loss_objective"], list(own.values()))
     torch.testing.assert_close(setting.gradient(), flatten(dict(zip(own, found, strict=True))), rtol=1e-9, atol=1e-12)
 
 
@@ -134,7 +136,7 @@ def test_gradient_and_products_equal_finite_differences(case):
 def test_products_equal_double_differentiation_of_the_divergence(case):
     setting = Setting(**case)
     own = list(setting.policy.adaptable().values())
-    slopes = torch.autograd.grad(setting.loss(setting.batch)["kl"], own, create_graph=True)
+    slopes = torch.autograd.grad(setting.loss()["kl"], own, create_graph=True)
     vector = torch.randn_like(setting.gradient())
     along = sum((s * v).sum() for s, v in zip(slopes, unflatten(vector, setting.start()).values(), strict=True))
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(along, own)])
@@ -177,13 +179,12 @@ def test_a_small_region_is_filled():
 
 def test_a_search_that_improves_nothing_says_so_and_leaves_the_policy(caplog):
     setting = Setting()
-    before, judge = setting.start(), setting.loss.judge
+    before = setting.start()
 
-    def worse(batch, parameters):  # every trial of the line search, which alone needs no gradient
-        surrogate, kl = judge(batch, parameters)
-        return surrogate - float(not torch.is_grad_enabled()), kl
+    def worse(module, given, out):  # every trial of the line search, which alone needs no gradient
+        out["loss_objective"] = out["loss_objective"] + float(not torch.is_grad_enabled())
 
-    setting.loss.judge = worse
+    setting.outer.loss.register_forward_hook(worse)
     with caplog.at_level(logging.WARNING):
         found = setting.outer(setting.batch, setting.step)
     assert found["accepted"] == 0
