@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -336,9 +335,3 @@ def test_defaults_need_no_mutable_sharing():
     first.env.options["x"] = 1
     assert Config().policy.hidden != first.policy.hidden
     assert Config().env.options == {}
-
-
-def test_numbers_of_numpy_are_numbers():
-    values = {"seed": np.arange(3)[1], "policy.hidden": np.array([8, 8]), "dynamics.lr": np.float64(0.01)}
-    config = compose({"conf": "debug"} | values)
-    assert (config.seed, config.policy.hidden, config.dynamics.lr) == (1, [8, 8], 0.01)
