@@ -91,7 +91,8 @@ def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag, fabric: "Fabric"
     loop = MetaLoop(config, family, algorithm, run.folder, stop, watch=lambda it: _draw(it, run), fabric=fabric)
     resuming = config.resume is not None and bool(checkpoint.steps(run.checkpoints))
     if config.resume is not None and not resuming:
-        if any(row.iteration >= config.loop.checkpoint_every for row in loop.results.rows):
+        after = any(row.iteration > config.loop.checkpoint_every for row in loop.results.rows)
+        if after or run.manifest.get("finished_iterations"):
             raise StorageError(
                 f"{run.folder}: its results are there, but its checkpoints are gone",
                 "start anew with another out=, or with overwrite=true, which replaces the results",

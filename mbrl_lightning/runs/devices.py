@@ -19,7 +19,6 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.errors import ConfigError, MBRLError, Preempted
 
 PATIENCE = timedelta(minutes=10)  # of one rank with another; pictures and checkpoints are rank 0's alone
-_GRACE = 10  # seconds until a process that has failed is gone
 
 
 def make_fabric(config: Config) -> Fabric:
@@ -59,8 +58,13 @@ def make_fabric(config: Config) -> Fabric:
 
 
 @contextmanager
-def together(fabric: Fabric, folder: Path) -> Iterator[None]:
+def together(fabric: Fabric, folder: Path, grace: float = 10.0) -> Iterator[None]:
     """Where one process of several fails, those that were started here end too, and the first cause is told.
+
+    Args:
+        fabric: whose launcher knows the processes.
+        folder: of the run.
+        grace: seconds until a process that has failed is gone.
 
     Raises:
         MBRLError: in place of what PyTorch says when a process is gone; of the kind of that process's exit status.
@@ -71,7 +75,7 @@ def together(fabric: Fabric, folder: Path) -> Iterator[None]:
         others: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
         with suppress(subprocess.TimeoutExpired):
             for process in others if isinstance(error, Exception) else ():
-                process.wait(_GRACE)
+                process.wait(grace)
         statuses = [process.poll() for process in others]
         for process in others:
             process.kill()

@@ -4,17 +4,22 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 from types import FrameType
 from typing import Any
 
 from mbrl_lightning.errors import Interrupted, Preempted
+
+_DEAF = 60.0  # seconds
 
 
 class StopFlag:
     """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop reads where it can save.
 
     A second signal ends the process at once by SystemExit (open files and locks are released); a third one
-    without any clean-up. Outside the main thread no handler can be set, and the flag stays down.
+    without any clean-up, and so does one that is not heard for a minute, since the process waits for another one that
+    stands still. Outside the main thread no handler can be set, and the flag stays down.
 
     Attributes:
         requested: number of the signal that came, or None.
@@ -52,12 +57,31 @@ class StopFlag:
                 if hasattr(signal, name):
                     number = int(getattr(signal, name))
                     self._before[number] = signal.signal(number, self._receive)
+            reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(reader, set(self._before)), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._woken)
+            os.close(self._writer)
         self._before.clear()
+
+    def _watch(self, reader: int, numbers: set[int]) -> None:
+        came = 0
+        with os.fdopen(reader, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                came += number[0] in numbers
+                until = time.monotonic() + _DEAF
+                while self._count < came and time.monotonic() < until:
+                    time.sleep(0.05)
+                if self._count < came:
+                    os.write(2, b"stopped while it waited for another process; the last checkpoint counts\n")
+                    os._exit(75)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._count += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mbrl_lightning.config import load_config, read_run_config
-from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
+from mbrl_lightning.errors import ConfigError, DivergedError, MBRLError, StorageError
 from mbrl_lightning.runs import checkpoint, storage
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
@@ -242,6 +242,22 @@ def test_configuration_of_another_version_is_named():
         load_config([f"resume={folder}"])
 
 
+def test_of_several_processes_the_first_cause_is_told(tmp_path):
+    from lightning.fabric import Fabric
+
+    from mbrl_lightning.runs.devices import together
+
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    for code, status in (("raise SystemExit(3)", 3), ("import time; time.sleep(60)", 75)):
+        other = subprocess.Popen([sys.executable, "-c", code])
+        fabric.strategy.launcher.procs = [other]
+        other.wait() if status == 3 else None
+        with pytest.raises(MBRLError, match="another process") as caught, together(fabric, tmp_path, grace=0.1):
+            raise RuntimeError("Connection closed by peer")
+        assert caught.value.exit_code == status
+        assert other.poll() is not None
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_first_signal_sets_the_flag_and_the_second_ends(name, capfd):
     number = getattr(signal, name)
@@ -255,6 +271,20 @@ def test_first_signal_sets_the_flag_and_the_second_ends(name, capfd):
         assert caught.value.code == (130 if name == "SIGINT" else 75)
     assert signal.getsignal(number) == before
     assert "a second signal stops at once" in capfd.readouterr().err
+
+
+def test_a_signal_that_is_not_heard_ends_the_process():
+    code = (
+        "import ctypes, mbrl_lightning.runs.signals as s; s._DEAF = 0.5\n"
+        "library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)\n"
+        "library.pthread_mutex_lock(mutex)\n"
+        "with s.StopFlag(): print('ready', flush=True); library.pthread_mutex_lock(mutex)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert b"waited for another process" in process.stderr.read()
+    assert process.returncode == 75
 
 
 def test_a_process_stops_when_the_one_that_started_it_is_gone(monkeypatch):
