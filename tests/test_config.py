@@ -189,6 +189,7 @@ def test_all_errors_at_once_with_the_nearest_names(tmp_path):
         ("env.options.x=.nan", "non-finite"),
         ("env.name=half_cheeta", "did you mean 'half_cheetah'"),
         ("env.file=nowhere.py", "no such file"),
+        ("policy.hidden=" + "[" * 100_000, "nested too deep"),
         ("search.gamma=[1", "not readable as YAML"),
         ("foo", "key=value is expected"),
         ("a[0]=1", "unknown key"),

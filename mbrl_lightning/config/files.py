@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from mbrl_lightning.config.draft import Draft
 from mbrl_lightning.config.schema import EVERY, FIELDS, NAME, short
 from mbrl_lightning.config.sources import is_registered
+from mbrl_lightning.config.words import refuse_nesting
 from mbrl_lightning.errors import did_you_mean
 
 LARGEST = 10**6  # bytes
@@ -31,6 +32,7 @@ def read_yaml(path: Path, label: str, draft: Draft) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > LARGEST:
             raise FileNotFoundError("not a file of settings")
+        refuse_nesting(path.read_text(encoding="utf-8"))
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # readers of YAML let out many kinds, see words.yaml_values
         draft.problems.append(f"{label}: not readable as YAML: {short(' '.join(str(error).split()))}")

@@ -64,6 +64,7 @@ def yaml_values(words: Words) -> dict[str, Any]:
             words.problems.append(f"'{key}={text}': interpolation ('${{...}}') is not allowed")
             continue
         try:
+            refuse_nesting(text)
             values[key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
         except (
             Exception
@@ -71,6 +72,16 @@ def yaml_values(words: Words) -> dict[str, Any]:
             shown = f"{key}={text}" if len(text) < 80 else f"{key}={text[:80]}..."
             words.problems.append(f"{shown!r}: not readable as YAML: {' '.join(str(error).split())[:200]}")
     return values
+
+
+def refuse_nesting(text: str) -> None:
+    """Raise a ValueError before YAML of thousands of levels ends the process: its reader has no limit."""
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "[{") - (sign in "]}")
+        deepest = max(deepest, depth)
+    if deepest > 50 or "- " * 50 in text:
+        raise ValueError("nested too deep")
 
 
 def take(kind: type[T], words: Words, strict: bool = True) -> T:

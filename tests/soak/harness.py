@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import random
 import shutil
@@ -104,6 +105,7 @@ def child(
             handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
+            logging.root.handlers.clear()  # of pytest
             status = work() or 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
