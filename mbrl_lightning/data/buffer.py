@@ -54,15 +54,16 @@ class TaskBuffer:
         """Add the valid rows of `data` `[B, T]`, row b of task `index[b]`.
 
         Args:
-            data: what `collect` gave.
+            data: what `collect` gave, or recordings of your own with the keys of COLUMNS and `("next", "done")`.
             index: task indices `[B]`, or `[B, T]` where tasks change on the way.
             exploratory: collected by the exploration policy (such rows make up contexts).
             first_episode: what `episodes` was before the first part, for data that come in parts (`collect_parts`); rows
                 are then stored step by step instead of row by row, so that an episode's steps lie B rows apart.
 
         Raises:
-            EnvError: a reward or observation is not finite; nothing is added.
+            EnvError: a reward or observation is not finite, or a key is missing; nothing is added.
         """
+        data = _with_episodes(data)
         for key in COLUMNS[:4]:
             if not bool(torch.isfinite(data[key]).all()):
                 raise EnvError(
@@ -178,3 +179,18 @@ class TaskBuffer:
                 self.storage.writer.load_state_dict(state["writer"])
         self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state.get("episodes", 0)
         self._rows.clear()
+
+
+def _with_episodes(data: TensorDictBase) -> TensorDictBase:
+    """Recordings `[B, T]` with what only `collect` writes down: which episode a step is of, and where in it."""
+    if "episode" in data:
+        return data
+    missing = [key for key in (*COLUMNS, ("next", "done")) if key not in data.keys(include_nested=True)]
+    if missing:
+        raise EnvError(f"the recorded data have no {missing}", "give a TensorDict [tasks, steps] with these keys")
+    done, steps = data["next", "done"].reshape(data.shape), torch.arange(data.shape[1])
+    initial = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1]], 1)
+    age = steps - torch.where(initial, steps, 0).cummax(1).values
+    episode = (initial.cumsum(1) - 1) * len(data) + torch.arange(len(data)).unsqueeze(1)
+    told = {"initial": initial, "age": age, "episode": episode, "valid": torch.ones_like(done)}
+    return data.clone(False).update(told)

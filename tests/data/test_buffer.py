@@ -158,6 +158,17 @@ def test_data_that_are_not_finite_are_refused_whole(key, bad):
     assert fingerprint(buffer.state_dict()) == before
 
 
+def test_recordings_without_episodes_are_told_apart_where_they_are_done():
+    data = episode(numbers(1, 2), 12)
+    known, recorded = TaskBuffer(1), TaskBuffer(1)
+    known.extend(data, known.add_tasks(numbers(1, 2)), exploratory=True)
+    bare = data.exclude("initial", "age", "episode", "valid")
+    recorded.extend(bare, recorded.add_tasks(numbers(1, 2)), exploratory=True)
+    assert fingerprint(recorded.state_dict()) == fingerprint(known.state_dict())
+    with pytest.raises(EnvError, match="reward"):
+        recorded.extend(bare.exclude(("next", "reward")), torch.tensor([0, 1]), exploratory=True)
+
+
 def test_beyond_its_capacity_the_oldest_rows_go():
     buffer = filled({1: 6, 2: 6, 3: 6}, capacity=10)
     assert len(buffer) == 10
