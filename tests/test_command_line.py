@@ -201,6 +201,7 @@ def test_options_of_families_are_read_off_their_sources():
         ("def family(**options): ...", None),
         ("@wrapped\ndef family(a): ...", None),
         ("family = 3", None),
+        ("def make(x):\n    def built(a=1): ...\n    return built\nfamily = make(2)", ["a"]),
         ("def family(:", None),
     ],
 )
@@ -210,7 +211,7 @@ def test_options_of_a_users_family_are_what_its_file_says(tmp_path, source, know
 
 
 def test_an_algorithm_without_its_yaml_says_so(monkeypatch):
-    monkeypatch.setattr("mbrl_lightning.config.available", lambda kind="": ["cartpole"] if not kind else ["gssm"])
+    monkeypatch.setattr("mbrl_lightning.config.files.available", lambda kind="": ["cartpole"] if not kind else ["gssm"])
     with pytest.raises(ConfigError, match=r"its YAML is missing: write conf/algorithm/pearl\.yaml"):
         load_config(["conf=cartpole", "algorithm=pearl"])
     with pytest.raises(ConfigError, match="algorithm=perl: unknown"):

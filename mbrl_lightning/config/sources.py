@@ -12,16 +12,25 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def options_of(function: str, files: Iterable[Path]) -> list[str] | None:
-    """Names of a function's parameters; None where no file defines it plainly, or where it takes any (`**options`)."""
+    """Names of a function's parameters; None where no file defines it plainly, or where it takes any (`**options`).
+
+    Plainly is `def name(...)`, or `name = maker(...)` with a `def` inside of a `maker` of the same file.
+    """
     for file in files:
         try:
             nodes = ast.parse(file.read_text(encoding="utf-8")).body
         except (OSError, ValueError, SyntaxError):  # whoever imports it says so better
             return None
+        defined = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
         for node in nodes:
-            if isinstance(node, ast.FunctionDef) and node.name == function:
-                known = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
-                return None if node.args.kwarg or node.decorator_list else known
+            match node:
+                case ast.Assign([ast.Name(name)], ast.Call(ast.Name(maker))) if name == function and maker in defined:
+                    inner = [each for each in defined[maker].body if isinstance(each, ast.FunctionDef)]
+                    defined |= {name: inner[0]} if inner else {}
+        if function in defined:
+            found = defined[function]
+            known = [argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)]
+            return None if found.args.kwarg or found.decorator_list else known
     return None
 
 
