@@ -176,6 +176,8 @@ def test_all_errors_at_once_with_the_nearest_names(tmp_path):
         ("loop.buffer=1000000000", "of memory"),
         ("dynamics.hidden=100000000", "of memory"),
         ("dynamics.layers=100000000", "at most 100"),
+        ("threads=1000000", "at most 1024"),
+        ("evaluation.context=1000000000", "of memory"),
         ("dynamics.targets=1000000000", "of memory"),
         ("env.options.haf=1", "no such option (did you mean 'half'?); its options: half, tip_sign"),
         ("strategy=dpp", "did you mean 'ddp'"),

@@ -126,7 +126,7 @@ def _conf(flat: dict[str, Any], draft: Draft) -> dict[str, Any]:
 
 
 def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
-    folder = flat["resume"]
+    folder = flat["resume"] = os.path.expanduser(flat["resume"])
     for key in ("init_from", "overwrite", "seeds"):
         if flat.get(key):
             draft.problems.append(f"resume= and {key}= exclude each other")

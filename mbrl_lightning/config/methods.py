@@ -66,7 +66,9 @@ class MetaConfig:
     """Gradient adaptation of policies and the trust region of the outer step (MB-MPO, ME-TRPO, TRPO)."""
 
     inner_lr: float = option(0.1, "inner step size on mean losses; 0: no adaptation", minimum=0)
-    inner_steps: int = option(1, "inner steps, each on trajectories of its own; 0: no adaptation", minimum=0)
+    inner_steps: int = option(
+        1, "inner steps, each on trajectories of its own; 0: no adaptation", minimum=0, maximum=1000
+    )
     updates: int = option(30, "outer steps per iteration", minimum=0)
     rollouts: int = option(20, "imagined trajectories per model and phase", minimum=1)
     delta: float = option(0.01, "largest KL divergence of an outer step", above=0)
@@ -89,7 +91,7 @@ class L2AConfig:
     segments: int = option(32, "segments of M + K transitions in one batch", minimum=1)
     inner_lr: float = option(1.0, "inner step size, on mean squared errors of standardised targets", minimum=0)
     size_lr: float = option(0.02, "learning rate of the step sizes, where they are learned", above=0)
-    inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0)
+    inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0, maximum=1000)
     learned: bool = option(True, "learn the step size of each layer, from that one on", architecture=True)
     adapts: str = option("all", "what inner steps change", choices=("all", "weights", "gains"), architecture=True)
     hidden: int = option(64, "width of the recurrent state", minimum=1, architecture=True)

@@ -40,7 +40,13 @@ HELD = [
             48 l2a.hidden l2a.hidden
             4 planner.candidates planner.horizon
             16 pearl.hidden pearl.hidden
-            100 evaluation.context
+            16 pearl.latent_dim pearl.hidden
+            40 pearl.context pearl.meta_batch
+            16 dynamics.latent_dim dynamics.hidden dynamics.members
+            1000 loop.tasks_per_iteration
+            100 loop.tasks_per_iteration loop.exploration_steps
+            100 loop.tasks_per_iteration loop.episodes_per_task loop.episode_steps
+            100 evaluation.context evaluation.shots
             100 evaluation.episodes""".splitlines()
     )
 ]
