@@ -54,6 +54,7 @@ class GymSimulator:
         self.batch_size = len(tasks)
         self._spec, self._set_task, self._guard, self._tasks = spec, set_task, guard, tasks.tolist()
         self._envs = [guard.call(f"building environment {row}", make) for row in range(self.batch_size)]
+        self._code = guard.call("the environment", _code, self._envs[0]) if self._envs else ""
         self._access, self._started = state_access, [False] * self.batch_size
         self._observation = torch.zeros(self.batch_size, spec.observation_dim)
         self.last_reward = torch.zeros(self.batch_size, dtype=torch.float64)
@@ -108,20 +109,26 @@ class GymSimulator:
             )
 
     def _call(self, row: int, what: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return self._guard.call(f"{what}, task {row} {self._tasks[row]},", function, *arguments, **named)
+        return self._guard.call(
+            f"{what}, task {row} {self._tasks[row]} of {self._code},", function, *arguments, **named
+        )
 
     def _unpack(self, row: int, what: str, returned: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
         if isinstance(returned, tuple) and len(returned) == len(names):
             return returned
         found = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
-        raise self._guard.refuse(f"{what}, task {row} {self._tasks[row]},", found, f"({', '.join(names)})")
+        raise self._guard.refuse(
+            f"{what}, task {row} {self._tasks[row]} of {self._code},", found, f"({', '.join(names)})"
+        )
 
     def _write(self, row: int, observation: Any) -> None:
         # A copy: environments may hand out a view, flipped or read-only, of what they go on writing into.
         values = self._call(row, "the observation", np.array, observation, dtype=np.float32)
         if values.shape != (self._spec.observation_dim,):
             raise self._guard.refuse(
-                f"task {row}", f"an observation of shape {values.shape}", f"shape ({self._spec.observation_dim},)"
+                f"task {row} of {self._code}",
+                f"an observation of shape {values.shape}",
+                f"shape ({self._spec.observation_dim},)",
             )
         self._observation[row] = torch.from_numpy(values)
 
@@ -195,6 +202,13 @@ def _physical(space: gymnasium.Space, action: Tensor) -> Any:
     if np.issubdtype(space.dtype, np.integer):
         return np.minimum(np.floor(low + share * (high - low + 1)), high).astype(space.dtype)
     return np.clip((low + share * (high - low)).astype(space.dtype), space.low, space.high)
+
+
+def _code(env: gymnasium.Env) -> str:
+    """Class, file and line of the user's environment, for faults that show only in what it returned."""
+    kind = type(env.unwrapped)
+    code = getattr(kind.step, "__code__", None)
+    return kind.__name__ + (f" ({code.co_filename}:{code.co_firstlineno})" if code else "")
 
 
 def _number(value: Any) -> float:
