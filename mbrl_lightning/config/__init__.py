@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
 from mbrl_lightning.config.files import available, chain, likely, merged, read_named, read_yaml, readers, reads_of
+from mbrl_lightning.config.files import conf_root as conf_root
 from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config, get, short
 from mbrl_lightning.config.words import Words, number_list, read, yaml_values
 from mbrl_lightning.errors import ConfigError
