@@ -91,13 +91,13 @@ def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
     whole = make_loop(folder=tmp_path / "whole", loop=often)
     whole.fit()
     crashing = make_loop(folder=tmp_path / "parts", loop=often)
-    collect, calls = crashing._collect, []
+    collect, calls = crashing.algorithm.collect, []
 
-    def crash():
+    def crash(world):
         calls.append(1)
-        return collect() if len(calls) < 4 else 1 / 0
+        return collect(world) if len(calls) < 4 else 1 / 0
 
-    crashing._collect = crash
+    crashing.algorithm.collect = crash
     with pytest.raises(ZeroDivisionError):
         crashing.fit()
     resumed = make_loop(folder=tmp_path / "parts", loop=often)
@@ -339,7 +339,7 @@ def test_tasks_are_redrawn_when_due(make_loop):
     fit_dynamics = loop._fit_dynamics
 
     def watched():
-        seen.append(loop.tasks.clone())
+        seen.append(loop.world.tasks.clone())
         return fit_dynamics()
 
     loop._fit_dynamics = watched

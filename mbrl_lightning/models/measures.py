@@ -9,7 +9,6 @@ from torch import Tensor
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Model
 from mbrl_lightning.networks import NOISE
-from mbrl_lightning.networks.gaussians import kl_divergence
 
 MULTI_STEPS = 10
 
@@ -155,30 +154,3 @@ def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_p
     residual = (test @ weights - test_parameters.double()).square().sum(0)
     total = (test_parameters.double() - test_parameters.double().mean(0)).square().sum(0)
     return 1 - residual / total.clamp_min(1e-12)
-
-
-def model_nll(log_prob: Tensor) -> float:
-    """Model error as M3PO's Fig. 11 has it: mean negative log-likelihood of held-out transitions, in nats.
-
-    A density, so it depends on units and may be below 0; no total variation distance (see `guarantees`).
-
-    Args:
-        log_prob: of each transition (and member), summed over the predicted entries, `[...]`.
-    """
-    return -float(log_prob.double().mean())
-
-
-def policy_divergence(loc: Tensor, scale: Tensor, cloned_loc: Tensor, cloned_scale: Tensor) -> float:
-    """Policy divergence as M3PO's Fig. 12 has it: mean KL(pi || pi_D) over states, in nats.
-
-    pi_D is a policy of the same architecture fitted to the collected actions by maximum likelihood. Both are Gaussians
-    followed by the same one-to-one map (tanh), which leaves the divergence as it is before the map.
-
-    Args:
-        loc: pi's means before tanh, `[N, A]`.
-        scale: pi's deviations, > 0, broadcastable to `[N, A]`.
-        cloned_loc: pi_D's means before tanh, `[N, A]`.
-        cloned_scale: pi_D's deviations, > 0, broadcastable to `[N, A]`.
-    """
-    columns = (part.double() for part in (loc, scale, cloned_loc, cloned_scale))
-    return float(kl_divergence(*columns).mean())

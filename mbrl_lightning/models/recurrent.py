@@ -23,7 +23,7 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Model
-from mbrl_lightning.models.measures import model_nll, share_of_variance
+from mbrl_lightning.models.measures import share_of_variance
 from mbrl_lightning.networks import Normalizer
 
 LOG_VAR = (-9.0, 1.0)
@@ -204,7 +204,8 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
     Returns:
         Numbers: `nmse` and `null_nmse` (see `share_of_variance`),
         `wrong_nmse` with another row's history, `reward_nmse` (the last output, the reward where it is learned), `nll` (of
-        standardised targets; see `model_nll`) and, for a hidden direction, `slope` (see `reward_slope`).
+        standardised targets, in nats: a density, so it depends on units and may be below 0) and, for a hidden direction,
+        `slope` (see `reward_slope`).
     """
     spec, device = dynamics.spec, dynamics.device
     real = TaskBuffer(1, episodes.numel())
@@ -231,7 +232,7 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
         "wrong_nmse": float(share_of_variance(error(wrong), variance).mean()),
         "null_nmse": float(share_of_variance(change.square(), variance).mean()),
         "reward_nmse": float(share_of_variance(errors[:, -1:], variance[-1:]).mean()),
-        "nll": model_nll(log_prob),
+        "nll": -float(log_prob.double().mean()),
     }
     if "hidden" in episodes.keys():  # noqa: SIM118 - a TensorDict has no `in`
         hidden = episodes["hidden"][..., 0][episodes["valid"]].to(device)[rows]

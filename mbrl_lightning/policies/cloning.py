@@ -13,8 +13,7 @@ from torch import Tensor
 
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.windows import Histories
-from mbrl_lightning.models.measures import policy_divergence
-from mbrl_lightning.networks.gaussians import log_prob
+from mbrl_lightning.networks.gaussians import kl_divergence, log_prob
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.sac import SAC, HistoryPolicy
 
@@ -42,7 +41,9 @@ def divergence_from_data(
     cloned = cloned_policy(policy, histories, rows, held_out, cfg, step, generator)
     inputs = histories.before(held_out)["inputs"]
     with torch.no_grad():
-        return policy_divergence(*policy.policy(inputs), *cloned(inputs))
+        # of Gaussians before the tanh, which is one to one and leaves the divergence as it is
+        columns = (part.double() for part in (*policy.policy(inputs), *cloned(inputs)))
+        return float(kl_divergence(*columns).mean())
 
 
 def cloned_policy(

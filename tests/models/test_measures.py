@@ -10,10 +10,8 @@ from tensordict import TensorDict
 from mbrl_lightning.models.measures import (
     first_valid,
     linear_probe,
-    model_nll,
     multi_step_error,
     one_step_error,
-    policy_divergence,
     share_of_variance,
     until_fall,
 )
@@ -227,24 +225,3 @@ def test_errors_are_measured_up_to_the_first_fall():
     episodes = TensorDict({"valid": torch.ones(1, 5, dtype=torch.bool), "next": {"observation": heights}}, [1, 5])
     assert until_fall(episodes, spec)["valid"].tolist() == [[True, True, True, False, False]]
     assert until_fall(episodes, plain_spec())["valid"].all()
-
-
-def test_model_error_is_the_mean_of_the_negative_log_likelihoods():
-    assert model_nll(torch.tensor([[1.0, -2.0], [-3.0, -4.0]])) == 2.0
-
-
-def test_policy_divergence_is_that_of_the_squashed_actions():
-    loc, scale = torch.tensor([[0.3, -0.2]]), torch.tensor([[0.5, 0.9]])
-    cloned_loc, cloned_scale = torch.tensor([[0.0, 0.4]]), torch.tensor([[0.7, 0.6]])
-    exact = policy_divergence(loc, scale, cloned_loc, cloned_scale)
-    squash = torch.distributions.TanhTransform(cache_size=1)
-    policy, clone = (
-        torch.distributions.TransformedDistribution(torch.distributions.Normal(*each), [squash])
-        for each in ((loc, scale), (cloned_loc, cloned_scale))
-    )
-    torch.manual_seed(0)
-    actions = policy.sample((50_000,))
-    sampled = (policy.log_prob(actions) - clone.log_prob(actions)).sum(-1)
-    assert exact == pytest.approx(float(sampled.mean()), abs=4 * float(sampled.std()) / 50_000**0.5)
-    assert policy_divergence(loc.expand(7, 2), scale, cloned_loc, cloned_scale) == pytest.approx(exact)
-    assert policy_divergence(loc, scale, loc, scale) == 0
