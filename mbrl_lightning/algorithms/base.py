@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -17,8 +17,6 @@ from mbrl_lightning.models.base import Model
 from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.models.measures import model_errors
 from mbrl_lightning.networks.step import GradientStep
-from mbrl_lightning.policies.heads import Policy
-from mbrl_lightning.policies.sac import SAC
 
 
 class Algorithm(nn.Module):
@@ -31,14 +29,14 @@ class Algorithm(nn.Module):
         family: the task family.
         cfg: the run's configuration.
         dynamics: the model, or None for model-free methods.
-        policy: the deployed policy.
+        policy: the deployed policy: a `Policy`, or a `SAC` of methods on histories.
         optimizers: by name; part of the checkpoint.
         generator: draws all that the policy search draws; part of the checkpoint.
         iteration: outer iterations that this algorithm has been improved in.
     """
 
     dynamics: Model | None
-    policy: Policy | SAC
+    policy: Any
     iteration: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
@@ -82,9 +80,8 @@ class Algorithm(nn.Module):
             observation: `[M, S]`.
             noise: draws a sampled action; None gives the best one.
         """
-        policy = cast(Policy, self.policy)
-        drawn = None if noise is None else policy.noise((len(observation),), noise).to(self.device)
-        return policy.act(observation.to(self.device), belief, drawn).cpu(), belief
+        drawn = None if noise is None else self.policy.noise((len(observation),), noise).to(self.device)
+        return self.policy.act(observation.to(self.device), belief, drawn).cpu(), belief
 
     # -- training
 
