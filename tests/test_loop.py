@@ -12,7 +12,7 @@ import torch
 from fakes import StopAfter, counter_family, fingerprint, measured, shortened
 from lightning.fabric import Fabric
 
-from mbrl_lightning.algorithms import make_algorithm
+from mbrl_lightning.algorithms import ALGORITHMS, make_algorithm
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError, DivergedError, EnvError, Interrupted, Preempted
 from mbrl_lightning.loop import MetaLoop
@@ -20,25 +20,17 @@ from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.runs.results import read_results
 
 PPO_SEARCH = {"method": "ppo", "updates": 3, "segments": 2}
-PEARL = {"pearl": {"context": 6, "hold": 4, "hidden": [16]}, "sac": {"updates_per_step": 0.2, "batch": 32}}
-META = {"updates": 2, "rollouts": 2}
-VARIANTS = {
-    "gssm_aps": ("gssm_aps", {}),
+VARIANTS = {name: (name, {}) for name in ALGORITHMS} | {  # a new method is a row of the registry, and tested here
     "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}, "search": {"holdout": 1, "restarts": 2}}),
     "gssm_aps-ppo-cheetah": (
         "gssm_aps",
         {"search": PPO_SEARCH | {"initial_starts": 0.5, "noise": 1.0}, "env": {"name": "half_cheetah", "options": {}}},
     ),
-    "gssm": ("gssm", {}),
     "gssm-ppo": ("gssm", {"search": PPO_SEARCH}),
-    "dr_ppo": ("dr_ppo", {"search": {"updates": 2, "tasks": 2, "horizon": 30}}),
-    "mb_mpo": ("mb_mpo", {"meta": META, "dynamics": {"members": 2, "targets": 8, "persistence": 0.5}}),
-    "mb_mpo-biased": ("mb_mpo", {"meta": META | {"bias": 0.1, "noise": 0.1}, "search": {"initial_starts": 0.5}}),
-    "me_trpo": ("me_trpo", {"meta": META}),
-    "trpo": ("trpo", {"search": {"updates": 2, "tasks": 2, "horizon": 30}}),
-    "ddpg": ("ddpg", {"sac": {"warmup_steps": 20, "updates_per_step": 0.2, "batch": 16}}),
-    "pearl": ("pearl", PEARL),
-    "pearl-hidden": ("pearl", PEARL | {"env": {"name": "point_switch", "options": {"horizon": 20}}}),
+    "mb_mpo-persistent": ("mb_mpo", {"dynamics": {"persistence": 0.5}}),
+    "mb_mpo-biased": ("mb_mpo", {"meta": {"bias": 0.1, "noise": 0.1}, "search": {"initial_starts": 0.5}}),
+    "pearl-hidden": ("pearl", {"env": {"name": "point_switch", "options": {"horizon": 20}}}),
+    "m3po-hidden": ("m3po", {"env": {"name": "point_switch", "options": {"horizon": 20}}}),
 }
 
 
@@ -108,7 +100,7 @@ def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
     assert measured(read_results(tmp_path / "parts")) == measured(read_results(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "ddpg", "pearl"])
+@pytest.mark.parametrize("name", [*ALGORITHMS, "gssm-ppo"])
 def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name):
     states, rows = [], []
     for every in (0, 1):
@@ -123,7 +115,7 @@ def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name
     assert rows[0] == rows[1] != []
 
 
-@pytest.mark.parametrize("name", ["gssm_aps", "gssm", "gssm-ppo", "dr_ppo", "mb_mpo", "trpo", "ddpg", "pearl"])
+@pytest.mark.parametrize("name", [*ALGORITHMS, "gssm-ppo"])
 def test_a_full_meta_test_leaves_no_trace_but_in_its_own_stream(make_loop, name):
     algorithm, changes = variant(name, iterations=1)
     loop = make_loop(algorithm, **changes)
