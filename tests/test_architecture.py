@@ -158,7 +158,9 @@ def test_names_on_the_command_line_are_those_in_the_registries():
 
 
 def defined_here() -> set[str]:
-    found = (node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
+    found = (
+        node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    )
     return set(found)
 
 
@@ -176,16 +178,4 @@ def test_nothing_asks_of_what_class_of_ours_a_thing_is():
 
 def test_no_module_is_hidden_from_its_owner():
     hidden = [path.name for path in FILES if re.search(r"__dict__\[.*\] = ", path.read_text())]
-    assert len(hidden) <= HIDDEN
-
-
-def lines(*parts: str) -> int:
-    return sum(len(path.read_text().splitlines()) for part in parts for path in PACKAGE.glob(part))
-
-
-def test_totals_only_fall():
-    """Lines of the parts that learn, of the package and of the tests; a change that needs more takes something away."""
-    learning = [f"{room}/**/*.py" for room in ("algorithms", "beliefs", "models", "policies", "data", "networks")]
-    assert lines(*learning) <= LEARNING
-    assert lines("**/*.py") <= WHOLE
-    assert sum(len(path.read_text().splitlines()) for path in Path(__file__).parent.rglob("*.py")) <= TESTS
+    assert not hidden

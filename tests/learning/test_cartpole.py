@@ -10,7 +10,8 @@ from fakes import shortened
 
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.loop import MetaLoop
-from mbrl_lightning.measuring.meta_test import MetaTest, linear_probe, one_step_error
+from mbrl_lightning.measuring.meta_test import MetaTest
+from mbrl_lightning.models.measures import linear_probe, one_step_error
 
 pytestmark = pytest.mark.slow
 
