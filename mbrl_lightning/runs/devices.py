@@ -72,7 +72,9 @@ def together(fabric: Fabric, folder: Path, grace: float = 10.0) -> Iterator[None
     try:
         yield
     except BaseException as error:
-        others: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
+        started: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
+        others = started.copy()
+        started.clear()  # Lightning's observer of these would kill this process before it has spoken
         with suppress(subprocess.TimeoutExpired):
             for process in others if isinstance(error, Exception) else ():
                 process.wait(grace)

@@ -9,15 +9,15 @@ import pytest
 
 from .harness import child, command, verdict
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 COMMANDS = {
     "fit": ["conf=debug", "loop.iterations=1"],
     "evaluate": ["run=nowhere"],
     "report": ["nowhere"],
     "study": [],
     "check_env": ["conf=debug"],
-    "headroom": ["conf=debug"],
-    "perfect_model": ["conf=debug"],
+    "headroom": ["conf=nowhere"],
+    "perfect_model": ["conf=nowhere"],
     "bounds": [],
     "__main__": [],
 }

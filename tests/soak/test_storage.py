@@ -13,7 +13,7 @@ from mbrl_lightning.config import load_config
 
 from .harness import KILLED, at_operation, child, command, copied, damages, training, values, verdict
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 RUN = Path("runs/debug/gssm_aps/seed0")
 ASIDE = RUN.with_name("seed0.tmp-replaced")
 NEW = ("fit", "conf=debug", "loop.iterations=2")
