@@ -17,6 +17,8 @@ def options_of(function: str, files: Iterable[Path]) -> list[str] | None:
     Plainly is `def name(...)`, or `name = maker(...)` with a `def` inside of a `maker` of the same file.
     """
     for file in files:
+        if not file.is_file():  # /dev/zero has no end
+            return None
         try:
             nodes = ast.parse(file.read_text(encoding="utf-8")).body
         except (OSError, ValueError, SyntaxError):  # whoever imports it says so better

@@ -209,7 +209,7 @@ def _find_files(paths: Sequence[PathLike]) -> list[Path]:
             where = "no results.csv in or below it" if path.exists() else "no such file or folder"
             remedy = "name a run folder, a folder above runs, or a CSV"
             raise StorageError(f"no results at {path}: {where}", remedy)
-        files.update(dict.fromkeys(file.resolve() for file in found))
+        files.update((Path(os.path.realpath(file)), None) for file in found)
     return list(files)
 
 

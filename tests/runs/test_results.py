@@ -216,7 +216,12 @@ def pipe(file: Path) -> None:
     os.mkfifo(file)
 
 
-DAMAGES = [empty, cut, double, double_rows, another_number, rubbish, pipe, Path.unlink]
+def loop(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+DAMAGES = [loop, empty, cut, double, double_rows, another_number, rubbish, pipe, Path.unlink]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

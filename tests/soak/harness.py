@@ -26,7 +26,7 @@ import mbrl_lightning.runs.run as runs
 from mbrl_lightning.config import to_yaml
 from mbrl_lightning.config.console import guard
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.runs import checkpoint
+from mbrl_lightning.runs import checkpoint, seed_jobs
 from mbrl_lightning.runs.results import Results, read_results
 from mbrl_lightning.runs.signals import StopFlag
 
@@ -70,6 +70,7 @@ def stub() -> None:
     """In this process nothing is learned or drawn."""
     loops.MetaLoop = StubLoop
     algorithms.make_algorithm = lambda config, family: StubAlgorithm()
+    seed_jobs._work_through = lambda waiting, config, stop: None  # each would be a process that loads PyTorch
     undrawn()
 
 
