@@ -137,7 +137,7 @@ def refuse_mismatch(saved: Mapping[str, Any], present: Mapping[str, Any], source
         more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
         raise ConfigError(
             f"the weights of {source} do not fit:\n  {table}{more}",
-            "give env, algorithm, dynamics and policy the values of that run",
+            "give env, algorithm, dynamics and policy the values of that run; one of another version has to be trained anew",
         )
 
 
