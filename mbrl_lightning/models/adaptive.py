@@ -223,14 +223,14 @@ def output_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, f
         units squared, and of the standardised target `[2, T, Y]`.
     """
     tasks, spec = len(episodes), dynamics.spec
-    first = torch.arange(0, episodes.shape[-1] - past - future + 1, future)
+    first = torch.arange(0, max(episodes.shape[-1] - past - future + 1, 0), future)
     first = first[torch.linspace(0, len(first) - 1, min(MOST_CUTS, len(first))).long()]
     rows = episodes.select("observation", "action", ("next", "observation"), "valid").flatten(0, 1)
     owner = torch.arange(tasks, device=rows.device).repeat_interleave(episodes.shape[1])
     count = rows["observation"].new_zeros(tasks)
     of_change = count.new_zeros(2, tasks, spec.observation_dim)
     of_target = count.new_zeros(2, tasks, spec.target_dim)
-    for cuts in first.split(max(CUTS_AT_ONCE // len(rows), 1)):
+    for cuts in first.split(max(CUTS_AT_ONCE // len(rows), 1)) if len(first) else ():
         index = cuts.unsqueeze(1) + torch.arange(past + future)
         part, mine = rows[:, index].flatten(0, 1), owner.repeat_interleave(len(cuts))  # [rows x cuts, M + K]
         before, after = part[:, :past], part[:, past:]

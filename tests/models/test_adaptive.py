@@ -156,6 +156,11 @@ def test_errors_are_measured_on_whole_segments_alone():
     assert torch.isfinite(reference["nmse_after"]).all()
 
 
+def test_episodes_shorter_than_past_and_future_have_nothing_to_measure():
+    short = episodes(4, 2)[:, : PAST + FUTURE - 1].unsqueeze(1)
+    assert all(torch.isnan(value).all() for value in adaptation_errors(model(), short, PAST, FUTURE).values())
+
+
 @pytest.mark.parametrize("adaptation", ["gradient", "recurrent"])
 def test_the_loss_that_is_measured_is_the_one_that_is_trained(adaptation):
     dynamics, data = model(adaptation=adaptation), episodes(4, 2)[:, : PAST + FUTURE]
