@@ -133,7 +133,7 @@ class MetaLoop:
     def evaluate(self, full: bool, split: str | None = None, baselines: bool = False) -> dict[str, float]:
         """Meta-test on unseen tasks; draws from the evaluation stream alone, so it cannot change what is learned."""
         summary: dict[str, float] = {}
-        test = MetaTest(self.algorithm, self.real, self.step, self.streams["evaluation"], self._add)
+        test = MetaTest(self.algorithm, self.real, GradientStep(self.fabric), self.streams["evaluation"], self._add)
         with globals_kept():
             if baselines:
                 test.baselines = baselines_of(self.family, self.cfg, self.real, self.step, test.generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class Algorithm(nn.Module):
         """
         return belief
 
+    @torch.no_grad()
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
@@ -179,18 +181,19 @@ class Algorithm(nn.Module):
         """
         return {}
 
-    def output_errors(self, episodes: TensorDict) -> Tensor | None:
-        """Errors of each output before and after adapting inside episodes `[M, episodes, T]`: `[2, S]`, in squared units.
+    def output_errors(self, play: Callable[[], TensorDict]) -> Tensor | None:
+        """Errors of each output before and after adapting inside episodes: `[2, S]`, in squared units.
 
-        None where nothing adapts there.
+        Args:
+            play: gives evaluation episodes `[M, episodes, T]`; not asked where nothing adapts there, which is said by None.
         """
         return None
 
     def model_errors(
         self,
         episodes: TensorDict,
-        fresh: TensorDict,
+        fresh: Callable[[], TensorDict],
         beliefs: dict[str, tuple[Model, TensorDict]],
     ) -> dict[str, Tensor]:
         """Errors of the model on transitions of unseen tasks; see `models.measures.model_errors`. By default of any model."""
-        return {} if self.model is None else model_errors(episodes, fresh, beliefs)
+        return {} if self.model is None else model_errors(episodes, fresh(), beliefs)

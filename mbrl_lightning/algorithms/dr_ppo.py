@@ -39,7 +39,7 @@ class DRPPO(Algorithm):
     def tell(self, tasks: Tensor) -> TensorDict:
         """Belief `[M]` of a policy told the tasks `[M, P]`; empty if it is not."""
         latent = self.family.scale(tasks).float()[:, : self.policy.latent_dim]
-        return TensorDict({"latent": latent}, batch_size=[len(tasks)])
+        return TensorDict({"latent": latent.to(self.device)}, batch_size=[len(tasks)])
 
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
@@ -63,7 +63,7 @@ class DRPPO(Algorithm):
             group["lr"] = search.lr * max(1 - float(self.iteration) / max(self.cfg.loop.iterations, 1), 0.2)
         for _ in range(search.updates):
             tasks = self.family.sample(search.tasks, self.generator)
-            belief = self.tell(tasks).to(self.device)
+            belief = self.tell(tasks)
             (data,) = world.interact(tasks, self, belief, search.horizon or self.spec.horizon, self.generator)
             data = data.to(self.device)
             data.update(data.pop("taken"))

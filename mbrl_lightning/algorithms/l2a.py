@@ -14,6 +14,7 @@ stopping; ReBAL's state reads observed changes too, and only the last M of them,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -76,7 +77,10 @@ class L2A(Algorithm):
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
-        """The first action of a plan in the model of theta'_t; without a generator its candidates follow from the age."""
+        """The first action of a plan in the model of theta'_t; without a generator its candidates follow from the age.
+
+        So they are the same at that age of every episode, and those of the oldest row where ages differ.
+        """
         model, belief = self.dynamics, belief.clone(False)
         if not model.idle:
             mask = belief["mask"] & ~belief["frozen"].unsqueeze(1)
@@ -105,12 +109,12 @@ class L2A(Algorithm):
         found = adaptation_errors(self.dynamics, seen, l2a.past, l2a.future)
         return {f"model/{name}": value.cpu() for name, value in found.items()}
 
-    def output_errors(self, episodes: TensorDict) -> Tensor | None:
+    def output_errors(self, play: Callable[[], TensorDict]) -> Tensor | None:
         """See Algorithm.output_errors."""
         if self.dynamics.idle:
             return None
         past, future = self.cfg.l2a.past, self.cfg.l2a.future
-        return output_errors(self.dynamics, episodes.to(self.device), past, future)[0].cpu().nanmean(1)
+        return output_errors(self.dynamics, play().to(self.device), past, future)[0].cpu().nanmean(1)
 
     def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
         """Meta-train the model by `steps` steps on segments of all data so far; returns the mean of its losses."""

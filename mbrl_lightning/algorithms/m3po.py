@@ -71,10 +71,10 @@ class M3PO(Algorithm):
     @property
     def beta(self) -> float:
         """Share of imagined transitions in what the policy learns from; M3PO-h lets it fall from 1 to 0 (section A.8)."""
-        branch, epoch = self.cfg.branch, int(self.iteration)
+        branch, iteration = self.cfg.branch, int(self.iteration)
         if branch.beta_from is None or branch.beta_to is None:
             return branch.beta
-        done = (epoch - branch.beta_from) / max(branch.beta_to - branch.beta_from, 1)
+        done = (iteration - branch.beta_from) / max(branch.beta_to - branch.beta_from, 1)
         return branch.beta * min(max(1 - done, 0.0), 1.0)
 
     # -- belief

@@ -205,9 +205,11 @@ class MBMPO(Algorithm):
         return [0, *sorted({*self.contexts(full)} - {0})] if full and self.inner_steps else [0]
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
-        """Inner steps from theta on real transitions `[M, K]` of one row each, in order; on no transition theta itself."""
+        """Inner steps from theta on real transitions `[M, K]`, in order, in place of earlier ones; on none, theta."""
         tasks, context = len(transitions), transitions
-        in_order = ("next", "done") in context.keys(include_nested=True)  # no draw from the buffer
+        in_order = ("next", "done") in context.keys(
+            include_nested=True
+        )  # a draw from the buffer, which holds no ends, is not
         if not self.inner_steps or context.ndim == 1 or not context.shape[1] or not in_order:
             return belief
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 Parameters are a dict by name whose tensors carry the tasks in front, `[M, ...]`, and a loss maps them to one number a task,
 `[M]`; a task's loss depends on its own parameters alone, so that one backward pass serves all of them. Networks that are
-stacks already (`StackedMLP`) take such a dict by `functional_call`; any other module becomes one by `per_task`.
+stacks already (`StackedMLP`) take such a dict by `evaluate`; any other module becomes one by `per_task`.
 """
 
 from __future__ import annotations

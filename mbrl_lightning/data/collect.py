@@ -159,6 +159,8 @@ def transition(observation: Tensor, action: Tensor, following: Tensor) -> Tensor
 
 def _begun_anew(belief: TensorDict, start: TensorDict, rows: Tensor) -> TensorDict:
     def put_back(first: Tensor, now: Tensor) -> Tensor:
+        if first is now:  # acting left it as it was
+            return first
         return torch.where(rows.to(first.device).view(-1, *[1] * (first.ndim - 1)), first, now)
 
     return start.apply(put_back, belief.select(*start.keys()))

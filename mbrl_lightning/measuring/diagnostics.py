@@ -130,7 +130,7 @@ def imagined_episodes(algorithm: Algorithm, belief: TensorDict, observation: Ten
 
 
 def _standing_still(imagined: TensorDict) -> TensorDict:
-    # imagined streams begin anew after an end; a real evaluation episode stays where it ended
+    # an imagined episode runs on after an end; a real evaluation episode stays where it ended
     done = imagined["next", "done"].squeeze(-1)
     last = torch.where(done.any(1), done.int().argmax(1), done.shape[1] - 1)
     final = imagined["next", "observation"][torch.arange(len(done)), last].unsqueeze(1)
@@ -149,11 +149,16 @@ def _imagined_against_real(loop: Trained, path: Path) -> Path:
 def _outputs(loop: Trained, path: Path) -> Path | None:
     """Error of each output before and after adapting inside episodes of unseen tasks, where a method does."""
     test, spec, tasks = _meta_test(loop), loop.family.spec, loop.family.test[:SHOWN_TASKS]
-    episodes = until_fall(test.episodes(tasks, _belief(test, tasks)), spec)
-    errors = loop.algorithm.output_errors(episodes)
+    played: list[TensorDict] = []
+
+    def play() -> TensorDict:
+        played.append(until_fall(test.episodes(tasks, _belief(test, tasks)), spec))
+        return played[0]
+
+    errors = loop.algorithm.output_errors(play)
     if errors is None:
         return None
-    data = loop.real.transitions()
+    data, episodes = loop.real.transitions(), played[0]
     trained = spec.change(data["observation"], data["next", "observation"]).var(0)
     now = spec.change(episodes["observation"], episodes["next", "observation"])[episodes["valid"]].var(0)
     panels = {

@@ -175,7 +175,11 @@ class MetaTest:
         assert model is not None
         beliefs: dict[str, tuple[Model, TensorDict]] = {"": (model, belief), "wrong": (model, self.another(belief))}
         beliefs |= {name: (model, model.tell(told.to(device))) for name, model in self.baselines.items()}
-        return self.algorithm.model_errors(episodes.to(device), self.context(tasks, steps).to(device), beliefs)
+
+        def fresh() -> TensorDict:
+            return self.context(tasks, steps).to(device)
+
+        return self.algorithm.model_errors(episodes.to(device), fresh, beliefs)
 
     def _probe(self, tasks: Tensor, context: TensorDict, split: str, shot: int) -> None:
         """Linear read-out of the task parameters from the latent, fitted on fresh training tasks, scored on `tasks`."""

@@ -27,8 +27,8 @@ def first_valid(data: TensorDict, most: int) -> TensorDict:
     count = min(most, int(data["valid"].sum(1).min()))
     order = torch.argsort((~data["valid"]).int(), dim=1, stable=True)
     lengths = data["valid"].sum(1, keepdim=True)
-    picks = (torch.arange(count) * lengths / count).long()
-    rows = torch.arange(len(data)).unsqueeze(1)
+    picks = (torch.arange(count, device=lengths.device) * lengths / count).long()
+    rows = torch.arange(len(data), device=lengths.device).unsqueeze(1)
     return data[rows, order.gather(1, picks)]
 
 

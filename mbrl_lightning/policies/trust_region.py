@@ -118,7 +118,7 @@ class TrustRegion:
 
     Args:
         policy: the policy to improve (one copy).
-        cfg: size of the region, iterations, damping, share of the rows in the products, backtracks.
+        cfg: size of the region, iterations, damping, share of the rows in the products.
         adaptation: inner steps; None has none.
     """
 
