@@ -177,7 +177,7 @@ def test_own_family_from_a_file(plain):
     )
     assert train("loop.iterations=1", "env.file=mine.py").rows
     Path("broken.py").write_text("1 / 0")
-    with pytest.raises(errors.ConfigError, match="division by zero"):
+    with pytest.raises(errors.EnvError, match="division by zero"):
         train("seed=1", "env.file=broken.py")
     Path("empty.py").write_text("")
     with pytest.raises(errors.ConfigError, match="no function family"):

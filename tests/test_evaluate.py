@@ -121,8 +121,8 @@ def test_the_runs_own_episodes_and_context_are_taken_unless_others_are_asked_for
     counts = []
     original = MetaTest.episodes
 
-    def counted(test, *rest):
-        episodes = original(test, *rest)
+    def counted(test, *rest, **named):
+        episodes = original(test, *rest, **named)
         counts.append(episodes.shape[1])
         return episodes
 

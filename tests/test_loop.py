@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from fakes import StopAfter, counter_family, fingerprint, measured, shortened
-from lightning.fabric import Fabric
 
 from mbrl_lightning.algorithms import ALGORITHMS, make_algorithm
 from mbrl_lightning.envs import make_family
@@ -475,13 +474,9 @@ def test_half_precision_moves_the_numbers_and_not_the_weights_type(make_loop):
 
 
 @pytest.mark.parametrize(("section", "key"), [("dynamics", "tasks"), ("search", "tasks")])
-def test_tasks_that_do_not_divide_among_devices_are_refused(tiny, monkeypatch, section, key):
-    cfg = tiny()
-    setattr(getattr(cfg, section), key, 3)
-    family = shortened(make_family("cartpole"))
-    monkeypatch.setattr(Fabric, "world_size", property(lambda self: 2))
+def test_tasks_that_do_not_divide_among_devices_are_refused(tiny, section, key):
     with pytest.raises(ConfigError, match=f"{section}.{key}=3"):
-        MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
+        tiny(devices=2, **{section: {key: 3}})
 
 
 def test_without_a_folder_nothing_is_written(make_loop, tmp_path, monkeypatch):

@@ -123,6 +123,7 @@ def imagined_episodes(algorithm: Algorithm, belief: TensorDict, observation: Ten
         following = torch.clamp(model.predict(now, chosen, belief).squeeze(1), model.low, model.high).cpu()
         row = transition(observation, action, following)
         belief = algorithm.adapt(belief, row)
+        row["next", "reward"] = model.spec.reward(observation, row["action"], following).unsqueeze(-1)
         row["next", "done"] = model.spec.termination(following).unsqueeze(-1)
         rows.append(row)
         observation = following

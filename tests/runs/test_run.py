@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -282,8 +283,12 @@ def test_a_signal_that_is_not_heard_ends_the_process():
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
+        time.sleep(1.0)  # by now it waits: what comes before that is heard
         process.send_signal(signal.SIGTERM)
+        late = threading.Timer(30, process.kill)
+        late.start()
         assert b"waited for another process" in process.stderr.read()
+        late.cancel()
     assert process.returncode == 75
 
 
