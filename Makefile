@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/python -m mbrl_lightning.fit conf=cartpole out=runs/demo overwrite=true
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
