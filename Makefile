@@ -18,7 +18,7 @@ TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed; set PYTHON=')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-input $(TORCH_FROM) torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-input --no-deps $(TORCH_FROM) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[viz,tb,dev]'
 	touch $(STAMP)
 
