@@ -7,6 +7,7 @@ target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -167,7 +168,7 @@ def require_finite(spec: EnvSpec, observation: Tensor) -> None:
     """Raise EnvError naming the first non-finite row and component of ``observation`` [B, S]."""
     bad = _not_finite(observation)
     if len(bad):
-        task, component = bad[0].tolist()
+        task, component = bad[0]
         raise EnvError(
             f"{spec.name}: task {task} has a non-finite {spec.observation_names[component]} after the step "
             f"({len(bad)} bad entries in this batch).",
@@ -181,7 +182,7 @@ def require_finite_reward(spec: EnvSpec, reward: Tensor) -> None:
     bad = _not_finite(reward)
     if len(bad):
         raise EnvError(
-            f"{spec.name}: the reward of task {int(bad[0, 0])} is not finite though its observations are.",
+            f"{spec.name}: the reward of task {bad[0][0]} is not finite though its observations are.",
             "Mend the reward function, or narrow the family's parameter ranges.",
         )
 
@@ -191,7 +192,7 @@ def require_finite_action(spec: EnvSpec, action: Tensor, mask: Tensor | None) ->
 
     Before a simulator steps, so that a policy that diverged is not taken for a broken environment.
     """
-    rows = [row for row in _not_finite(action)[:, 0].tolist() if mask is None or bool(mask[row])]
+    rows = [row for row, _ in _not_finite(action) if mask is None or bool(mask[row])]
     if rows:
         raise DivergedError(
             f"{spec.name}: the policy's action for task {rows[0]} is not finite.",
@@ -199,7 +200,7 @@ def require_finite_action(spec: EnvSpec, action: Tensor, mask: Tensor | None) ->
         )
 
 
-def _not_finite(values: Tensor) -> Tensor:
-    """Indices [n, dimensions] of the entries that are not finite."""
+def _not_finite(values: Tensor) -> list[list[int]]:
+    """Indices of the entries of ``values`` [B, n] that are not finite."""
     # A sum is one cheap reduction, and is non-finite whenever an entry is.
-    return values.new_empty(0, values.ndim) if torch.isfinite(values.sum()) else torch.nonzero(~torch.isfinite(values))
+    return [] if math.isfinite(values.sum().item()) else torch.nonzero(~torch.isfinite(values)).tolist()
