@@ -27,7 +27,7 @@ MODEL_TASKS, MODEL_STEPS, MODEL_UPDATES = 100, 300, 1500
 
 
 def policy_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
-    """Mean return on the unseen tasks with, without and with wrong parameters (PPO, one seed)."""
+    """Mean return of PPO on the unseen tasks `with`, `without` and with `wrong` parameters."""
     from mbrl_lightning.algorithms.dr_ppo import DRPPO
     from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.loop import MetaLoop
@@ -44,23 +44,20 @@ def policy_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
             if (iteration + 1) % 10 == 0:
                 print(f"  policy {arm} parameters: {loop.real.num_steps} real steps", flush=True)
         test = MetaTest(algorithm, loop.real, loop.step, loop.streams["evaluation"], add)
-        belief = algorithm.tell(family.test)
-        beliefs = {arm: belief} | ({"wrong": test.another(belief)} if told else {})
-        for name, held in beliefs.items():
+        for name, held in _beliefs(arm, algorithm.tell(family.test)).items():
             episodes = test.episodes(family.test, held)
             means[name] = test.report(f"return/{name}", episodes, "test", loop.real.num_steps)
     return means
 
 
 def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
-    """Mean one-step nMSE on unseen tasks with, without and with wrong parameters (random actions, one seed)."""
+    """Mean one-step nMSE under random actions on the unseen tasks `with`, `without` and with `wrong` parameters."""
     from lightning.fabric import Fabric
 
     from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.data.collect import Uniform, collect
     from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.measuring.baselines import fit_baseline
-    from mbrl_lightning.measuring.meta_test import MetaTest
     from mbrl_lightning.models.measures import one_step_error
     from mbrl_lightning.networks.step import GradientStep
 
@@ -78,8 +75,7 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     for arm, told in (("with", True), ("without", False)):
         streams.seed_globals()
         dynamics = fit_baseline(family, cfg, real, step, streams["batches"], MODEL_UPDATES, told)
-        belief = dynamics.tell(family.scale(family.test))
-        for name, held in {arm: belief, **({"wrong": MetaTest.another(belief)} if told else {})}.items():
+        for name, held in _beliefs(arm, dynamics.tell(family.scale(family.test))).items():
             errors = one_step_error(dynamics, targets, held)["nmse"]
             for task, value in enumerate(errors.tolist()):
                 add(f"model/nmse_{name}", value, split="test", task=task)
@@ -87,43 +83,39 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     return means
 
 
-def headroom(cfg: Config, folder: Path | None = None) -> dict[str, dict[str, float]]:
-    """Both for one seed.
+def _beliefs(arm: str, belief: Any) -> dict[str, Any]:
+    """The arm's own belief and, where it is told the parameters, another task's."""
+    from mbrl_lightning.measuring.meta_test import MetaTest
 
-    Args:
-        cfg: with `algorithm=dr_ppo`.
-        folder: for `headroom.csv`; None keeps the rows in memory.
+    return {arm: belief} | ({"wrong": MetaTest.another(belief)} if arm == "with" else {})
 
-    Returns:
-        `policy` and `model`: means for `with`, `without`, `wrong`.
-    """
+
+def headroom(cfg: Config, folder: Path) -> dict[str, dict[str, float]]:
+    """Of one seed, the means of `policy` and `model`; rows go to `headroom.csv` in `folder`. `cfg` has `algorithm=dr_ppo`."""
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.runs.results import Results
     from mbrl_lightning.runs.storage import probe
 
     family = family_of(cfg.env)
-    if folder is not None:
-        probe(folder)
+    probe(folder)
     results = Results(None, "headroom", cfg.conf, cfg.seed)
 
     def add(metric: str, value: float, split: str = "", task: int = -1, shot: int = -1) -> None:
         results.add(metric, value, iteration=0, real_steps=max(shot, 0), split=split, task=task)
 
     out = {"model": model_headroom(cfg, family, add), "policy": policy_headroom(cfg, family, add)}
-    if folder is not None:
-        results.save_as(folder / "headroom.csv")  # the earlier one stays until there is another
+    results.save_as(folder / "headroom.csv")  # the earlier one stays until there is another
     return out
 
 
 def _table(conf: str, seed: int, out: dict[str, dict[str, float]]) -> str:
-    policy, model = out["policy"], out["model"]
-    gain = (policy["with"] - policy["without"]) / max(abs(policy["without"]), 1e-9)
+    policy, model = ([means[arm] for arm in ("with", "without", "wrong")] for means in (out["policy"], out["model"]))
+    gain = (policy[0] - policy[1]) / max(abs(policy[1]), 1e-9)
     return (
         f"{conf}, seed {seed}, unseen tasks      told      not told  told wrong\n"
-        f"  return of PPO on real steps  {policy['with']:10.4g} {policy['without']:10.4g} {policy['wrong']:10.4g}"
-        f"   told is worth {gain:+.0%}\n"
-        f"  one-step nMSE, random policy {model['with']:10.4g} {model['without']:10.4g} {model['wrong']:10.4g}"
-        f"   not told / told {model['without'] / model['with']:.2f}"
+        f"  return of PPO on real steps  {policy[0]:10.4g} {policy[1]:10.4g} {policy[2]:10.4g}   told is worth {gain:+.0%}\n"
+        f"  one-step nMSE, random policy {model[0]:10.4g} {model[1]:10.4g} {model[2]:10.4g}"
+        f"   not told / told {model[1] / model[0]:.2f}"
     )
 
 

@@ -51,11 +51,7 @@ Any key of `python -m mbrl_lightning.fit --help` may follow. Rows go to perfect_
 class SimulatorModel:
     """An `Advance` (see `policies.planners`) that is the simulator itself: each search starts where the acting one stands.
 
-    Args:
-        family: of the tasks.
-        tasks: of the environments that act, `[B, P]`.
-        acting: their simulator.
-        horizon: H; after as many steps the next candidates begin.
+    `acting` simulates `tasks` `[B, P]`; after `horizon` steps the next candidates begin.
     """
 
     def __init__(self, family: TaskFamily, tasks: Tensor, acting: Simulator, horizon: int) -> None:
@@ -79,58 +75,11 @@ class SimulatorModel:
             simulator.close()
 
 
-def perfect_model(cfg: Config, tasks: int, progress: bool = False) -> dict[str, Tensor]:
-    """One episode of each task with the planner in the simulator, and with random actions.
-
-    Args:
-        cfg: of one seed; `planner` says how.
-        tasks: B, training tasks to draw.
-        progress: print how far it is.
-
-    Returns:
-        Returns `[B]` of `planner` and `random`, in the family's unit.
-
-    Raises:
-        EnvError: the simulator fails, or cannot be put into a state.
-    """
-    import torch
-
-    from mbrl_lightning.data.collect import Uniform, collect, episode_returns
-    from mbrl_lightning.data.seeds import Streams
-    from mbrl_lightning.envs import family_of
-    from mbrl_lightning.policies.planners import make_planner
-
-    family, streams = family_of(cfg.env), Streams(cfg.seed)
-    spec, drawn, noise = family.spec, family.sample(tasks, streams["tasks"]), streams["evaluation"]
-    returns = {}
-    for name in ("random", "planner"):
-        simulator = family.simulate(drawn)
-        model = SimulatorModel(family, drawn, simulator, cfg.planner.horizon)
-        agent: Uniform | Planning = Uniform(spec)
-        if name == "planner":
-            agent = Planning(make_planner(spec, cfg.planner), model, spec.horizon if progress else 0)
-        start = torch.Generator().manual_seed(cfg.seed)  # both begin alike
-        try:
-            belief = agent.begin(len(drawn))
-            episodes = collect(simulator, spec, agent, belief, spec.horizon, start, noise, training=False)
-            returns[name] = episode_returns(episodes, spec)
-        finally:
-            simulator.close()
-            model.close()
-    return returns
-
-
 class Planning:
-    """An agent that plans at every step and carries its plan.
+    """An agent that plans at every step and carries its plan; it says every tenth of `steps` how far it is."""
 
-    Args:
-        planner: how.
-        advance: in what.
-        told: steps in all, to say every tenth of them how far it is; 0 says nothing.
-    """
-
-    def __init__(self, planner: Planner, advance: Advance, told: int = 0) -> None:
-        self.planner, self.advance, self.told, self.began = planner, advance, told, time.monotonic()
+    def __init__(self, planner: Planner, advance: Advance, steps: int) -> None:
+        self.planner, self.advance, self.steps, self.began = planner, advance, steps, time.monotonic()
 
     def begin(self, tasks: int) -> TensorDict:
         """A cold plan."""
@@ -147,10 +96,10 @@ class Planning:
         assert noise is not None
         action, plan = self.planner.plan(self.advance, observation, noise, belief["plan"])
         done = int(belief["age"].max()) + 1
-        if self.told and done % max(self.told // 10, 1) == 0:
+        if done % max(self.steps // 10, 1) == 0:
             gone = time.monotonic() - self.began
-            passed, left = (timedelta(seconds=round(t)) for t in (gone, gone / done * (self.told - done)))
-            print(f"step {done} of {self.told} | {passed} gone, {left} to go", flush=True)
+            passed, left = (timedelta(seconds=round(t)) for t in (gone, gone / done * (self.steps - done)))
+            print(f"step {done} of {self.steps} | {passed} gone, {left} to go", flush=True)
         return action, belief.clone(False).update({"plan": plan, "age": belief["age"] + 1})
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
@@ -158,26 +107,50 @@ class Planning:
         return belief
 
 
+def perfect_model(cfg: Config, tasks: int) -> dict[str, Tensor]:
+    """Returns `[B]` of `planner` and `random`, in the family's unit: an episode of each of `tasks` = B training tasks."""
+    import torch
+
+    from mbrl_lightning.data.collect import Uniform, collect, episode_returns
+    from mbrl_lightning.data.seeds import Streams
+    from mbrl_lightning.envs import family_of
+    from mbrl_lightning.policies.planners import make_planner
+
+    family, streams = family_of(cfg.env), Streams(cfg.seed)
+    spec, drawn, noise = family.spec, family.sample(tasks, streams["tasks"]), streams["evaluation"]
+    returns = {}
+    for name in ("random", "planner"):
+        simulator = family.simulate(drawn)
+        model = SimulatorModel(family, drawn, simulator, cfg.planner.horizon)
+        agent: Uniform | Planning = Uniform(spec)
+        if name == "planner":
+            agent = Planning(make_planner(spec, cfg.planner), model, spec.horizon)
+        start = torch.Generator().manual_seed(cfg.seed)  # both begin alike
+        try:
+            belief = agent.begin(len(drawn))
+            episodes = collect(simulator, spec, agent, belief, spec.horizon, start, noise, training=False)
+            returns[name] = episode_returns(episodes, spec)
+        finally:
+            simulator.close()
+            model.close()
+    return returns
+
+
 def write(cfg: Config, returns: dict[str, Tensor], path: Path) -> None:
     """Rows of one seed, in place of what `path` held."""
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.runs.results import Results, return_unit
 
-    spec = family_of(cfg.env).spec
-    results = Results(None, "perfect_model", cfg.conf, cfg.seed)
+    spec, results = family_of(cfg.env).spec, Results(None, "perfect_model", cfg.conf, cfg.seed)
+    unit = return_unit(spec.unit, spec.horizon)
     for name, values in returns.items():
         for task, value in enumerate(values.tolist()):
-            unit = return_unit(spec.unit, spec.horizon)
             results.add(f"return/{name}", value, iteration=0, real_steps=0, split="train", task=task, unit=unit)
     results.save_as(path)
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, int]:
-    """Configuration and number of tasks.
-
-    Raises:
-        ConfigError: naming everything that is wrong.
-    """
+    """Configuration and number of tasks."""
     words = read(argv)
     tasks = take(Options, words, strict=False).tasks
     return config_of(words), tasks
@@ -192,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = f"{cfg.planner.kind}, {cfg.planner.candidates} candidates, {cfg.planner.horizon} steps ahead"
         print(f"{cfg.conf}, {tasks} training tasks, planner in the true simulator ({kind})", flush=True)
         for one in each_seed(cfg):
-            returns = perfect_model(one, tasks, progress=True)
+            returns = perfect_model(one, tasks)
             write(one, returns, Path(cfg.out) / cfg.conf / "perfect_model" / f"seed{one.seed}" / "perfect_model.csv")
             print(f"seed {one.seed}", *(_line(name, values) for name, values in returns.items()), sep="\n", flush=True)
 

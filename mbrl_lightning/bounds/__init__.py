@@ -17,6 +17,7 @@ from mbrl_lightning.config.words import describe, read, take
 from mbrl_lightning.errors import ConfigError, StorageError
 
 DEFAULTS: dict[str, Any] = {"gamma": 0.95, "eps_m": 0.1, "eps_pi": 0.02, "k": list(range(1, 51))}
+DISTANCE: dict[str, Any] = {"minimum": 0, "maximum": 1, "why": "total variation distance"}
 MOST_LENGTHS = 6  # columns of a run's table
 
 
@@ -25,16 +26,9 @@ class Options:
     """Keys of the command line; what is None has another default where there is a run."""
 
     gamma: float | None = option(None, "discount", minimum=0, below=1, shown="0.95")
-    eps_m: float | None = option(
-        None, "model error: total variation distance", minimum=0, maximum=1, why="total variation distance", shown="0.1"
-    )
+    eps_m: float | None = option(None, "model error: total variation distance", shown="0.1", **DISTANCE)
     eps_pi: float | None = option(
-        None,
-        "divergence of the policy from the one that collected the data: total variation distance",
-        minimum=0,
-        maximum=1,
-        why="total variation distance",
-        shown="0.02",
+        None, "total variation distance of the policy from the one that collected the data", shown="0.02", **DISTANCE
     )
     k: list[int] | None = option(
         None,
@@ -59,11 +53,7 @@ k is best, and draws the paper's Fig. 4 (fig4.png). With run= it draws the error
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Options from `key=value` words.
-
-    Raises:
-        ConfigError: unknown keys, values that cannot be read or are out of range, all at once.
-    """
+    """Options from `key=value` words."""
     words = read(argv)
     options = take(Options, words)
     if options.run and len(options.k or ()) > MOST_LENGTHS:
@@ -73,15 +63,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def bounds(options: Options) -> str:
-    """The tables as plain text; the figure goes to `options.out`.
-
-    Args:
-        options: of the command line.
-
-    Raises:
-        StorageError: a run's results are missing or damaged, or the folder cannot be written.
-        ConfigError: the run has no rows of model error and policy divergence, or does not say gamma.
-    """
+    """The tables as plain text; the figure goes to `options.out`."""
     draws = importlib.util.find_spec("matplotlib") is not None
     try:
         text, picture = _of_run(options, draws) if options.run else _of_numbers(options, draws)

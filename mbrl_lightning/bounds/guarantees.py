@@ -9,11 +9,12 @@ Arguments are numbers or arrays that broadcast against each other, results are o
 eps_m and eps_pi in [0, 1], total variation distances of the model's next history from the true one and of the policy from the
 one that collected the data; k, imagined steps of a branch, whole, at least 1; r_max > 0, bound of the expected reward. Returns
 lie within r_max / (1 - gamma) of 0, so a discrepancy beyond `vacuous_above` says nothing. All raise a ConfigError that
-names every argument out of range.
+names an argument out of range.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -79,24 +80,24 @@ def pinsker(divergence: ArrayLike) -> Array:
     return np.minimum(np.sqrt(np.maximum(divergence, 0.0) / 2), 1.0)
 
 
+DISTANCE = ("a total variation distance, from 0 to 1", lambda x: (x >= 0) & (x <= 1))
+LIMITS: dict[str, tuple[str, Callable[[Array], NDArray[np.bool_]]]] = {
+    "gamma": ("at least 0 and below 1", lambda x: (x >= 0) & (x < 1)),
+    "eps_m": DISTANCE,
+    "eps_pi": DISTANCE,
+    "r_max": ("above 0 and finite", lambda x: (x > 0) & np.isfinite(x)),
+    "k": (
+        "a whole number, at least 1: Theorem 2 holds for k >= 1 only",
+        lambda x: (x >= 1) & (x == np.floor(x)) & np.isfinite(x),
+    ),
+}
+
+
 def _checked(**arguments: ArrayLike) -> tuple[Array, ...]:
-    problems = []
-    distance = ("a total variation distance, from 0 to 1", lambda x: (x >= 0) & (x <= 1))
-    limits = {
-        "gamma": ("at least 0 and below 1", lambda x: (x >= 0) & (x < 1)),
-        "eps_m": distance,
-        "eps_pi": distance,
-        "r_max": ("above 0 and finite", lambda x: (x > 0) & np.isfinite(x)),
-        "k": (
-            "a whole number, at least 1: Theorem 2 holds for k >= 1 only",
-            lambda x: (x >= 1) & (x == np.floor(x)) & np.isfinite(x),
-        ),
-    }
     arrays = {name: np.asarray(value, dtype=np.float64) for name, value in arguments.items()}
     for name, values in arrays.items():
-        allowed, inside = limits[name]
+        allowed, inside = LIMITS[name]
         if not inside(values).all():
-            problems.append(f"{name}={values[~inside(values)].flat[0]:g}: must be {allowed}")
-    if problems:
-        raise ConfigError("; ".join(problems), "give values in range; see python -m mbrl_lightning.bounds --help")
+            cause = f"{name}={values[~inside(values)].flat[0]:g}: must be {allowed}"
+            raise ConfigError(cause, "give values in range; see python -m mbrl_lightning.bounds --help")
     return tuple(arrays.values())

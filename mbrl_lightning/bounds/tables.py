@@ -52,12 +52,7 @@ def bounds_table(gamma: float, eps_m: float, eps_pi: float, k: Sequence[int], r_
 
 
 def read_errors(run: PathLike) -> dict[Run, Array]:
-    """For each run the `[4, n]` of its n evaluations: iteration, real steps, NLL of held-out data, KL from cloned policy [nats].
-
-    Raises:
-        StorageError: results missing or damaged.
-        ConfigError: no run has both.
-    """
+    """For each run the `[4, n]` of its n evaluations: iteration, real steps, NLL of held-out data, KL of cloned policy, nats."""
     values: dict[Run, dict[tuple[int, int], dict[str, list[float]]]] = {}
     for row in read_results(run):
         if row.metric in (NLL, KL):
@@ -69,10 +64,8 @@ def read_errors(run: PathLike) -> dict[Run, Array]:
         if both:
             found[name] = np.array(both, dtype=np.float64).T
     if not found:
-        raise ConfigError(
-            f"{run}: its results hold no evaluation with both {NLL} and {KL}",
-            "name a run of algorithm=m3po that has been evaluated at least once",
-        )
+        cause = f"{run}: its results hold no evaluation with both {NLL} and {KL}"
+        raise ConfigError(cause, "name a run of algorithm=m3po that has been evaluated at least once")
     return found
 
 

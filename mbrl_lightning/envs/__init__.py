@@ -7,12 +7,11 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mbrl_lightning.envs.families import gssm, l2a, m3po, mb_mpo
-from mbrl_lightning.envs.family import Box, TaskFamily, draw_from, grid_of
+from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.guard import Guard, guarded_family
-from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 LOADING_SECONDS, CALL_SECONDS = 300.0, 60.0  # for a user's file to load, and for a row of his own simulator to step
@@ -42,19 +41,6 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "half_cheetah_disabled": l2a.half_cheetah_disabled,
 }
 
-__all__ = [
-    "FAMILIES",
-    "Box",
-    "EnvSpec",
-    "Simulator",
-    "TaskFamily",
-    "draw_from",
-    "family_of",
-    "grid_of",
-    "load_family",
-    "make_family",
-]
-
 
 def make_family(name: str, **options: Any) -> TaskFamily:
     """Build the task family ``name`` (a key of FAMILIES) with its own options.
@@ -63,24 +49,14 @@ def make_family(name: str, **options: Any) -> TaskFamily:
         ConfigError: unknown name or option; the message has the nearest valid one.
     """
     if name not in FAMILIES:
-        raise ConfigError(
-            f"there is no task family {name!r}{did_you_mean(name, FAMILIES)}.",
-            f"Known: {', '.join(FAMILIES)}.",
-        )
+        cause = f"there is no task family {name!r}{did_you_mean(name, FAMILIES)}."
+        raise ConfigError(cause, f"Known: {', '.join(FAMILIES)}.")
     _check_options(f"task family {name!r}", FAMILIES[name], options)
     return FAMILIES[name](**options)
 
 
-class Choice(Protocol):
-    """The `env` section of a configuration."""
-
-    name: str
-    options: dict[str, Any]
-    file: str | None
-
-
-def family_of(env: Choice) -> TaskFamily:
-    """The family a configuration asks for: the user's own file if there is one, else a shipped family by name."""
+def family_of(env: Any) -> TaskFamily:
+    """The family that the `env` section of a configuration asks for: the user's own file if there is one, else by name."""
     return load_family(env.file, **env.options) if env.file else make_family(env.name, **env.options)
 
 
@@ -109,20 +85,15 @@ def load_family(file: str, **options: Any) -> TaskFamily:
     _check_options(f"family() of {file}", module.family, options)
     family = guard.call("family()", module.family, **options)
     if not isinstance(family, TaskFamily):
-        raise ConfigError(
-            f"env.file: family() of {file} returned a {type(family).__name__}.",
-            "Return gym_family(...) or a TaskFamily.",
-        )
+        cause = f"env.file: family() of {file} returned a {type(family).__name__}."
+        raise ConfigError(cause, "Return gym_family(...) or a TaskFamily.")
     return guarded_family(family, Guard(family.spec.name, CALL_SECONDS))
 
 
 def _check_options(label: str, build: Callable[..., Any], options: dict[str, Any]) -> None:
     known = inspect.signature(build).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for option in options:
-        if option not in known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
-            raise ConfigError(
-                f"{label} has no option {option!r}{did_you_mean(option, known)}.",
-                f"Its options: {', '.join(known) or 'none'}.",
-            )
+        if option not in known and not takes_any:
+            cause = f"{label} has no option {option!r}{did_you_mean(option, known)}."
+            raise ConfigError(cause, f"Its options: {', '.join(known) or 'none'}.")

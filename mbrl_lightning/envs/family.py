@@ -17,16 +17,13 @@ ONE_TASK_TESTS, MOST_ROUNDS, SAME = 20, 200, 1e-9
 
 @dataclass(frozen=True)
 class Box:
-    """Independent ranges for P task parameters, uniform or log-uniform, or values to choose from.
+    """Independent ranges low .. high for P task parameters, uniform or log-uniform, or values to choose from.
 
     Attributes:
         low: P lower ends.
         high: P upper ends.
         log: draw and scale in logarithms (both ends must be positive).
         choices: values of those parameters (by number) that take no others; their ends are the smallest and the largest.
-
-    Raises:
-        ConfigError: ends that are no range.
     """
 
     low: tuple[float, ...]
@@ -37,9 +34,8 @@ class Box:
     def __post_init__(self) -> None:
         ends = [*self.low, *self.high]
         if not all(map(math.isfinite, ends)) or not all(a < b for a, b in zip(self.low, self.high, strict=True)):
-            raise ConfigError(
-                f"task ranges {self.low} .. {self.high} are not low < high.", "Give finite (low, high) pairs."
-            )
+            cause = f"task ranges {self.low} .. {self.high} are not low < high."
+            raise ConfigError(cause, "Give finite (low, high) pairs.")
         if self.log and min(self.low) <= 0:
             raise ConfigError(f"log-uniform task ranges need positive ends, got {self.low}.", "Use log=False.")
 
@@ -71,11 +67,7 @@ class Box:
         return inside.all(-1)
 
     def draws(self, n: int, seed: int, outside: Box | None = None) -> Tensor:
-        """N fixed draws from ``seed``, float64 [n, P], all outside the box ``outside`` if one is given.
-
-        Raises:
-            ConfigError: next to nothing of this box is outside the other one.
-        """
+        """N fixed draws from ``seed``, float64 [n, P], all outside the box ``outside`` if one is given."""
         generator = torch.Generator().manual_seed(seed)
         if outside is None:
             return self.sample(n, generator)
@@ -110,18 +102,16 @@ class TaskFamily:
     Attributes:
         spec: what all tasks share.
         parameters: names of the P numbers that make a task.
-        draw: see :meth:`sample`.
-        build: tasks [B, P] -> Simulator, see :meth:`simulate`.
-        rescale: see :meth:`scale`.
+        draw: (n, generator) -> n training tasks, float64 [n, P].
+        build: tasks [B, P] float64 -> Simulator with one row each.
+        rescale: parameters [..., P] about [-1, 1] over the training range (in logarithms where drawn so): the told truth.
         test: float64 [n, P], unseen tasks inside the training range, the same in every run.
         extreme: float64 [n, P], tasks outside the training range (may have 0 rows).
         context_steps: K, random-policy transitions a meta-test gives before the policy acts.
         grid: float64 [n, P] if training tasks are a finite set, else None.
         switch_every: mean steps between switches of a hidden task inside an episode; None: it never switches there.
-        shared_tasks: the test tasks are training tasks by design (two directions, four legs): what is tested is acting
-            while they switch.
-        distant: parameters that act in one place only, or nowhere; ``check_env`` does not ask them to change a short
-            random episode.
+        shared_tasks: the test tasks are training tasks by design: there are no others (two directions, four legs).
+        distant: parameters that act in one place only, or nowhere, so that a short random episode need not meet them.
     """
 
     spec: EnvSpec
@@ -138,15 +128,11 @@ class TaskFamily:
     distant: tuple[str, ...] = ()
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """N training tasks, float64 [n, P]."""
+        """See ``draw``."""
         return self.draw(n, generator)
 
     def simulate(self, tasks: Tensor) -> Simulator:
-        """A simulator with one row per row of ``tasks`` [B, P].
-
-        Raises:
-            ConfigError: ``tasks`` is not [B, P].
-        """
+        """A simulator with one row per row of ``tasks`` [B, P]."""
         if tasks.ndim != 2 or tasks.shape[1] != len(self.parameters):
             raise ConfigError(
                 f"{self.spec.name}: tasks {tuple(tasks.shape)} do not fit parameters {self.parameters}.",
@@ -155,21 +141,15 @@ class TaskFamily:
         return self.build(tasks.double())
 
     def scale(self, tasks: Tensor) -> Tensor:
-        """Parameters [..., P] about [-1, 1] over the training range (in logarithms where drawn so): the told truth."""
+        """See ``rescale``."""
         return self.rescale(tasks)
 
     def check_disjoint(self) -> None:
         """Raise ConfigError if a test or extreme task is also a training task of the grid."""
-        if self.grid is None:
-            return
         for split, tasks in (("test", self.test), ("extreme", self.extreme)):
-            if tasks.shape[0] == 0:
-                continue
-            same = same_tasks(tasks, self.grid)
-            if same.any():
-                row = int(same.any(1).nonzero()[0])
+            if self.grid is not None and len(tasks) and (same := same_tasks(tasks, self.grid).any(1)).any():
                 raise ConfigError(
-                    f"{self.spec.name}: {split} task {tasks[row].tolist()} is also a training task.",
+                    f"{self.spec.name}: {split} task {tasks[same][0].tolist()} is also a training task.",
                     "Move the test values off the training grid.",
                 )
 
@@ -186,7 +166,6 @@ def one_task(spec: EnvSpec, build: Callable[[Tensor], Simulator], context_steps:
         build=build,
         rescale=lambda tasks: tasks - 1,
         test=torch.ones(ONE_TASK_TESTS, 1, dtype=torch.float64),
-        extreme=torch.empty(0, 1, dtype=torch.float64),
         context_steps=context_steps,
         shared_tasks=True,
         distant=("nominal",),

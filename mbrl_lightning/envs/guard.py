@@ -36,12 +36,9 @@ class _Late(BaseException):
 
 @dataclass(frozen=True)
 class Guard:
-    """Calls a user's functions.
+    """Calls functions of a user, whose family or file has this ``name``, for ``seconds`` at most (0: as long as they like).
 
-    Attributes:
-        name: of the family or file, for messages.
-        seconds: a call may take, 0: as long as it likes. A call that ignores signals (compiled code in an endless loop), or
-            that is made outside the main thread, cannot be broken off.
+    A call that ignores signals (compiled code in an endless loop) or is made outside the main thread cannot be broken off.
     """
 
     name: str
@@ -52,14 +49,7 @@ class Guard:
             raise ConfigError(f"{self.name}: call_seconds={self.seconds}", "Give seconds, 0 for as long as it takes.")
 
     def call(self, what: str, function: Callable[..., Any], *arguments: Any, calls: int = 1, **named: Any) -> Any:
-        """``function(*arguments, **named)``.
-
-        Args:
-            what: the call, for messages.
-            function: the user's.
-            *arguments: of the function.
-            calls: a call that does the work of so many gets their time.
-            **named: of the function.
+        """``function(*arguments, **named)``; ``what`` tells the call, one that does the work of many ``calls`` gets their time.
 
         Raises:
             EnvError: it raised anything but our own errors and a keyboard's interrupt, ``sys.exit`` included.
@@ -120,13 +110,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 class GuardedSimulator:
-    """A user's own simulator, every call of which goes through the guard; observations are checked.
-
-    Args:
-        inner: the simulator.
-        guard: see Guard.
-        spec: the family's.
-    """
+    """A user's own simulator ``inner``, every call of which goes through the guard; observations are checked."""
 
     def __init__(self, inner: Any, guard: Guard, spec: EnvSpec) -> None:
         self._inner, self._guard, self._spec = inner, guard, spec
@@ -148,11 +132,7 @@ class GuardedSimulator:
 
 
 def guarded_family(family: TaskFamily, guard: Guard) -> TaskFamily:
-    """``family`` with the user's functions and simulators behind ``guard``, tried once on zeros; ours stay as they are.
-
-    Raises:
-        EnvError: a function raises, or returns another shape or type than EnvSpec says.
-    """
+    """``family`` with the user's functions and simulators behind ``guard``, tried once on zeros; ours stay as they are."""
     width = len(family.parameters)
     for what, tasks in (("test", family.test), ("extreme", family.extreme)):
         if not isinstance(tasks, Tensor) or tasks.ndim != 2 or (len(tasks) and tasks.shape[1] != width):
@@ -172,7 +152,7 @@ def guarded_family(family: TaskFamily, guard: Guard) -> TaskFamily:
 
 
 def guarded_spec(spec: EnvSpec, guard: Guard) -> EnvSpec:
-    """``spec`` with the user's functions behind ``guard``; see :func:`guarded_family`."""
+    """``spec`` with the user's functions behind ``guard``, tried once on zeros."""
     scalars = {"reward": torch.float32, "termination": torch.bool, "training_termination": torch.bool}
     vectors = ("features", "target", "untarget", "action_features", "change", "outcome")
     users: dict[str, Any] = {
@@ -181,24 +161,19 @@ def guarded_spec(spec: EnvSpec, guard: Guard) -> EnvSpec:
         if getattr(spec, name) is not None and not _is_ours(getattr(spec, name))
     }
     if spec.metrics is not None and not _is_ours(spec.metrics):
-        users["metrics"] = _guarded("metrics()", spec.metrics, guard)
+        users["metrics"] = functools.partial(guard.call, "metrics()", spec.metrics)
     if not users:
         return spec
     spec = replace(spec, **users)
     before, after = (torch.zeros(2, 3, spec.observation_dim, requires_grad=True) for _ in range(2))
     action = torch.zeros(2, 3, spec.action_dim, requires_grad=True)
-    values = {"reward": (before, action, after), "action_features": (action,), "features": (before,)}
-    values |= {"target": (before, after), "change": (before, after)}
-    for name in users.keys() - {"metrics"}:
-        if name == "untarget":
-            spec.untarget(before, spec.target(before, after))
-        else:
-            getattr(spec, name)(*values.get(name, (after,)))
+    given = {"reward": (before, action, after), "action_features": (action,)}
+    given |= dict.fromkeys(("target", "change"), (before, after))
+    for name in users.keys() - {"metrics", "untarget"}:
+        getattr(spec, name)(*given.get(name, (after,)))
+    if "untarget" in users:
+        spec.untarget(before, spec.target(before, after))
     return spec
-
-
-def _guarded(what: str, function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
-    return lambda *arguments: guard.call(what, function, *arguments)
 
 
 def _batched(

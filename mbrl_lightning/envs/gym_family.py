@@ -5,8 +5,7 @@ Example (examples/pendulum.py has it whole)::
     def family():
         return gym_family("Pendulum-v1", parameters={"m": (0.5, 2.0), "l": (0.6, 1.4)}, reward=reward)
 
-then ``python -m mbrl_lightning.check_env env.file=FILE`` and ``python -m mbrl_lightning.fit env.file=FILE
-...``.
+then ``python -m mbrl_lightning.check_env env.file=FILE`` and ``python -m mbrl_lightning.fit env.file=FILE ...``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor
 from mbrl_lightning.envs.family import Box, TaskFamily, box_family
 from mbrl_lightning.envs.guard import Guard, guarded_spec
 from mbrl_lightning.envs.gym_simulator import GymSimulator, StateAccess
-from mbrl_lightning.envs.spec import EnvSpec, add_difference, difference, identity, never
+from mbrl_lightning.envs.spec import EnvSpec, difference, identity, never
 from mbrl_lightning.errors import ConfigError
 
 SetTask = Callable[[gymnasium.Env, dict[str, float]], None]
@@ -56,9 +55,8 @@ def gym_family(
         env: an environment id, or a function that builds one environment.
         parameters: of every number that varies from task to task, the range (low, high), or a list of three or more values
             to choose from.
-        reward: (obs [..., S], action [..., A], next_obs [..., S]) -> [...], batched torch. Continuous actions
-            arrive clipped and normalised to [-1, 1], discrete ones one-hot; ``check_env`` compares it with
-            the environment's.
+        reward: (obs [..., S], action [..., A], next_obs [..., S]) -> [...], batched torch. Continuous actions arrive clipped
+            and normalised to [-1, 1], discrete ones one-hot; ``check_env`` compares it with the environment's.
         set_task: writes a task into an environment, (env, {parameter: value}); or {parameter: attribute of
             ``env.unwrapped``}; default: attributes named like the parameters. Called before every reset, so it must not
             build on what it wrote before. An attribute from which the environment derived others when it was built
@@ -69,18 +67,16 @@ def gym_family(
         training_termination: where training episodes are cut besides (a fall), or None.
         horizon: steps per episode; default: the id's own limit.
         unit: returns as mean per "step" or sum per "episode".
-        angles: observation entries in radians; networks see their sine and cosine, models predict wrapped
-            changes.
+        angles: observation entries in radians; networks see their sine and cosine, models predict wrapped changes.
         log: draw the parameters log-uniformly.
-        test_tasks: number of fixed unseen tasks drawn from the same ranges with ``test_seed``.
+        test_tasks: number of fixed unseen tasks, drawn from the same ranges with ``test_seed``.
         test_seed: seed of the test tasks.
         extreme: wider ranges; as many fixed tasks outside the training ranges. None: no extreme tasks.
         context_steps: random-policy transitions given before the policy acts at meta-test.
         observation_names: S names; default "observation 0" ...
         name: family name; default: the id.
-        state_access: how to read and write an environment's hidden state, if it is neither a MuJoCo
-            environment nor one with an attribute ``state``. Only needed by what saves and restores
-            simulators.
+        state_access: (read, write) of an environment's hidden state, where it is neither a MuJoCo environment nor one with an
+            attribute ``state``; only needed by what saves and restores simulators.
         call_seconds: an environment that does not come back from a call in this time ends the run; 0: wait for ever.
 
     Raises:
@@ -110,7 +106,6 @@ def gym_family(
         termination=termination,
         features=features,
         target=target,
-        untarget=add_difference,
         discrete=discrete,
         training_termination=training_termination,
         change=target,
@@ -139,9 +134,7 @@ def _description(env: gymnasium.Env) -> tuple[gymnasium.Space, gymnasium.Space, 
 def _box(ranges: Mapping[str, Sequence[float]], names: tuple[str, ...], log: bool) -> Box:
     missing = set(names) ^ set(ranges)
     if missing:
-        raise ConfigError(
-            f"parameters {sorted(missing)} have only one of a training and an extreme range.", "Give both."
-        )
+        raise ConfigError(f"parameters {sorted(missing)} have only a training or only an extreme range.", "Give both.")
     values = [_numbers(name, ranges[name]) for name in names]
     choices = {number: given for number, given in enumerate(values) if len(given) > 2}
     ends = [(min(given), max(given)) if number in choices else given for number, given in enumerate(values)]
@@ -154,10 +147,8 @@ def _numbers(name: str, given: Sequence[float]) -> tuple[float, ...]:
     except (TypeError, ValueError):
         values = ()
     if len(values) < 2 or len(set(values)) < len(values):
-        raise ConfigError(
-            f"parameter {name}: {given!r} is neither a range nor different values to choose from.",
-            "Give (low, high), or a list of three or more numbers.",
-        )
+        cause = f"parameter {name}: {given!r} is neither a range nor different values to choose from."
+        raise ConfigError(cause, "Give (low, high), or a list of three or more numbers.")
     return values
 
 
@@ -177,16 +168,13 @@ def _setter(
         return lambda env, values: set_task(env, dict(zip(names, values, strict=True)))
     unknown = set(set_task or {}) - set(names)
     if unknown:
-        raise ConfigError(
-            f"{label}: set_task writes {sorted(unknown)}, which no parameter is called.", f"Use {', '.join(names)}."
-        )
+        cause = f"{label}: set_task writes {sorted(unknown)}, which no parameter is called."
+        raise ConfigError(cause, f"Use {', '.join(names)}.")
     attributes = [(set_task or {}).get(n, n) for n in names]
     for attribute in attributes:
         if not hasattr(probe.unwrapped, attribute):
-            raise ConfigError(
-                f"{label}: the environment has no attribute {attribute!r} to set.",
-                "Give set_task={parameter: attribute} or a function (env, values).",
-            )
+            cause = f"{label}: the environment has no attribute {attribute!r} to set."
+            raise ConfigError(cause, "Give set_task={parameter: attribute} or a function (env, values).")
 
     def apply(env: gymnasium.Env, values: Sequence[float]) -> None:
         for attribute, value in zip(attributes, values, strict=True):
@@ -210,8 +198,7 @@ def _angle_functions(angles: list[int], size: int) -> tuple[Callable[[Tensor], T
     def target(observation: Tensor, next_observation: Tensor) -> Tensor:
         change = next_observation - observation
         wrapped = torch.remainder(change + torch.pi, 2 * torch.pi) - torch.pi
-        turning = torch.zeros(size, dtype=torch.bool, device=change.device)
-        turning[angles] = True
+        turning = torch.isin(torch.arange(size, device=change.device), torch.tensor(angles, device=change.device))
         return torch.where(turning, wrapped, change)
 
     return features, target

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_lightning.envs.bodies.mujoco import read_physics, write_physics
 from mbrl_lightning.envs.guard import Guard
-from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
+from mbrl_lightning.envs.spec import EnvSpec, chosen_rows, require_finite, require_finite_action
 from mbrl_lightning.errors import EnvError
 
 StateAccess = tuple[Callable[[gymnasium.Env], np.ndarray], Callable[[gymnasium.Env, np.ndarray], None]]
@@ -34,12 +35,8 @@ class GymSimulator:
             environments, and those with an attribute ``state``).
 
     Attributes:
-        last_reward: the environments' own rewards of the last step, float64 [B]; only for checking
-            ``spec.reward``.
+        last_reward: the environments' own rewards of the last step, float64 [B]; only for checking ``spec.reward``.
         last_terminated: their own ``terminated``, bool [B].
-
-    Raises:
-        EnvError: an environment is not built.
     """
 
     def __init__(
@@ -63,9 +60,10 @@ class GymSimulator:
     def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
         """See Simulator.reset; every environment is seeded from the generator."""
         seeds = torch.randint(2**31 - 1, (self.batch_size,), generator=generator, device=generator.device).tolist()
-        for row in self._rows(mask):
+        for row in chosen_rows(self.batch_size, mask):
             self._start(row, seeds[row])
-        return self._checked()
+        require_finite(self._spec, self._observation)
+        return self._observation.clone()
 
     def _start(self, row: int, seed: int) -> None:
         env = self._envs[row]
@@ -83,68 +81,54 @@ class GymSimulator:
                 the model would go on where the task does not.
         """
         require_finite_action(self._spec, action, mask)
-        for row in self._rows(mask):
+        for row in chosen_rows(self.batch_size, mask):
             physical = _physical(self._envs[row].action_space, action[row])
             returned = self._call(row, "step", self._envs[row].step, physical)
             observation, reward, terminated, _, _ = self._unpack(row, "step", returned, STEP)
             self._write(row, observation)
             self.last_reward[row] = self._call(row, "the reward of step", _number, reward)
             self.last_terminated[row] = bool(self._call(row, "the end told by step", _number, terminated))
-        observed = self._checked()
+        require_finite(self._spec, self._observation)
         if self.last_terminated.any():
-            self._refuse_unforeseen(self.last_terminated if mask is None else self.last_terminated & mask, observed)
-        return observed
+            self._refuse_unforeseen(self.last_terminated if mask is None else self.last_terminated & mask)
+        return self._observation.clone()
 
-    def _refuse_unforeseen(self, ended: Tensor, observed: Tensor) -> None:
+    def _refuse_unforeseen(self, ended: Tensor) -> None:
         # An environment compares in float64; at its threshold the rounded observation may lie on the other side.
-        foreseen = [self._spec.termination(observed * (1 + shift)) for shift in (0.0, ROUNDING, -ROUNDING)]
+        foreseen = [self._spec.termination(self._observation * (1 + shift)) for shift in (0.0, ROUNDING, -ROUNDING)]
         missed = ended & ~torch.stack(foreseen).any(0)
         if missed.any():
             row = int(missed.nonzero()[0])
             raise EnvError(
                 f"{self._spec.name}: the environment ended the episode of task {row} {self._tasks[row]} at observation "
-                f"{[round(value, 4) for value in observed[row].tolist()]}, where termination() is False.",
+                f"{[round(value, 4) for value in self._observation[row].tolist()]}, where termination() is False.",
                 "Give gym_family(termination=...), which models need too, or build the environment so that it never "
                 "terminates.",
             )
 
     def _call(self, row: int, what: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return self._guard.call(
-            f"{what}, task {row} {self._tasks[row]} of {self._code},", function, *arguments, **named
-        )
+        return self._guard.call(self._named(row, what), function, *arguments, **named)
+
+    def _named(self, row: int, what: str) -> str:
+        return f"{what}, task {row} {self._tasks[row]} of {self._code},"
 
     def _unpack(self, row: int, what: str, returned: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
         if isinstance(returned, tuple) and len(returned) == len(names):
             return returned
         found = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
-        raise self._guard.refuse(
-            f"{what}, task {row} {self._tasks[row]} of {self._code},", found, f"({', '.join(names)})"
-        )
+        raise self._guard.refuse(self._named(row, what), found, f"({', '.join(names)})")
 
     def _write(self, row: int, observation: Any) -> None:
         # A copy: environments may hand out a view, flipped or read-only, of what they go on writing into.
         values = self._call(row, "the observation", np.array, observation, dtype=np.float32)
-        if values.shape != (self._spec.observation_dim,):
-            raise self._guard.refuse(
-                f"task {row} of {self._code}",
-                f"an observation of shape {values.shape}",
-                f"shape ({self._spec.observation_dim},)",
-            )
+        wanted = (self._spec.observation_dim,)
+        if values.shape != wanted:
+            found = f"an observation of shape {values.shape}"
+            raise self._guard.refuse(f"task {row} of {self._code}", found, f"shape {wanted}")
         self._observation[row] = torch.from_numpy(values)
 
-    def _checked(self) -> Tensor:
-        require_finite(self._spec, self._observation)
-        return self._observation.clone()
-
-    def _rows(self, mask: Tensor | None) -> range | list[int]:
-        return range(self.batch_size) if mask is None else torch.nonzero(mask).flatten().tolist()
-
     def state(self) -> Tensor:
-        """See Simulator.state.
-
-        Raises:
-            EnvError: no way to read the state is known.
-        """
+        """See Simulator.state; an EnvError where no way to read the state is known."""
         read, _ = self._state_access()
         rows = [self._call(row, "reading the state", _flat, read, env) for row, env in enumerate(self._envs)]
         return torch.cat([torch.from_numpy(np.stack(rows)), self._observation.double()], -1)
@@ -167,20 +151,15 @@ class GymSimulator:
             elif hasattr(inner, "state"):
                 self._access = _read_attribute, _write_attribute
             else:
-                raise EnvError(
-                    f"{self._spec.name}: no way is known to read the environment's state.",
-                    "Give gym_family(state_access=(read, write)).",
-                )
+                cause = f"{self._spec.name}: no way is known to read the environment's state."
+                raise EnvError(cause, "Give gym_family(state_access=(read, write)).")
         return self._access
 
     def render(self, index: int = 0) -> np.ndarray:
         """See Simulator.render; the environment must have been built with render_mode="rgb_array"."""
         frame = self._call(index, "render", self._envs[index].render)
         if frame is None:
-            raise EnvError(
-                f"{self._spec.name}: nothing was drawn.",
-                'Build the environment with render_mode="rgb_array".',
-            )
+            raise EnvError(f"{self._spec.name}: nothing was drawn.", 'Build it with render_mode="rgb_array".')
         picture = self._call(index, "the picture", np.array, frame, dtype=np.uint8)
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise self._guard.refuse("render", f"a picture of shape {picture.shape}", "[height, width, 3]")
@@ -235,11 +214,8 @@ def _write_attribute(env: Any, values: np.ndarray) -> None:
 
 
 def _read_mujoco(env: Any) -> np.ndarray:
-    model, data, kind = env.unwrapped.model, env.unwrapped.data, mujoco.mjtState.mjSTATE_INTEGRATION.value
-    values = np.empty(mujoco.mj_stateSize(model, kind))
-    mujoco.mj_getState(model, data, values, kind)
-    return values
+    return read_physics(env.unwrapped.model, env.unwrapped.data)
 
 
 def _write_mujoco(env: Any, values: np.ndarray) -> None:
-    mujoco.mj_setState(env.unwrapped.model, env.unwrapped.data, values, mujoco.mjtState.mjSTATE_INTEGRATION.value)
+    write_physics(env.unwrapped.model, env.unwrapped.data, values)

@@ -1,8 +1,7 @@
 """What observations, actions, rewards and dynamics targets of a task family mean, once, in batched torch.
 
-The real environment, imagined rollouts and planners all call the same functions, so a reward can never differ
-between them. Shapes: ``...`` any batch, S observation, A action, F features, U action features, Y dynamics
-target.
+The real environment, imagined rollouts and planners all call the same functions, so a reward can never differ between them.
+Shapes: ``...`` any batch, S observation, A action, F features, U action features, Y dynamics target.
 """
 
 from __future__ import annotations
@@ -45,32 +44,27 @@ def identity(value: Tensor) -> Tensor:
 class EnvSpec:
     """The fixed part of a task family: everything but the task.
 
-    Continuous actions are always normalised to [-1, 1]; the simulator clips them and scales them to physical
-    units. Reward functions receive the normalised, *clipped* action and scale it themselves where the physics
-    needs it.
+    Continuous actions are always normalised to [-1, 1]; the simulator clips them and scales them to physical units.
 
     Attributes:
-        name: family name, used in messages and result rows.
-        observation_names: one name per observation entry (S of them), with units where they are not obvious.
+        name: of the family.
+        observation_names: one per entry (S of them), with units where they are not obvious.
         action_dim: A; for discrete actions the number of choices (actions are then one-hot floats).
         horizon: steps per episode.
-        unit: how returns are reported: "step" divides the sum of rewards by ``horizon``, "episode" keeps the
-            sum.
-        reward: (obs [..., S], action [..., A], next_obs [..., S]) -> [...].
+        unit: how returns are reported: "step" divides the sum of rewards by ``horizon``, "episode" keeps the sum.
+        reward: (obs [..., S], normalised and clipped action [..., A], next_obs [..., S]) -> [...].
         termination: next_obs [..., S] -> bool [...]; True where the MDP itself ends.
         features: obs [..., S] -> [..., F], what networks see.
         target: (obs, next_obs) -> [..., Y], what a dynamics model predicts.
         untarget: (obs [..., S], target [..., Y]) -> next_obs [..., S].
         discrete: actions are one-hot.
         action_features: action [..., A] -> [..., U], what a dynamics model sees of the action.
-        training_termination: next_obs -> bool [...] or None. Training episodes are cut there and imagination
-            treats it as terminal; evaluation episodes run on.
-        change: (obs, next_obs) -> [..., S], the change in which prediction errors are measured (angles
-            wrapped).
-        outcome: next_obs [..., S] -> [..., R] or None: what a history pair holds beside observation and action,
-            such as the reward just received.
-        metrics: evaluation episodes [..., T] -> further numbers by name, [...] each (upright share, distance
-            ...).
+        training_termination: next_obs -> bool [...] or None. Training episodes are cut there and imagination treats it as
+            terminal; evaluation episodes run on.
+        change: (obs, next_obs) -> [..., S], the change in which prediction errors are measured (angles wrapped).
+        outcome: next_obs [..., S] -> [..., R] or None: what a history pair holds beside observation and action, such as the
+            reward just received.
+        metrics: evaluation episodes [..., T] -> further numbers by name, [...] each (upright share, distance ...).
     """
 
     name: str
@@ -164,6 +158,11 @@ class Simulator(Protocol):
         """Release what the simulator holds; calling it twice does no harm."""
 
 
+def chosen_rows(batch_size: int, mask: Tensor | None) -> range | list[int]:
+    """Indices of the rows in ``mask`` (bool [B], None: all)."""
+    return range(batch_size) if mask is None else torch.nonzero(mask).flatten().tolist()
+
+
 def require_finite(spec: EnvSpec, observation: Tensor) -> None:
     """Raise EnvError naming the first non-finite row and component of ``observation`` [B, S]."""
     bad = _not_finite(observation)
@@ -194,10 +193,8 @@ def require_finite_action(spec: EnvSpec, action: Tensor, mask: Tensor | None) ->
     """
     rows = [row for row, _ in _not_finite(action) if mask is None or bool(mask[row])]
     if rows:
-        raise DivergedError(
-            f"{spec.name}: the policy's action for task {rows[0]} is not finite.",
-            "a smaller learning rate, or another seed",
-        )
+        cause = f"{spec.name}: the policy's action for task {rows[0]} is not finite."
+        raise DivergedError(cause, "a smaller learning rate, or another seed")
 
 
 def _not_finite(values: Tensor) -> list[list[int]]:

@@ -1,8 +1,7 @@
 """Acrobot: swing a double pendulum up by torque on its elbow.
 
-Physics of gymnasium's Acrobot-v1 ("book" equations, one Runge-Kutta step of 0.2 s, moments of inertia not
-changed with the masses). Observation (theta1, theta1', theta2, theta2') in the papers' order, angles wrapped
-to [-pi, pi].
+Physics of gymnasium's Acrobot-v1 ("book" equations, one Runge-Kutta step of 0.2 s, moments of inertia not changed with the
+masses). Observation (theta1, theta1', theta2, theta2') in the papers' order, angles wrapped to [-pi, pi].
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from mbrl_lightning.envs.spec import EnvSpec
 GRAVITY, DT, LENGTH, CENTRE, INERTIA = 9.8, 0.2, 1.0, 0.5, 1.0
 MAX_SPEED_1, MAX_SPEED_2 = 4 * math.pi, 9 * math.pi
 HORIZON = 200
-OBSERVATION_NAMES = ("angle_1 [rad]", "velocity_1 [rad/s]", "angle_2 [rad]", "velocity_2 [rad/s]")
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -42,14 +40,10 @@ def derivative(state: Tensor, torque: Tensor, tasks: Tensor) -> Tensor:
     d1 = m1 * CENTRE**2 + m2 * (LENGTH**2 + CENTRE**2 + 2 * LENGTH * CENTRE * cos) + 2 * INERTIA
     d2 = m2 * (CENTRE**2 + LENGTH * CENTRE * cos) + INERTIA
     phi2 = m2 * CENTRE * GRAVITY * (first + second).sin()
-    phi1 = (
-        -m2 * LENGTH * CENTRE * spin * (spin + 2 * speed) * sin
-        + (m1 * CENTRE + m2 * LENGTH) * GRAVITY * first.sin()
-        + phi2
-    )
-    elbow = (torque + d2 / d1 * phi1 - m2 * LENGTH * CENTRE * speed**2 * sin - phi2) / (
-        m2 * CENTRE**2 + INERTIA - d2**2 / d1
-    )
+    turning = -m2 * LENGTH * CENTRE * spin * (spin + 2 * speed) * sin
+    phi1 = turning + (m1 * CENTRE + m2 * LENGTH) * GRAVITY * first.sin() + phi2
+    force = torque + d2 / d1 * phi1 - m2 * LENGTH * CENTRE * speed**2 * sin - phi2
+    elbow = force / (m2 * CENTRE**2 + INERTIA - d2**2 / d1)
     return torch.stack([speed, -(d2 * elbow + phi1) / d1, spin, elbow], -1)
 
 
@@ -68,15 +62,10 @@ def initial(batch: int, generator: torch.Generator) -> Tensor:
     return 0.2 * torch.rand(batch, 4, generator=generator, dtype=torch.float64, device=generator.device) - 0.1
 
 
-def height(observation: Tensor) -> Tensor:
-    """How far the tip is above the goal line, m [...]."""
-    first, second = observation[..., 0], observation[..., 2]
-    return -LENGTH * first.cos() - LENGTH * (first + second).cos() - LENGTH
-
-
 def succeeded(observation: Tensor) -> Tensor:
     """Bool [...]: the tip is above the goal line; the episode ends there."""
-    return height(observation) > 0
+    first, second = observation[..., 0], observation[..., 2]
+    return -LENGTH * first.cos() - LENGTH * (first + second).cos() - LENGTH > 0
 
 
 def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
@@ -87,9 +76,8 @@ def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Ten
 def features(observation: Tensor) -> Tensor:
     """Sin and cos of both angles, velocities scaled to about [-1, 1]: [..., 6]."""
     first, speed, second, spin = observation.unbind(-1)
-    return torch.stack(
-        [first.sin(), first.cos(), second.sin(), second.cos(), speed / math.pi, spin / (2 * math.pi)], -1
-    )
+    turned = [first.sin(), first.cos(), second.sin(), second.cos()]
+    return torch.stack([*turned, speed / math.pi, spin / (2 * math.pi)], -1)
 
 
 def action_features(action: Tensor) -> Tensor:
@@ -126,7 +114,7 @@ def acrobot_spec() -> EnvSpec:
     """The acrobot's spec; episodes of 200 steps at most."""
     return EnvSpec(
         "acrobot",
-        OBSERVATION_NAMES,
+        ("angle_1 [rad]", "velocity_1 [rad/s]", "angle_2 [rad]", "velocity_2 [rad/s]"),
         action_dim=3,
         horizon=HORIZON,
         unit="step",

@@ -1,7 +1,4 @@
-"""The ant of gymnasium: eight joints, steps of 0.05 s. 27 visible entries, without contact forces.
-
-MuJoCo versions of the papers' time reported none. Height, quaternion (w first), 8 joint angles, then the 14 velocities.
-"""
+"""The ant of gymnasium: eight joints, steps of 0.05 s. 27 visible entries: contact forces were 0 in the papers' MuJoCo."""
 
 from __future__ import annotations
 
@@ -12,20 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.body import Body, half_uniform
+from mbrl_lightning.envs.bodies.body import Body, free_names, half_uniform
 from mbrl_lightning.envs.bodies.edits import RED, paint
 from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, centre_of_mass
 
 DT, FRAME_SKIP, UPRIGHT, RESET_SCALE = 0.05, 5, (0.2, 1.0), 0.1
 JOINTS = tuple(f"{joint}_{leg}" for leg in (1, 2, 3, 4) for joint in ("hip", "ankle"))
-NAMES = (
-    "z [m]",
-    *(f"quaternion_{part}" for part in "wxyz"),
-    *(f"{joint} [rad]" for joint in JOINTS),
-    *(f"{axis}_velocity [m/s]" for axis in "xyz"),
-    *(f"{axis}_angular_velocity [rad/s]" for axis in "xyz"),
-    *(f"{joint}_velocity [rad/s]" for joint in JOINTS),
-)
+NAMES = free_names(JOINTS)
 # Of legs 0 to 3 (learning_to_adapt's order): upper and lower geom, and the two motors.
 LEGS, MOTORS = ((3, 4), (6, 7), (9, 10), (12, 13)), ((2, 3), (4, 5), (6, 7), (0, 1))
 
@@ -64,11 +54,8 @@ def cripple(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) ->
 
 
 def ant_body(edit: Edit, scale: float = RESET_SCALE, whole: bool = False) -> Body:
-    """The body; paid speeds are the torso's, or those of the centre of mass of the ``whole`` ant.
-
-    ``scale`` is that of the start: half-width (positions) and deviation (velocities).
-    """
+    """The body; paid speeds are the torso's, or those of the centre of mass of the ``whole`` ant; ``scale`` of the start."""
     seen = functools.partial(observe, x=15 if whole else 0)  # the sensed entries follow the 15 positions
-    noise = functools.partial(half_uniform, positions=15, velocities=14, scale=scale)
+    noise = functools.partial(half_uniform, nq=15, nv=14, scale=scale)
     physics = MujocoBody("ant.xml", FRAME_SKIP, 1.0, edit, noise, seen, centre_of_mass if whole else None)
     return Body(NAMES, 8, DT, functools.partial(MujocoSimulator, body=physics), untarget=untarget, fallen=fallen)

@@ -34,17 +34,10 @@ def arm_model() -> mujoco.MjModel:
         spec.delete(part)
     spec.body("r_wrist_roll_link").add_site(name="tip", pos=[TIP_OFFSET, 0, 0])
     goal = spec.worldbody.add_body(name="goal")
-    for axis in range(3):
-        goal.add_joint(
-            name=f"goal_{'xyz'[axis]}",
-            type=mujoco.mjtJoint.mjJNT_SLIDE,
-            axis=[float(axis == other) for other in range(3)],
-            limited=False,
-            damping=0.0,
-        )
-    goal.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.03, 0, 0], rgba=[0.9, 0.1, 0.1, 1], contype=0, conaffinity=0
-    )
+    slide, ball = mujoco.mjtJoint.mjJNT_SLIDE, mujoco.mjtGeom.mjGEOM_SPHERE
+    for name, axis in zip("xyz", np.eye(3).tolist(), strict=True):
+        goal.add_joint(name=f"goal_{name}", type=slide, axis=axis, limited=False, damping=0.0)
+    goal.add_geom(type=ball, size=[0.03, 0, 0], rgba=[0.9, 0.1, 0.1, 1], contype=0, conaffinity=0)
     return spec.compile()
 
 

@@ -52,6 +52,60 @@ class Body:
     fallen: Callable[[Tensor], Tensor] = never
 
 
+def body_spec(
+    name: str,
+    body: Body,
+    horizon: int,
+    reward: Callable[[Tensor, Tensor, Tensor], Tensor],
+    speed: Callable[[TensorDictBase], Tensor],
+    first: tuple[str, ...] = (),
+    last: tuple[str, ...] = (),
+    shown: int = 0,
+    outcome: Callable[[Tensor], Tensor] | None = None,
+) -> EnvSpec:
+    """The spec of a ``body`` whose visible entries stand between those called ``first`` and ``last``.
+
+    Models predict these as they are; networks see ``shown`` of the last ones. ``speed`` gives that of each step of episodes
+    [..., T], from which the distance follows; the steps that an episode lasted are told where it may end early.
+    """
+    begin, end = len(first), len(first) + len(body.names)
+
+    def seen(observation: Tensor) -> Tensor:
+        return observation[..., begin:end]
+
+    def features(observation: Tensor) -> Tensor:
+        return torch.cat([body.features(seen(observation)), observation[..., end : end + shown]], -1)
+
+    def target(observation: Tensor, next_observation: Tensor) -> Tensor:
+        change = body.target(seen(observation), seen(next_observation))
+        return torch.cat([next_observation[..., :begin], change, next_observation[..., end:]], -1)
+
+    def untarget(observation: Tensor, change: Tensor) -> Tensor:
+        back = change.shape[-1] - len(last)
+        following = body.untarget(seen(observation), change[..., begin:back])
+        return torch.cat([change[..., :begin], following, change[..., back:]], -1)
+
+    def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
+        travelled, valid = speed(episodes), episodes["valid"]
+        lasted = {} if body.fallen is never else {"upright/first_fall": valid.to(travelled).sum(-1)}
+        return {"distance": body.dt * (travelled * valid).sum(-1)} | lasted
+
+    return EnvSpec(
+        name,
+        (*first, *body.names, *last),
+        action_dim=body.action_dim,
+        horizon=horizon,
+        unit="episode",
+        reward=reward,
+        termination=never if body.fallen is never else lambda following: body.fallen(seen(following)),
+        features=features,
+        target=target,
+        untarget=untarget,
+        outcome=outcome,
+        metrics=metrics,
+    )
+
+
 def runner_spec(name: str, body: Body, horizon: int, cost: float, bonus: float = 0.0) -> EnvSpec:
     """Pay speed + ``bonus`` - ``cost`` |a|^2 on a ``body`` whose mean speed comes first in the observation.
 
@@ -62,59 +116,27 @@ def runner_spec(name: str, body: Body, horizon: int, cost: float, bonus: float =
     def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
         return next_observation[..., 0] + bonus - cost * action.square().sum(-1)
 
-    def target(observation: Tensor, next_observation: Tensor) -> Tensor:
-        change = body.target(observation[..., 1:], next_observation[..., 1:])
-        return torch.cat([next_observation[..., :1], change], -1)
+    def speed(episodes: TensorDictBase) -> Tensor:
+        return episodes["next", "observation"][..., 0]
 
-    def untarget(observation: Tensor, change: Tensor) -> Tensor:
-        return torch.cat([change[..., :1], body.untarget(observation[..., 1:], change[..., 1:])], -1)
-
-    def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
-        speed, valid = episodes["next", "observation"][..., 0], episodes["valid"]
-        lasted = {} if body.fallen is never else {"upright/first_fall": valid.to(speed).sum(-1)}
-        return {"distance": body.dt * (speed * valid).sum(-1)} | lasted
-
-    return EnvSpec(
-        name,
-        (*body.unseen, *body.names),
-        action_dim=body.action_dim,
-        horizon=horizon,
-        unit="episode",
-        reward=reward,
-        termination=never if body.fallen is never else lambda following: body.fallen(following[..., 1:]),
-        features=lambda observation: body.features(observation[..., 1:]),
-        target=target,
-        untarget=untarget,
-        metrics=metrics,
-    )
+    return body_spec(name, body, horizon, reward, speed, first=body.unseen)
 
 
-def uniform(
-    batch: int, generator: torch.Generator, positions: int, velocities: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    """A start: U[-scale, scale] on all positions and velocities."""
-    unit = torch.rand(batch, positions + velocities, generator=generator, dtype=torch.float64, device=generator.device)
-    noise = scale * (2 * unit - 1)
-    return noise[:, :positions], noise[:, positions:]
+def uniform(batch: int, generator: torch.Generator, nq: int, nv: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A start: U[-scale, scale] on all ``nq`` positions and ``nv`` velocities."""
+    unit = torch.rand(batch, nq + nv, generator=generator, dtype=torch.float64, device=generator.device)
+    return (scale * (2 * unit - 1)).split([nq, nv], 1)
 
 
-def half_uniform(
-    batch: int, generator: torch.Generator, positions: int, velocities: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def half_uniform(batch: int, generator: torch.Generator, nq: int, nv: int, scale: float) -> tuple[Tensor, Tensor]:
     """A start: U[-scale, scale] on all positions, normal with that deviation on all velocities."""
-    moved, _ = uniform(batch, generator, positions, 0, scale)
-    return moved, normal(batch, generator, 0, velocities, scale)[1]
+    return uniform(batch, generator, nq, 0, scale)[0], normal(batch, generator, 0, nv, scale)[1]
 
 
-def normal(
-    batch: int, generator: torch.Generator, positions: int, velocities: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def normal(batch: int, generator: torch.Generator, nq: int, nv: int, scale: float) -> tuple[Tensor, Tensor]:
     """A start: normal noise with deviation ``scale`` on all positions and velocities."""
-    noise = torch.randn(
-        batch, positions + velocities, generator=generator, dtype=torch.float64, device=generator.device
-    )
-    noise = noise * scale
-    return noise[:, :positions], noise[:, positions:]
+    noise = torch.randn(batch, nq + nv, generator=generator, dtype=torch.float64, device=generator.device)
+    return (noise * scale).split([nq, nv], 1)
 
 
 def observe_planar(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray, dt: float, hidden: int = 1) -> np.ndarray:
@@ -129,15 +151,16 @@ def observe_clipped(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray, dt: 
 
 def planar_names(joints: tuple[str, ...]) -> tuple[str, ...]:
     """Entries of a body in the x-z plane: height, pitch and joints, then their velocities."""
-    return (
-        "z [m]",
-        "pitch [rad]",
-        *(f"{joint} [rad]" for joint in joints),
-        "x_velocity [m/s]",
-        "z_velocity [m/s]",
-        "pitch_velocity [rad/s]",
-        *(f"{joint}_velocity [rad/s]" for joint in joints),
-    )
+    angles = ("pitch", *joints)
+    speeds = (*(f"{axis}_velocity [m/s]" for axis in "xz"), *(f"{angle}_velocity [rad/s]" for angle in angles))
+    return ("z [m]", *(f"{angle} [rad]" for angle in angles), *speeds)
+
+
+def free_names(joints: tuple[str, ...]) -> tuple[str, ...]:
+    """Entries of a body in space: height, quaternion (w first) and joints, then the velocities."""
+    linear = (*(f"{axis}_velocity [m/s]" for axis in "xyz"), *(f"{axis}_angular_velocity [rad/s]" for axis in "xyz"))
+    pose = ("z [m]", *(f"quaternion_{part}" for part in "wxyz"), *(f"{joint} [rad]" for joint in joints))
+    return (*pose, *linear, *(f"{joint}_velocity [rad/s]" for joint in joints))
 
 
 def planar_features(observation: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Cart-pole swing-up (equations of deep PILCO).
 
-A pole, a uniform rod of length 0.6 m, hangs from a cart; a force on the cart must swing it up and hold it
-with its tip at (0, 0.6). The angle is 0 when upright, pi when hanging, raw and unwrapped. Explicit Euler with
-step 0.1 s and all four derivatives taken at the old state: coarse, and part of the definition of the problem.
+A pole, a uniform rod of length 0.6 m, hangs from a cart; a force on the cart must swing it up and hold it with its tip at
+(0, 0.6). The angle is 0 when upright, pi when hanging, unwrapped. Explicit Euler with step 0.1 s and all four derivatives
+taken at the old state: coarse, and part of the definition of the problem.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ def transition(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
     cart, pole = tasks.unbind(-1)
     force = MAX_FORCE * action[..., 0]
     sin, cos, total = angle.sin(), angle.cos(), cart + pole
-    acceleration = (
-        -2 * pole * LENGTH * spin**2 * sin + 3 * pole * GRAVITY * sin * cos + 4 * force - 4 * FRICTION * speed
-    ) / (4 * total - 3 * pole * cos**2)
-    angular = (
-        -3 * pole * LENGTH * spin**2 * sin * cos + 6 * total * GRAVITY * sin + 6 * (force - FRICTION * speed) * cos
-    ) / (4 * LENGTH * total - 3 * pole * LENGTH * cos**2)
+    pull = -2 * pole * LENGTH * spin**2 * sin + 3 * pole * GRAVITY * sin * cos + 4 * force - 4 * FRICTION * speed
+    turn = -3 * pole * LENGTH * spin**2 * sin * cos + 6 * total * GRAVITY * sin + 6 * (force - FRICTION * speed) * cos
+    acceleration = pull / (4 * total - 3 * pole * cos**2)
+    angular = turn / (4 * LENGTH * total - 3 * pole * LENGTH * cos**2)
     return state + DT * torch.stack([speed, acceleration, spin, angular], -1)
 
 

@@ -19,8 +19,7 @@ def scale_mass_and_damping(
 ) -> None:
     """Write task = (mass scale, damping scale): all body masses and joint dampings, from nominal values.
 
-    ``scale_inertia`` scales the rotational inertias with the masses (what a denser body has); CaDM and GSSM
-    leave them.
+    ``scale_inertia`` scales the rotational inertias with the masses (what a denser body has); CaDM and GSSM leave them.
     """
     model.body_mass[:] = nominal.body_mass * task[0]
     model.dof_damping[:] = nominal.dof_damping * task[1]

@@ -24,7 +24,7 @@ def half_cheetah_body(edit: Edit, noise: Noise) -> Body:
 
 def around_rest(scale: float) -> Noise:
     """A start with normal noise of deviation ``scale`` on all positions and velocities."""
-    return functools.partial(normal, positions=9, velocities=9, scale=scale)
+    return functools.partial(normal, nq=9, nv=9, scale=scale)
 
 
 def set_gears(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:

@@ -21,7 +21,7 @@ def fallen(entries: Tensor) -> Tensor:
 
 def hopper_body(scale: float) -> Body:
     """The body, starting with U[-scale, scale] on positions and velocities."""
-    noise = functools.partial(uniform, positions=6, velocities=6, scale=scale)
+    noise = functools.partial(uniform, nq=6, nv=6, scale=scale)
     seen = functools.partial(observe_clipped, dt=DT)
     build = functools.partial(MujocoSimulator, body=MujocoBody("hopper.xml", FRAME_SKIP, 1.0, leave, noise, seen))
     return Body(planar_names(("thigh", "leg", "foot")), 3, DT, build, features=planar_features, fallen=fallen)

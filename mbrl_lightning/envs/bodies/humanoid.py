@@ -1,10 +1,7 @@
 """The humanoid of gymnasium, slim: without contact forces, steps of 0.015 s (GSSM, after CaDM and mbbl).
 
-Visible entries (45): torso height, quaternion (w first), 17 joint angles, then the 23 velocities: torso linear
-(world frame), torso angular (torso frame), joints.
-
-A dynamics model predicts the 23 velocity changes only; positions follow by integration (see
-:func:`untarget`).
+45 visible entries: torso height, quaternion (w first), 17 joint angles, then the 23 velocities: torso linear (world frame),
+torso angular (torso frame), joints. A model predicts the 23 velocity changes; positions follow by integration.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.body import Body
+from mbrl_lightning.envs.bodies.body import Body, free_names
 from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, centre_of_mass
 from mbrl_lightning.envs.spec import EnvSpec
 
@@ -31,14 +28,7 @@ JOINTS = (
     "left_hip_x", "left_hip_z", "left_hip_y", "left_knee", "right_shoulder1", "right_shoulder2",
     "right_elbow", "left_shoulder1", "left_shoulder2", "left_elbow",
 )  # fmt: skip
-NAMES = (
-    "z [m]",
-    *(f"quaternion_{part}" for part in "wxyz"),
-    *(f"{joint} [rad]" for joint in JOINTS),
-    *(f"{axis}_velocity [m/s]" for axis in "xyz"),
-    *(f"{axis}_angular_velocity [rad/s]" for axis in "xyz"),
-    *(f"{joint}_velocity [rad/s]" for joint in JOINTS),
-)
+NAMES = free_names(JOINTS)
 
 
 def observe(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -66,8 +56,8 @@ def fallen(observation: Tensor) -> Tensor:
 def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
     """50/3 x torso forward velocity after the step + 5 while upright - 0.1 |0.4 action|^2.
 
-    The factor 50/3 is mbbl's 0.25/0.015, kept by CaDM and GSSM. Standing still for an episode is worth 5000;
-    a forward dive that lands after a second 1000 to 2000.
+    The factor 50/3 is mbbl's 0.25/0.015, kept by CaDM and GSSM. Standing still for an episode is worth 5000, a forward dive
+    that lands after a second 1000 to 2000.
     """
     effort = CONTROL_COST * CONTROL_SCALE**2 * action.square().sum(-1)
     return SPEED_WEIGHT * next_observation[..., X_VELOCITY] + ALIVE_BONUS * upright(next_observation) - effort
@@ -87,8 +77,7 @@ def rotation(quaternion: Tensor) -> Tensor:
 def features(observation: Tensor) -> Tensor:
     """Height, rotation matrix, joints, torso velocity in world and torso frame, other velocities: [..., 53].
 
-    A quaternion and its negative are the same pose; the matrix says so. Contact and drag act in the torso's
-    frame.
+    A quaternion and its negative are the same pose; the matrix says so. Contact and drag act in the torso's frame.
     """
     height, quaternion, joints, linear, rest = observation.split([1, 4, 17, 3, 20], -1)
     matrix = rotation(quaternion)
@@ -115,18 +104,10 @@ def turn(quaternion: Tensor, angle: Tensor) -> Tensor:
 def untarget(observation: Tensor, change: Tensor) -> Tensor:
     """Velocities plus ``change`` [..., 23]; positions integrated over the step.
 
-    Height moves with the mean of old and new velocity, rotation and joints with 0.4 old + 0.6 new: torques
-    start with the step, so velocities change early in it. Left over of the true position changes, as rms over
-    their standard deviation (nominal and test tasks, random actions of random amplitude, true velocity
-    changes):
-
-    | weight of the new velocity | upright: height, rotation, joints | on the ground |
-    |---|---|---|
-    | 0.5 (trapezoid) | .030, .115, .167 | .18, .20, .26 |
-    | 0.6 | .042, .073, .099 | .14, .15, .16 |
-    | 0.7 | .068, .111, .150 | .19, .19, .17 |
-    | 1 (semi-implicit) | .158, .349, .494 | .52, .53, .54 |
-    | 0 (explicit) | .162, .522, .760 | .73, .81, .95 |
+    Height moves with the mean of old and new velocity, rotation and joints with 0.4 old + 0.6 new: torques start with the
+    step, so velocities change early in it. While upright .03, .07, .10 of the standard deviation of the true changes of height,
+    rotation and joints are left over (random actions, true velocity changes), on the ground .18, .15, .16; with the mean for
+    all of them .12 and .17 of rotation and joints, with the new velocities alone .16, .35, .49.
     """
     velocity = observation[..., POSITIONS:]
     height = observation[..., :1] + DT * (velocity[..., 2:3] + HEIGHT_WEIGHT * change[..., 2:3])
@@ -144,9 +125,7 @@ def reset_noise(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]
 def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
     """What the return hides, of episodes [..., T]: a dive and a walk may score alike.
 
-    Returns:
-        [...] each: share of upright steps, the first step that is not upright (T if none), forward metres
-        (integrated from the torso's velocity).
+    [...] each: share of upright steps, the first that is not (T if none), forward metres by the torso's velocity.
     """
     before, after = episodes["observation"], episodes["next", "observation"]
     standing = upright(after).to(after.dtype)
@@ -183,13 +162,5 @@ def humanoid_physics(edit: Edit) -> MujocoBody:
 def humanoid_body(edit: Edit) -> Body:
     """The body whose paid speed is that of the centre of mass, which the 45 visible entries do not determine."""
     whole = dataclasses.replace(humanoid_physics(edit), observe=observe_with_speed, sense=centre_of_mass)
-    return Body(
-        NAMES,
-        17,
-        DT,
-        functools.partial(MujocoSimulator, body=whole),
-        features=features,
-        target=target,
-        untarget=untarget,
-        fallen=fallen,
-    )
+    build = functools.partial(MujocoSimulator, body=whole)
+    return Body(NAMES, 17, DT, build, features=features, target=target, untarget=untarget, fallen=fallen)

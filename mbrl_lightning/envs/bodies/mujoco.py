@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import logging
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.offscreen import Camera
-from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
+from mbrl_lightning.envs.spec import EnvSpec, chosen_rows, require_finite, require_finite_action
 from mbrl_lightning.errors import EnvError
 
 _log = logging.getLogger(__name__)
-
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION.value  # with the solver's warm start
 
 Edit = Callable[[mujoco.MjModel, mujoco.MjModel, np.ndarray], None]
 Noise = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
@@ -39,12 +39,11 @@ class MujocoBody:
         xml: file name among gymnasium's assets, a path, or a function that builds the nominal model.
         frame_skip: physics steps per control step.
         control_scale: control = control_scale * action.
-        edit: (model, nominal model, task [P]) writes the task into ``model``; derived constants follow by
-            themselves.
+        edit: (model, nominal model, task [P]) writes the task into ``model``; derived constants follow by themselves.
         noise: (batch, generator) -> float64 ([batch, nq], [batch, nv]) added to the model's rest pose.
         observe: (qpos [B, nq], qvel [B, nv], qpos before the step [B, nq]) -> [B, S], float64 arrays.
-        sense: (model, data) -> [k], functions of a row's positions that ``observe`` needs besides: it then gets
-            them after the nq positions, now and before the step.
+        sense: (model, data) -> [k], functions of a row's positions that ``observe`` needs besides: it then gets them after
+            the nq positions, now and before the step.
     """
 
     xml: str | Callable[[], mujoco.MjModel]
@@ -65,11 +64,8 @@ def _forward_warning(message: str) -> None:
 def nominal_model(xml: str | Callable[[], mujoco.MjModel]) -> mujoco.MjModel:
     """The unchanged model of ``xml`` or of what it builds (shared: copy it before editing).
 
-    Unless the program has its own handler, MuJoCo's warnings are sent to ``logging`` from here on: without
-    one MuJoCo writes a file MUJOCO_LOG.TXT into the current folder.
-
-    Raises:
-        EnvError: the file is missing or does not compile.
+    Unless the program has its own handler, MuJoCo's warnings are sent to ``logging`` from here on: without one MuJoCo writes
+    a file MUJOCO_LOG.TXT into the current folder.
     """
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_forward_warning)
@@ -83,12 +79,7 @@ def nominal_model(xml: str | Callable[[], mujoco.MjModel]) -> mujoco.MjModel:
 
 def asset(xml: str) -> Path:
     """Path of the file ``xml``, which is one or lies among gymnasium's assets."""
-    path = Path(xml)
-    if not path.exists():
-        found = importlib.util.find_spec("gymnasium")
-        for folder in (found.submodule_search_locations or []) if found else []:
-            path = Path(folder) / "envs" / "mujoco" / "assets" / xml
-    return path
+    return Path(xml) if Path(xml).exists() else Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
 
 
 def write_task(body: MujocoBody, model: mujoco.MjModel, scratch: mujoco.MjData, task: np.ndarray) -> None:
@@ -102,12 +93,23 @@ def task_model(body: MujocoBody, task: np.ndarray) -> mujoco.MjModel:
     """A copy of the body's nominal model with ``task`` [P] written into it."""
     model = copy.copy(nominal_model(body.xml))
     write_task(body, model, mujoco.MjData(model), task)
-    # A diverged state must be seen as such; by default MuJoCo puts the body back to its rest pose without a
-    # word.
+    # A diverged state must be seen as such; by default MuJoCo puts the body back to its rest pose without a word.
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
     if model.ntree < 2:  # one body is one island: looking for others takes 4 % of a step and changes no bit
         model.opt.disableflags |= getattr(mujoco.mjtDisableBit, "mjDSBL_ISLAND", 0)  # MuJoCo >= 3.3.6 looks unasked
     return model
+
+
+def read_physics(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    """MuJoCo's integration state, float64 [X], from which it continues bit for bit."""
+    values = np.empty(mujoco.mj_stateSize(model, STATE))
+    mujoco.mj_getState(model, data, values, STATE)
+    return values
+
+
+def write_physics(model: mujoco.MjModel, data: mujoco.MjData, values: np.ndarray) -> None:
+    """Restore what :func:`read_physics` gave."""
+    mujoco.mj_setState(model, data, np.ascontiguousarray(values), STATE)
 
 
 class MujocoSimulator:
@@ -117,8 +119,8 @@ class MujocoSimulator:
         spec: the family's spec.
         tasks: [B, P] float64.
         body: the body.
-        threads: MuJoCo steps of different rows run in this many threads; results do not depend on it. Pays
-            for bodies whose step takes 0.3 ms or more (humanoids).
+        threads: MuJoCo steps of different rows run in this many threads; results do not depend on it. Pays for bodies whose
+            step takes 0.3 ms or more (humanoids).
     """
 
     def __init__(self, spec: EnvSpec, tasks: Tensor, body: MujocoBody, threads: int = 1) -> None:
@@ -141,12 +143,12 @@ class MujocoSimulator:
         )
         self._observation = torch.zeros(self.batch_size, spec.observation_dim)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._camera: tuple[int, Camera] | None = None
+        self._camera: tuple[int, mujoco.Renderer] | None = None
 
     def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
         """See Simulator.reset."""
         positions, velocities = (part.cpu().numpy() for part in self._body.noise(self.batch_size, generator))
-        for row in self._rows(mask):
+        for row in chosen_rows(self.batch_size, mask):
             model, data, _ = self._cells[row]
             mujoco.mj_resetData(model, data)
             data.qpos[:] = self._rest + positions[row]
@@ -161,8 +163,7 @@ class MujocoSimulator:
         control = np.array(action.numpy(force=True), dtype=np.float64)
         np.minimum(np.maximum(control, -1.0, out=control), 1.0, out=control)  # np.clip takes twice as long
         control *= self._body.control_scale
-        rows = self._rows(mask)
-        before = self._qpos.copy()
+        rows, before = chosen_rows(self.batch_size, mask), self._qpos.copy()
         if self._pool is None:
             self._advance(rows, control)
         else:
@@ -170,9 +171,6 @@ class MujocoSimulator:
             list(self._pool.map(self._advance, parts, [control] * self._threads))
         self._read()
         return self._observe(before, mask)
-
-    def _rows(self, mask: Tensor | None) -> range | list[int]:
-        return range(self.batch_size) if mask is None else torch.nonzero(mask).flatten().tolist()
 
     def _advance(self, rows: range | list[int], control: np.ndarray) -> None:
         step, skip, cells = mujoco.mj_step, self._body.frame_skip, self._cells
@@ -182,10 +180,8 @@ class MujocoSimulator:
             try:
                 step(model, data, skip)
             except Exception as error:
-                raise EnvError(
-                    f"{self._spec.name}: MuJoCo failed in task {row}: {error}",
-                    "Narrow the family's parameter ranges.",
-                ) from error
+                cause = f"{self._spec.name}: MuJoCo failed in task {row}: {error}"
+                raise EnvError(cause, "Narrow the family's parameter ranges.") from error
 
     def set_tasks(self, rows: Tensor, tasks: Tensor) -> None:
         """Give ``rows`` (indices [n]) the tasks [n, P] from the next step on; the state stays as it is."""
@@ -212,11 +208,8 @@ class MujocoSimulator:
         return torch.from_numpy(values.copy()) if mask is None else fresh.clone()
 
     def state(self) -> Tensor:
-        """See Simulator.state: MuJoCo's integration state (with warm start), then the last observation."""
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
-        physics = np.empty((self.batch_size, mujoco.mj_stateSize(self._models[0], kind)))
-        for row, (model, data, _) in enumerate(self._cells):
-            mujoco.mj_getState(model, data, physics[row], kind)
+        """See Simulator.state: MuJoCo's integration state, then the last observation."""
+        physics = np.stack([read_physics(model, data) for model, data, _ in self._cells])
         return torch.cat([torch.from_numpy(physics), self._observation.double()], -1)
 
     def set_state(self, state: Tensor) -> None:
@@ -224,23 +217,27 @@ class MujocoSimulator:
         size = state.shape[1] - self._spec.observation_dim
         physics, observation = state[:, :size].cpu().double(), state[:, size:].cpu()
         for (model, data, _), values in zip(self._cells, physics.numpy(), strict=True):
-            mujoco.mj_setState(model, data, np.ascontiguousarray(values), mujoco.mjtState.mjSTATE_INTEGRATION.value)
+            write_physics(model, data, values)
         self._observation = observation.float()
         self._read()
 
-    def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
-        """See Simulator.render; uint8 [height, width, 3] from the camera that follows the body.
-
-        Raises:
-            EnvError: this machine has no way to draw off screen.
-        """
+    def render(self, index: int = 0) -> np.ndarray:
+        """See Simulator.render; from the camera that follows the body."""
+        model = self._models[index]
         if self._camera is None or self._camera[0] != index:
             self._close_camera()
-            self._camera = index, Camera(self._models[index], height, width)
+            try:
+                self._camera = index, mujoco.Renderer(model)
+            except Exception as error:  # each backend fails in its own way
+                raise EnvError(
+                    f"cannot draw off screen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {error}",
+                    "Set MUJOCO_GL=egl (libegl1) or osmesa (libosmesa6) before mujoco is imported, or leave videos off.",
+                ) from error
         # Drawn from a copy: computing body positions in place would touch the solver's warm start.
         data = copy.copy(self._datas[index])
-        mujoco.mj_forward(self._models[index], data)
-        return self._camera[1].picture(data)
+        mujoco.mj_forward(model, data)
+        self._camera[1].update_scene(data, 0 if model.ncam else -1)
+        return self._camera[1].render()
 
     def close(self) -> None:
         """See Simulator.close."""

@@ -37,16 +37,10 @@ def pier_model(cheetah_mass: float = CHEETAH_MASS) -> mujoco.MjModel:
     spec.geom("floor").pos = [0, 0, SEABED]
     for number, (centre, half_length) in enumerate(BLOCKS):
         block = spec.worldbody.add_body(name=f"block_{number}", pos=[centre, 0, HALF_HEIGHT])
-        block.add_joint(
-            name=f"block_{number}",
-            type=mujoco.mjtJoint.mjJNT_SLIDE,
-            axis=[0, 0, 1],
-            limited=True,
-            range=[-TRAVEL, TRAVEL],
-            armature=0.1,
-        )
+        slide, travel = mujoco.mjtJoint.mjJNT_SLIDE, [-TRAVEL, TRAVEL]
+        block.add_joint(name=block.name, type=slide, axis=[0, 0, 1], limited=True, range=travel, armature=0.1)
         block.add_geom(
-            name=f"block_{number}",
+            name=block.name,
             type=mujoco.mjtGeom.mjGEOM_BOX,
             size=[half_length, HALF_WIDTH, HALF_HEIGHT],
             mass=BLOCK_MASS,

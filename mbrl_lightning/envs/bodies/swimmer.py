@@ -12,13 +12,9 @@ from mbrl_lightning.envs.bodies.edits import leave
 from mbrl_lightning.envs.bodies.mujoco import MujocoBody, MujocoSimulator
 
 DT, FRAME_SKIP = 0.04, 4
-NAMES = (
-    "angle [rad]",
-    *(f"joint_{number} [rad]" for number in (1, 2)),
-    *(f"{axis}_velocity [m/s]" for axis in "xy"),
-    "angular_velocity [rad/s]",
-    *(f"joint_{number}_velocity [rad/s]" for number in (1, 2)),
-)
+ANGLES = ("angle", "joint_1", "joint_2")
+SPEEDS = (*(f"{axis}_velocity [m/s]" for axis in "xy"), "angular_velocity [rad/s]")
+NAMES = (*(f"{angle} [rad]" for angle in ANGLES), *SPEEDS, *(f"{joint}_velocity [rad/s]" for joint in ANGLES[1:]))
 
 
 def features(entries: Tensor) -> Tensor:
@@ -28,7 +24,7 @@ def features(entries: Tensor) -> Tensor:
 
 def swimmer_body(scale: float) -> Body:
     """The body, starting with U[-scale, scale] on positions and velocities."""
-    noise = functools.partial(uniform, positions=5, velocities=5, scale=scale)
+    noise = functools.partial(uniform, nq=5, nv=5, scale=scale)
     seen = functools.partial(observe_planar, dt=DT, hidden=2)
     build = functools.partial(MujocoSimulator, body=MujocoBody("swimmer.xml", FRAME_SKIP, 1.0, leave, noise, seen))
     return Body(NAMES, 2, DT, build, features=features)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
 
+Point = tuple[float, float]
+
 
 class TorchSimulator:
     """A :class:`~mbrl_lightning.envs.spec.Simulator` whose state *is* the observation, kept in float64.
@@ -72,25 +74,17 @@ class TorchSimulator:
 
 
 class Canvas:
-    """A white uint8 picture with world coordinates, for stick figures.
-
-    Args:
-        half_width: the picture shows [-half_width, half_width] in both directions, in metres.
-        pixels: height and width.
-    """
+    """A white uint8 picture of [-half_width, half_width] in both directions, in metres, for stick figures."""
 
     def __init__(self, half_width: float, pixels: int = 256) -> None:
         line = (np.arange(pixels) + 0.5) / pixels * 2 * half_width - half_width
         self._x, self._y = np.meshgrid(line, -line)
         self.picture = np.full((pixels, pixels, 3), 255, dtype=np.uint8)
 
-    def segment(
-        self, start: tuple[float, float], end: tuple[float, float], width: float, colour: tuple[int, int, int]
-    ) -> None:
+    def segment(self, start: Point, end: Point, width: float, colour: tuple[int, int, int]) -> None:
         """Draw a line with round ends; a dot if both ends are equal. ``width`` in metres."""
         (x0, y0), (x1, y1) = start, end
         dx, dy = x1 - x0, y1 - y0
-        along = ((self._x - x0) * dx + (self._y - y0) * dy) / max(dx * dx + dy * dy, 1e-12)
-        along = np.clip(along, 0, 1)
+        along = np.clip(((self._x - x0) * dx + (self._y - y0) * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
         distance = np.hypot(self._x - x0 - along * dx, self._y - y0 - along * dy)
         self.picture[distance <= width / 2] = colour

@@ -25,7 +25,7 @@ def fallen(observation: Tensor) -> Tensor:
 
 def walker2d_body(edit: Edit, scale: float = RESET_SCALE) -> Body:
     """The body with tasks written by ``edit``, starting with U[-scale, scale] on positions and velocities."""
-    noise = functools.partial(uniform, positions=9, velocities=9, scale=scale)
+    noise = functools.partial(uniform, nq=9, nv=9, scale=scale)
     seen = functools.partial(observe_clipped, dt=DT)
     build = functools.partial(MujocoSimulator, body=MujocoBody("walker2d_v5.xml", FRAME_SKIP, 1.0, edit, noise, seen))
     return Body(planar_names(JOINTS), 6, DT, build, features=planar_features, fallen=fallen)

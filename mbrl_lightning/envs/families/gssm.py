@@ -32,15 +32,13 @@ def _carts(name: str, train: Box, beyond: Box, half: bool, tip_sign: float) -> T
 def cartpole(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
     """The paper's range: cart mass U[1, 2] kg, pole mass U[0.7, 1] kg; 50 fixed test tasks.
 
-    Reward -(1 - exp(-d^2 / (2 sigma^2))) of the next state, d = distance of the pole's tip to its upright
-    place over the origin, sigma = 0.25 m; in [-1, 0]. Reported as mean per step over 25 steps. Uniform random
-    forces: -0.976. Extreme tasks: cart in [0.5, 3], pole in [0.35, 1.5] with at least one of the two outside
-    the training range.
+    Reward -(1 - exp(-d^2 / (2 sigma^2))) of the next state, d = distance of the pole's tip to its upright place over the
+    origin, sigma = 0.25 m; in [-1, 0]. Mean per step over 25 steps. Uniform random forces: -0.976. Extreme tasks: cart in
+    [0.5, 3], pole in [0.35, 1.5] with at least one of the two outside the training range.
 
     Args:
         half: True is deep PILCO's exponent d^2 / (2 sigma^2); False is GSSM's table, d^2 / sigma^2.
-        tip_sign: +1 is deep PILCO's tip x + l sin(theta); -1 is the side on which the equations conserve
-            energy.
+        tip_sign: +1 is deep PILCO's tip x + l sin(theta); -1 is the side on which the equations conserve energy.
     """
     return _carts("cartpole", Box((1.0, 0.7), (2.0, 1.0)), Box((0.5, 0.35), (3.0, 1.5)), half, tip_sign)
 
@@ -48,8 +46,7 @@ def cartpole(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
 def cartpole_wide(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
     """As :func:`cartpole`, cart mass U[0.3, 4] and pole mass U[0.2, 1.5] kg: here knowing the masses pays.
 
-    Extreme tasks: cart in [0.2, 6], pole in [0.15, 2.2] with at least one of the two outside the training
-    range.
+    Extreme tasks: cart in [0.2, 6], pole in [0.15, 2.2] with at least one of the two outside the training range.
     """
     return _carts("cartpole_wide", Box((0.3, 0.2), (4.0, 1.5)), Box((0.2, 0.15), (6.0, 2.2)), half, tip_sign)
 
@@ -57,8 +54,8 @@ def cartpole_wide(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
 def acrobot() -> TaskFamily:
     """Link masses U[0.8, 1.2] kg each; 33 fixed test tasks; 50 random-policy transitions as context.
 
-    Reported as return / 200 with nothing lost after success: -0.45 is success after 90 steps. Extreme tasks:
-    masses in [0.5, 1.6] with at least one of the two outside the training range.
+    Reported as return / 200 with nothing lost after success: -0.45 is success after 90 steps. Extreme tasks: masses in
+    [0.5, 1.6] with at least one of the two outside the training range.
     """
     train, beyond, spec = Box((0.8, 0.8), (1.2, 1.2)), Box((0.5, 0.5), (1.6, 1.6)), acrobots.acrobot_spec()
     build = functools.partial(acrobots.build, spec)
@@ -90,12 +87,9 @@ def _cheetah(name: str, edit: Edit, horizon: int) -> tuple[EnvSpec, Callable[[Te
 def half_cheetah(scale_inertia: bool = False, horizon: int = HORIZON) -> TaskFamily:
     """Mass scale and damping scale on a grid; forward speed minus 0.1 |action|^2, steps of 0.05 s.
 
-    Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Extreme tasks: {.5, .7,
-        1.3, 1.5}^2 (16). Returns are sums over 1000 steps; random policy about -290.
-
-    Args:
-        scale_inertia: scale rotational inertias with the masses (CaDM and GSSM: no).
-        horizon: steps per episode.
+    Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Extreme tasks: {.5, .7, 1.3, 1.5}^2 (16).
+    Returns are sums over ``horizon`` steps; random policy about -290. ``scale_inertia`` scales rotational inertias with the
+    masses (CaDM and GSSM: no).
     """
     edit = functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia)
     return _on_grid(*_cheetah("half_cheetah", edit, horizon))
@@ -104,8 +98,8 @@ def half_cheetah(scale_inertia: bool = False, horizon: int = HORIZON) -> TaskFam
 def half_cheetah_wide(horizon: int = HORIZON) -> TaskFamily:
     """Mass and damping scale log-uniform in [1/3, 3]: knowing them is worth 20 to 40 % of the return.
 
-    20 fixed test draws; 20 extreme draws log-uniform in [1/5, 5] with at least one of the two outside [1/3,
-    3]. Rotational inertias follow the masses. ``horizon`` steps per episode.
+    20 fixed test draws; 20 extreme draws log-uniform in [1/5, 5] with at least one of the two outside [1/3, 3]. Rotational
+    inertias follow the masses. ``horizon`` steps per episode.
     """
     edit = functools.partial(scale_mass_and_damping, scale_inertia=True)
     spec, build = _cheetah("half_cheetah_wide", edit, horizon)
@@ -113,28 +107,23 @@ def half_cheetah_wide(horizon: int = HORIZON) -> TaskFamily:
     return box_family(spec, SCALES, build, train, beyond, CHEETAH_CONTEXT, CHEETAH_TESTS, CHEETAH_SEED)
 
 
-def draw_gears(n: int, generator: torch.Generator, reversed_joints: tuple[int, ...] = (0, 1)) -> Tensor:
-    """N signed gear scales, float64 [n, 6]: sizes U[0.7, 1.3]; the number of reversed joints is drawn.
+def draw_gears(n: int, generator: torch.Generator, turned: int | None = None) -> Tensor:
+    """N signed gear scales, float64 [n, 6]: sizes U[0.7, 1.3]; none or one joint is reversed, all 7 cases equally likely.
 
-    With the default, none or one of the 6 joints is reversed, all 7 cases equally likely; (2,) reverses
-    exactly two.
+    For the extreme tasks exactly ``turned`` joints are.
     """
     device = generator.device
     size = 0.7 + 0.6 * torch.rand(n, 6, generator=generator, dtype=torch.float64, device=device)
     order = torch.rand(n, 6, generator=generator, device=device).argsort(-1).argsort(-1)
-    if reversed_joints == (0, 1):
-        count = (torch.randint(7, (n, 1), generator=generator, device=device) > 0).long()
-    else:
-        choice = torch.randint(len(reversed_joints), (n, 1), generator=generator, device=device)
-        count = torch.tensor(reversed_joints, device=device)[choice]
+    count = turned or (torch.randint(7, (n, 1), generator=generator, device=device) > 0).long()
     return torch.where(order < count, -size, size).cpu()
 
 
 def half_cheetah_flip() -> TaskFamily:
     """One of six motors works backwards, or none; all are U[0.7, 1.3] as strong: 6 signed gear scales.
 
-    Loud on purpose: a policy that believes the wrong task loses half its return. 20 fixed test draws; 20
-    extreme draws with two motors reversed, which never happens in training.
+    Loud on purpose: a policy that believes the wrong task loses half its return. 20 fixed test draws; 20 extreme draws with
+    two motors reversed, which never happens in training.
     """
     spec, build = _cheetah("half_cheetah_flip", cheetahs.set_gears, HORIZON)
     return TaskFamily(
@@ -144,7 +133,7 @@ def half_cheetah_flip() -> TaskFamily:
         build=build,
         rescale=lambda tasks: tasks / 1.3,
         test=draw_gears(CHEETAH_TESTS, torch.Generator().manual_seed(CHEETAH_SEED)),
-        extreme=draw_gears(CHEETAH_TESTS, torch.Generator().manual_seed(CHEETAH_SEED + 1), reversed_joints=(2,)),
+        extreme=draw_gears(CHEETAH_TESTS, torch.Generator().manual_seed(CHEETAH_SEED + 1), turned=2),
         context_steps=CHEETAH_CONTEXT,
     )
 
@@ -152,13 +141,9 @@ def half_cheetah_flip() -> TaskFamily:
 def slim_humanoid(scale_inertia: bool = False, threads: int = 1, cut_at_fall: bool = True) -> TaskFamily:
     """Mass scale and damping scale on the grid of :func:`half_cheetah`.
 
-    Episodes never end before 1000 steps; training episodes are cut at the fall. Returns are sums over 1000 steps; uniform
-    random policy about -1170.
-
-    Args:
-        scale_inertia: scale rotational inertias with the masses (CaDM and GSSM: no).
-        threads: threads for MuJoCo; results do not depend on it.
-        cut_at_fall: end training episodes at the fall (the paper lets them run on).
+    Episodes never end before 1000 steps; training episodes are cut at the fall unless ``cut_at_fall`` is false (the paper lets
+    them run on). Returns are sums over 1000 steps; uniform random policy about -1170. ``threads`` are MuJoCo's, and change no
+    result.
     """
     spec = humanoid.humanoid_spec(humanoid.fallen if cut_at_fall else None)
     physics = humanoid.humanoid_physics(functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia))

@@ -14,10 +14,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.body import Body
+from mbrl_lightning.envs.bodies.body import Body, body_spec
 from mbrl_lightning.envs.families.switching import Schedule, SwitchingSimulator, hide
 from mbrl_lightning.envs.family import Box, TaskFamily
-from mbrl_lightning.envs.spec import EnvSpec, identity, never
+from mbrl_lightning.envs.spec import EnvSpec, identity
 from mbrl_lightning.errors import ConfigError
 
 PreviousReward = Literal["observation", "history"]
@@ -29,13 +29,8 @@ class HiddenTask:
     """What is hidden, as in TaskFamily.
 
     Attributes:
-        parameters: names of the P numbers.
-        draw: (n, generator) -> float64 [n, P].
-        rescale: tasks [..., P] -> about [-1, 1].
-        test: float64 [n, P].
-        shared: the test tasks are training tasks, because there are no others.
+        parameters: see there, as draw, rescale, test, shared (_tasks) and distant.
         another: see Schedule; None: tasks are drawn anew.
-        distant: parameters that act in one place only, so that a short random episode need not meet them.
         directed: the first parameter is +1 or -1, the direction in which speed is paid.
     """
 
@@ -47,10 +42,6 @@ class HiddenTask:
     another: Callable[[Tensor, torch.Generator], Tensor] | None = None
     distant: tuple[str, ...] = ()
     directed: bool = False
-
-    def schedule(self, horizon: int, every: int | None, jitter: float) -> Schedule:
-        """When this task changes; see Schedule."""
-        return Schedule(self.draw, horizon, every, jitter, self.another)
 
 
 @dataclass(frozen=True)
@@ -82,63 +73,26 @@ def boxed(parameters: tuple[str, ...], box: Box, distant: tuple[str, ...] = ()) 
     return HiddenTask(parameters, box.sample, box.scale, box.draws(TEST_TASKS, TEST_SEED), distant=distant)
 
 
-def received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """The reward of every family of this kind: the last entry of the next observation."""
-    return next_observation[..., -1]
-
-
-def outcome(next_observation: Tensor) -> Tensor:
-    """The reward as a history holds it, [..., 1]."""
-    return next_observation[..., -1:]
-
-
 def hidden_spec(
     name: str, body: Body, pay: Pay, horizon: int, previous_reward: PreviousReward, told: tuple[str, ...] = ()
 ) -> EnvSpec:
-    """The visible entries of ``body``, so that functions of them hold for the observation as well, and the last reward.
-
-    The names ``told`` of parameters that are shown come between them.
-
-    Raises:
-        ConfigError: ``previous_reward`` is no place.
-    """
+    """The visible entries of ``body``, the parameters that are ``told``, and the last reward."""
     if previous_reward not in ("observation", "history"):
         raise ConfigError(f"previous_reward={previous_reward!r} is no place.", "Choose observation or history.")
-    width, count = len(body.names), len(told) + 1
-    shown = None if previous_reward == "observation" else -1
 
-    def features(observation: Tensor) -> Tensor:
-        return torch.cat([body.features(observation[..., :width]), observation[..., width:shown]], -1)
+    def received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        return next_observation[..., -1]
 
-    def target(observation: Tensor, next_observation: Tensor) -> Tensor:
-        change = body.target(observation[..., :width], next_observation[..., :width])
-        return torch.cat([change, next_observation[..., width:]], -1)
+    def outcome(next_observation: Tensor) -> Tensor:
+        return next_observation[..., -1:]
 
-    def untarget(observation: Tensor, change: Tensor) -> Tensor:
-        following = body.untarget(observation[..., :width], change[..., :-count])
-        return torch.cat([following, change[..., -count:]], -1)
+    def speed(episodes: TensorDictBase) -> Tensor:
+        """In the wanted direction, read off the rewards."""
+        reward = episodes["next", "observation"][..., -1]
+        return (reward + pay.effort * episodes["action"].square().sum(-1) - pay.bonus) / pay.weight
 
-    def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
-        """Metres in the wanted direction, read off the rewards, and the steps that an episode lasted if it may end early."""
-        reward, valid = episodes["next", "observation"][..., -1], episodes["valid"]
-        speed = (reward + pay.effort * episodes["action"].square().sum(-1) - pay.bonus) / pay.weight
-        lasted = {} if body.fallen is never else {"upright/first_fall": valid.to(speed).sum(-1)}
-        return {"distance": body.dt * (speed * valid).sum(-1)} | lasted
-
-    return EnvSpec(
-        name,
-        (*body.names, *told, "previous_reward"),
-        action_dim=body.action_dim,
-        horizon=horizon,
-        unit="episode",
-        reward=received,
-        termination=body.fallen,
-        features=features,
-        target=target,
-        untarget=untarget,
-        outcome=outcome,
-        metrics=metrics,
-    )
+    last, shown = (*told, "previous_reward"), len(told) + (previous_reward == "observation")
+    return body_spec(name, body, horizon, received, speed, last=last, shown=shown, outcome=outcome)
 
 
 def hidden_family(
@@ -177,7 +131,6 @@ def hidden_family(
         build=build,
         rescale=task.rescale,
         test=task.test,
-        extreme=torch.empty(0, len(task.parameters), dtype=torch.float64),
         context_steps=context_steps,
         switch_every=schedule.every,
         shared_tasks=task.shared,

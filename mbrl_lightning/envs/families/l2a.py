@@ -17,16 +17,9 @@ HORIZON, CONTEXT_STEPS, TEST_TASKS, CONTROL_COST, RESET_SCALE = 1000, 500, 20, 0
 def half_cheetah_disabled(horizon: int = HORIZON, held_out: int | None = None) -> TaskFamily:
     """One of six motors gives no torque (L2A): joints 0 to 4 in training, the front foot, joint 5, in the test.
 
-    Reward: forward speed - 0.05 |a|^2, summed over 1000 steps of 0.05 s; nothing ends an episode early. The 20 test tasks
-    are the one unseen joint with other initial states.
-
-    Args:
-        horizon: steps per episode.
-        held_out: of the joints 0 to 4, the one that fails in the test and never in training: for choices, which must not be
-            made on joint 5.
-
-    Raises:
-        ConfigError: no such joint.
+    Reward: forward speed - 0.05 |a|^2, summed over ``horizon`` steps of 0.05 s; nothing ends an episode early. The 20 test
+    tasks are the one unseen joint with other initial states. ``held_out`` is one of the joints 0 to 4 that fails in the test
+    instead and never in training: for choices, which must not be made on joint 5.
     """
     if held_out is not None and held_out not in range(5):
         raise ConfigError(f"held_out={held_out}", "choose one of the training joints, 0 to 4")
@@ -41,7 +34,6 @@ def half_cheetah_disabled(horizon: int = HORIZON, held_out: int | None = None) -
         build=functools.partial(body.build, spec),
         rescale=Box((0.0,), (5.0,)).scale,
         test=torch.full((TEST_TASKS, 1), float(tested), dtype=torch.float64),
-        extreme=torch.empty(0, 1, dtype=torch.float64),
         context_steps=CONTEXT_STEPS,
         grid=train,
     )

@@ -37,6 +37,7 @@ from mbrl_lightning.envs.families.hidden import (
     directions,
     hidden_family,
 )
+from mbrl_lightning.envs.families.switching import Schedule
 from mbrl_lightning.envs.family import Box, TaskFamily
 from mbrl_lightning.envs.spec import never
 from mbrl_lightning.errors import ConfigError
@@ -66,7 +67,7 @@ def _switching(
         told: bool = False,
     ) -> TaskFamily:
         hidden = task(flip)
-        schedule = hidden.schedule(horizon, switch_every_steps, jitter)
+        schedule = Schedule(hidden.draw, horizon, switch_every_steps, jitter, hidden.another)
         return hidden_family(name, body(), hidden, pay, schedule, previous_reward, context_steps, told)
 
     return family
@@ -160,9 +161,6 @@ def ant_crippled_leg(
     Reward: forward speed of the centre of mass + 0.05; nothing ends an episode early (learning_to_adapt, there with steps
     of 0.02 s and 41 observation entries). ``unseen_leg`` is crippled in every test task and in no training task (L2A);
     episodes must not switch then.
-
-    Raises:
-        ConfigError: there is no such leg, or episodes would switch to one that is not unseen.
     """
     if unseen_leg is not None and (switch_every_steps is not None or unseen_leg not in range(4)):
         raise ConfigError(

@@ -40,7 +40,7 @@ swimmer = _runner("swimmer", swimmers.swimmer_body(scale=0.1), cost=1e-4)
 # Run forwards, steps of 0.05 s. Observation 18: mean speed, then gymnasium's 17.
 half_cheetah_200 = _runner(
     "half_cheetah_200",
-    cheetahs.half_cheetah_body(leave, functools.partial(half_uniform, positions=9, velocities=9, scale=0.1)),
+    cheetahs.half_cheetah_body(leave, functools.partial(half_uniform, nq=9, nv=9, scale=0.1)),
     cost=0.1,
 )
 # Hop forwards, steps of 0.008 s. Observation 12: mean speed, then gymnasium's 11. The episode ends when the torso's height is not

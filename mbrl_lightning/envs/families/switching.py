@@ -34,14 +34,9 @@ class Schedule:
     Attributes:
         draw: (n, generator) -> float64 [n, P], tasks at the start of an episode.
         horizon: steps per episode; nothing switches later.
-        every: mean number of steps between switches, each drawn from every * U[1 - jitter, 1 + jitter]; None:
-            the task stays for the whole episode.
+        every: mean number of steps between switches, each drawn from every * U[1 - jitter, 1 + jitter]; None: never.
         jitter: see ``every``; in [0, 1).
-        another: (tasks [n, P], generator) -> [n, P], the tasks that follow; None: a fresh draw, which may be the
-            same again.
-
-    Raises:
-        ConfigError: a number out of range.
+        another: (tasks [n, P], generator) -> [n, P], the tasks that follow; None: a fresh draw, which may be the same again.
     """
 
     draw: Callable[[int, torch.Generator], Tensor]
@@ -87,12 +82,15 @@ class SwitchingSimulator:
 
     Args:
         base: the body; its observation holds whatever the reward needs.
-        spec: the family's spec: the visible entries of the base's observation, then the previous reward.
+        spec: the family's.
         tasks: [B, P] float64, those ``base`` was built with.
         reward: with the task in force *during* the step.
         schedule: when and to what the task changes.
         visible: the entries of the base's observation that the agent sees.
         show: tasks [B, P] -> what of them is put before the previous reward, in the open.
+
+    Attributes:
+        tasks: hidden, in force in the next step, float64 [B, P]; for reports and pictures, never for an agent.
     """
 
     def __init__(
@@ -106,21 +104,16 @@ class SwitchingSimulator:
         show: Callable[[Tensor], Tensor] = hide,
     ) -> None:
         self.batch_size = len(tasks)
-        self._base, self._spec, self._reward, self._schedule = base, spec, reward, schedule
+        self._base, self._reward, self._schedule = base, reward, schedule
         self._visible, self._show = visible, show
-        self._tasks = tasks.double().clone()
-        self._sequence = self._tasks.unsqueeze(1).repeat(1, schedule.switches + 1, 1)
+        self.tasks = tasks.double().clone()
+        self._sequence = self.tasks.unsqueeze(1).repeat(1, schedule.switches + 1, 1)
         self._times = torch.full((self.batch_size, schedule.switches), schedule.horizon)
         self._clock = torch.zeros(self.batch_size, dtype=torch.long)
         self._started = torch.zeros(self.batch_size, dtype=torch.bool)
         self._before = torch.zeros(self.batch_size, 0)
         self._observation = torch.zeros(self.batch_size, spec.observation_dim)
         self._quiet = 0
-
-    @property
-    def tasks(self) -> Tensor:
-        """The hidden tasks in force in the next step, float64 [B, P]; for reports and pictures, never for an agent."""
-        return self._tasks
 
     def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
         """See Simulator.reset."""
@@ -146,7 +139,7 @@ class SwitchingSimulator:
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """See Simulator.step; a switch that is due comes after the reward of the step."""
         following = self._base.step(action, mask)
-        reward = self._reward(self._before, action.detach().cpu().clamp(-1, 1), following, self._tasks)
+        reward = self._reward(self._before, action.detach().cpu().clamp(-1, 1), following, self.tasks)
         self._clock += 1 if mask is None else mask.cpu()
         self._before = following
         self._quiet -= 1
@@ -159,17 +152,17 @@ class SwitchingSimulator:
         return observation.clone()
 
     def _observe(self, base: Tensor, reward: Tensor) -> Tensor:
-        parts = base[:, self._visible], self._show(self._tasks).to(base), reward.to(base).unsqueeze(-1)
+        parts = base[:, self._visible], self._show(self.tasks).to(base), reward.to(base).unsqueeze(-1)
         return torch.cat(parts, -1)
 
     def _follow_schedule(self) -> None:
         """Put the tasks in force that the clocks ask for, and count the steps in which nothing can switch."""
         passed = self._times <= self._clock[:, None]
         due = self._sequence[torch.arange(self.batch_size), passed.sum(1)]
-        rows = (due != self._tasks).any(1).nonzero().flatten()
+        rows = (due != self.tasks).any(1).nonzero().flatten()
         if len(rows):
             self._base.set_tasks(rows, due[rows])
-        self._tasks = due
+        self.tasks = due
         left = (self._times - self._clock[:, None]).masked_fill(passed, self._schedule.horizon)
         self._quiet = int(left.min()) if left.numel() else self._schedule.horizon
 
@@ -177,7 +170,7 @@ class SwitchingSimulator:
         return [self._clock[:, None], self._started[:, None], self._times, self._sequence.flatten(1), self._observation]
 
     def state(self) -> Tensor:
-        """See Simulator.state: clock, schedule and tasks, observation, the base's state, then its observation."""
+        """See Simulator.state."""
         return torch.cat([part.double() for part in (*self._parts(), self._base.state(), self._before)], -1)
 
     def set_state(self, state: Tensor) -> None:
