@@ -18,6 +18,11 @@ from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
 
 
+def generator(seed: int = 0) -> torch.Generator:
+    """A stream of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
 def plain_spec(observation: int = 3, action: int = 2, horizon: int = 10, **fields: Any) -> EnvSpec:
     """Identity features and differences as targets; the reward is the sum of the actions unless given."""
     fields = {"unit": "step", "reward": lambda o, a, n: a.sum(-1)} | fields

@@ -1,60 +1,35 @@
 """What holds for every task family, and the fixed sizes of the test splits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from fakes import generator, shortened
 
 from mbrl_lightning.check_env import check_family
-from mbrl_lightning.envs import FAMILIES, TaskFamily, make_family
-from mbrl_lightning.envs.family import Box, draw_from, grid_of
+from mbrl_lightning.envs import FAMILIES, make_family
+from mbrl_lightning.envs.family import Box
 from mbrl_lightning.errors import ConfigError
 
 NAMES = list(FAMILIES)
-SIZES = {
-    "cartpole": (50, 50, 25, "step"),
-    "acrobot": (33, 50, 200, "step"),
-    "half_cheetah": (16, 500, 1000, "episode"),
-    "slim_humanoid": (16, 500, 1000, "episode"),
-    "cartpole_wide": (50, 50, 25, "step"),
-    "half_cheetah_wide": (20, 500, 1000, "episode"),
-    "half_cheetah_flip": (20, 500, 1000, "episode"),
-    "point_switch": (20, 50, 200, "episode"),
-    "half_cheetah_fwd_bwd": (20, 200, 1000, "episode"),
-    "half_cheetah_pier": (20, 200, 1000, "episode"),
-    "ant_fwd_bwd": (20, 200, 1000, "episode"),
-    "ant_crippled_leg": (20, 200, 1000, "episode"),
-    "walker2d_random_params": (20, 200, 1000, "episode"),
-    "humanoid_direc": (20, 200, 1000, "episode"),
-    "swimmer": (20, 200, 200, "episode"),
-    "hopper": (20, 200, 200, "episode"),
-    "walker2d": (20, 200, 200, "episode"),
-    "ant": (20, 200, 200, "episode"),
-    "half_cheetah_200": (20, 200, 200, "episode"),
-    "arm_reach": (20, 200, 200, "episode"),
-    "point2d": (20, 30, 30, "episode"),
-    "half_cheetah_disabled": (20, 500, 1000, "episode"),
-}
 WITHOUT_EXTREME = NAMES[7:]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+SIZES = dict.fromkeys(NAMES, (20, 200, 200, "episode")) | dict.fromkeys(NAMES[7:14], (20, 200, 1000, "episode"))
+SIZES |= dict.fromkeys(("cartpole", "cartpole_wide"), (50, 50, 25, "step")) | {"acrobot": (33, 50, 200, "step")}
+SIZES |= dict.fromkeys(("half_cheetah", "slim_humanoid"), (16, 500, 1000, "episode"))
+SIZES |= dict.fromkeys(("half_cheetah_wide", "half_cheetah_flip", "half_cheetah_disabled"), (20, 500, 1000, "episode"))
+SIZES |= {"point_switch": (20, 50, 200, "episode"), "point2d": (20, 30, 30, "episode")}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sizes_and_units(name):
-    family = make_family(name)
+def test_sizes_units_and_splits_are_fixed(name):
+    family, again = make_family(name), make_family(name)
     size = len(family.test), family.context_steps, family.spec.horizon, family.spec.unit
     assert size == SIZES[name]
     assert family.spec.name == name
     assert family.test.dtype == family.sample(2, generator()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_splits_are_fixed(name):
-    first, second = make_family(name), make_family(name)
-    assert first.test.equal(second.test)
-    assert first.extreme.equal(second.extreme)
-    assert len(first.extreme) >= 16 or name in WITHOUT_EXTREME
+    assert family.test.equal(again.test)
+    assert family.extreme.equal(again.extreme)
+    assert len(family.extreme) >= 16 or name in WITHOUT_EXTREME
 
 
 @pytest.mark.parametrize("name", ["cartpole", "acrobot", "cartpole_wide", "half_cheetah_wide"])
@@ -65,25 +40,26 @@ def test_test_tasks_lie_inside_and_extreme_ones_outside(name):
     assert family.scale(family.sample(2000, generator())).abs().max() > 0.98
 
 
-def test_first_test_tasks_never_change():
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("cartpole", [1.7427588930499698, 0.8329862872932078]),
+        ("half_cheetah_wide", [1.6478122460102675, 0.8150462205749295]),
+    ],
+)
+def test_first_test_tasks_never_change(name, task):
     """A change here makes published numbers incomparable."""
-    torch.testing.assert_close(
-        make_family("cartpole").test[0],
-        torch.tensor([1.7427588930499698, 0.8329862872932078], dtype=torch.float64),
-    )
-    torch.testing.assert_close(
-        make_family("half_cheetah_wide").test[0],
-        torch.tensor([1.6478122460102675, 0.8150462205749295], dtype=torch.float64),
-    )
+    torch.testing.assert_close(make_family(name).test[0], torch.tensor(task, dtype=torch.float64))
 
 
-def test_grids():
+def test_grids_and_their_overlap_with_the_test():
     family = make_family("half_cheetah")
-    assert family.grid is not None
-    assert family.grid.shape == (25, 2)
-    drawn = family.sample(500, generator())
-    assert len(torch.unique(drawn, dim=0)) == 25
-    assert sorted(set(family.test.flatten().tolist())) == [0.85, 0.95, 1.05, 1.15]
+    assert len(family.sample(500, generator()).unique(dim=0)) == len(family.grid) == 25
+    assert family.test.unique().tolist() == [0.85, 0.95, 1.05, 1.15]
+    family.check_disjoint()
+    for split in ("test", "extreme"):
+        with pytest.raises(ConfigError, match=f"{split} task .* is also a training task"):
+            replace(family, **{split: family.grid[3:5]}).check_disjoint()
 
 
 def test_flip_reverses_at_most_one_joint():
@@ -96,33 +72,19 @@ def test_flip_reverses_at_most_one_joint():
     assert ((family.extreme < 0).sum(1) == 2).all()
 
 
-def test_overlap_of_test_and_training_grid_is_refused():
-    family = make_family("half_cheetah")
-    grid = family.grid
-    assert grid is not None
-    bad = TaskFamily(
-        family.spec, family.parameters, draw_from(grid), family.build, family.rescale, grid[3:5], grid=grid
-    )
-    with pytest.raises(ConfigError, match="also a training task"):
-        bad.check_disjoint()
-
-
-def test_unknown_names_and_options_name_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'cartpole'"):
-        make_family("cartpol")
-    with pytest.raises(ConfigError, match="did you mean 'tip_sign'"):
-        make_family("cartpole", tipsign=1)
-
-
-def test_tasks_of_the_wrong_shape_are_refused():
-    with pytest.raises(ConfigError, match="do not fit"):
-        make_family("cartpole").simulate(torch.ones(3, 3))
-
-
-@pytest.mark.parametrize(("low", "high", "log"), [((1.0,), (1.0,), False), ((0.0,), (1.0,), True)])
-def test_bad_ranges_are_refused(low, high, log):
-    with pytest.raises(ConfigError):
-        Box(low, high, log)
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        (lambda: make_family("cartpol"), "did you mean 'cartpole'"),
+        (lambda: make_family("cartpole", tipsign=1), "did you mean 'tip_sign'"),
+        (lambda: make_family("cartpole").simulate(torch.ones(3, 3)), "do not fit"),
+        (lambda: Box((1.0,), (1.0,)), "not low < high"),
+        (lambda: Box((0.0,), (1.0,), log=True), "positive ends"),
+    ],
+)
+def test_what_makes_no_family_no_task_and_no_range_is_refused(refused, message):
+    with pytest.raises(ConfigError, match=message):
+        refused()
 
 
 def test_log_box_is_uniform_in_logarithms():
@@ -132,17 +94,9 @@ def test_log_box_is_uniform_in_logarithms():
     torch.testing.assert_close(box.scale(torch.tensor([[1 / 3], [1.0], [3.0]])), torch.tensor([[-1.0], [0], [1]]))
 
 
-def test_grid_of():
-    assert grid_of((1, 2), (3, 4, 5)).tolist()[:3] == [[1, 3], [1, 4], [1, 5]]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_check_env_passes(name):
-    family = make_family(name)
-    short = family.spec.__class__(**{**family.spec.__dict__, "horizon": 40})
-    object.__setattr__(family, "spec", short)
-    failed = [check for check in check_family(family) if not check.passed]
-    assert not failed
+    assert not [check for check in check_family(shortened(make_family(name), 40, test=20)) if not check.passed]
 
 
 @pytest.mark.parametrize("name", NAMES)

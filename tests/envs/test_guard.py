@@ -8,16 +8,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from fakes import generator
 
 from mbrl_lightning.check_env import check_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.guard import Guard, HangError, guarded_family
 from mbrl_lightning.envs.gym_family import gym_family
 from mbrl_lightning.errors import ConfigError, DivergedError, EnvError
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Cart(gymnasium.Env):
@@ -53,6 +50,10 @@ def reward(observation, action, following):
 
 def cart(cls=Cart, paid=reward, ranges=None, **options):
     return gym_family(cls, ranges or {"mass": (0.5, 2.0)}, paid, **{"horizon": 20, "name": "cart"} | options)
+
+
+def failed(family):
+    return [check.name for check in check_family(family) if not check.passed]
 
 
 def variant(**members):
@@ -143,7 +144,7 @@ def test_faults_of_functions_are_named_before_any_step(functions, message):
     ],
 )
 def test_what_is_legal_is_taken(cls):
-    assert [check for check in check_family(cart(cls)) if not check.passed] == []
+    assert not failed(cart(cls))
 
 
 def test_the_reward_is_of_the_type_of_the_observation():
@@ -162,7 +163,7 @@ def test_the_reward_is_of_the_type_of_the_observation():
     ],
 )
 def test_checks(cls, options, names):
-    assert [check.name for check in check_family(cart(cls, **options)) if not check.passed] == names
+    assert failed(cart(cls, **options)) == names
 
 
 @pytest.mark.parametrize("unit", [1e-9, 1e9])
@@ -175,9 +176,9 @@ def test_checks_do_not_depend_on_units(unit):
             return unit * self.state[0]
 
     right = cart(InUnits, paid=lambda o, a, n: n[..., 0])
-    assert [check for check in check_family(right) if not check.passed] == []
+    assert not failed(right)
     wrong = cart(InUnits, paid=lambda o, a, n: 1.01 * n[..., 0], set_task=lambda env, task: None)
-    assert [check.name for check in check_family(wrong) if not check.passed] == ["parameters", "reward"]
+    assert failed(wrong) == ["parameters", "reward"]
 
 
 def test_an_end_late_in_the_episode_is_found():
@@ -187,8 +188,7 @@ def test_an_end_late_in_the_episode_is_found():
             observation, paid, _, *rest = super().step(action)
             return observation, paid, self.count % 100 == 90, *rest
 
-    failed = [check for check in check_family(cart(Ends, horizon=100)) if not check.passed]
-    assert "termination=" in failed[-1].detail
+    assert "termination=" in list(check_family(cart(Ends, horizon=100)))[-1].detail
 
 
 def test_an_end_at_the_threshold_may_differ_by_rounding():
@@ -255,12 +255,12 @@ def test_time_is_given_to_each_call_and_given_back():
 # -- actions and parameters
 
 
-@pytest.mark.parametrize(("low", "high"), [(-2, 2), (0, 4)])
-def test_integers_are_equally_likely(low, high):
+@pytest.mark.parametrize("low", [-2, 0])
+def test_integers_are_equally_likely(low):
     seen = []
 
     class Counts(Cart):
-        action_space = gymnasium.spaces.Box(low, high, (1,), np.int64)
+        action_space = gymnasium.spaces.Box(low, low + 4, (1,), np.int64)
 
         def step(self, action):
             seen.append(int(action[0]))
@@ -302,25 +302,16 @@ def test_choices_are_drawn_as_such():
     assert cart(ranges={"mass": [4.0, 0.5, 1.0]}).shared_tasks
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ranges": {"mass": given}}
-        for given in [(0.5, np.inf), (0.5, np.nan), (2.0, 1.0), (1.0,), 0.7, "12", [1, 1, 2], None]
-    ]
-    + [
-        {"extreme": {"mass": (0.8, 1.5)}},
-        {"extreme": {"mass": (0.5, 2.0)}},
-        {"horizon": 0},
-        {"horizon": 2.5},
-        {"call_seconds": -1},
-        {"unit": "second"},
-    ]
-    + [{"set_task": {"masss": "load"}}],
-)
-def test_wrong_ranges_and_numbers_are_refused_at_once(options):
+RANGES = [(0.5, np.inf), (0.5, np.nan), (2.0, 1.0), (1.0,), 0.7, "12", [1, 1, 2], None]
+WRONG = [("horizon", 0), ("horizon", 2.5), ("call_seconds", -1), ("unit", "second"), ("set_task", {"masss": "load"})]
+WRONG += [("ranges", {"mass": given}) for given in RANGES]
+WRONG += [("extreme", {"mass": given}) for given in ((0.8, 1.5), (0.5, 2.0))]
+
+
+@pytest.mark.parametrize(("option", "value"), WRONG)
+def test_wrong_ranges_and_numbers_are_refused_at_once(option, value):
     with pytest.raises(ConfigError):
-        cart(**options)
+        cart(**{option: value})
 
 
 def test_constants_of_a_mujoco_model_follow_its_masses():

@@ -1,18 +1,16 @@
 """MuJoCo families: rewards and edits by their definitions, and what is said when physics breaks."""
 
+import mujoco as engine
 import numpy as np
 import pytest
 import torch
+from fakes import generator
 from tensordict import TensorDict
 
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.bodies import humanoid as slim_humanoid
 from mbrl_lightning.envs.bodies import mujoco
 from mbrl_lightning.errors import EnvError
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_humanoid_reward_against_the_definition():
@@ -65,7 +63,7 @@ def test_task_edits_start_from_nominal_values_and_update_derived_ones():
     np.testing.assert_allclose(ratio, [1, -1, 1, 1, 0.7, 1])
 
 
-def test_divergence_is_reported_by_task_and_component(caplog):
+def test_divergence_and_missing_models_are_reported(caplog):
     family, draws = make_family("half_cheetah_flip"), generator()
     tasks = family.test[:3].clone()
     tasks[1] = 1e7
@@ -75,9 +73,6 @@ def test_divergence_is_reported_by_task_and_component(caplog):
     with pytest.raises(EnvError, match=r"half_cheetah_flip: task 1 has a non-finite x_speed_mean"):
         [simulator.step(action) for action in actions]
     assert "MuJoCo" in caplog.text
-
-
-def test_missing_model_is_reported():
     with pytest.raises(EnvError, match="nowhere"):
         mujoco.nominal_model("nowhere.xml")
 
@@ -120,8 +115,6 @@ def test_humanoid_positions_follow_from_velocities():
 
 
 def test_humanoid_rotation_and_turn_agree_with_mujoco():
-    import mujoco as engine
-
     draws = generator()
     quaternion = torch.nn.functional.normalize(torch.randn(20, 4, generator=draws, dtype=torch.float64), dim=-1)
     angle = torch.randn(20, 3, generator=draws, dtype=torch.float64)

@@ -1,19 +1,15 @@
-"""Each hidden-task family against its formulas and its model: rewards, ends, and what a task changes."""
+"""Each hidden-task family against its formulas and its model: rewards, ends, what a task changes, and where it is seen."""
 
 import numpy as np
 import pytest
 import torch
-from fakes import centre_x
+from fakes import centre_x, generator
 from tensordict import TensorDict
 
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.bodies import ant, mujoco
 from mbrl_lightning.envs.bodies.pier import BLOCKS, pier_model
 from mbrl_lightning.errors import ConfigError
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_point_one_step_by_hand():
@@ -222,16 +218,64 @@ def test_distance_is_what_the_body_travelled():
 
 def test_a_leg_can_be_kept_for_the_test():
     family = make_family("ant_crippled_leg", unseen_leg=2, switch_every_steps=None)
-    drawn = family.sample(300, torch.Generator().manual_seed(0))
-    assert sorted(set(drawn.flatten().tolist())) == [0.0, 1.0, 3.0]
-    assert set(family.test.flatten().tolist()) == {2.0}
-    family.check_disjoint()
+    assert family.sample(300, generator()).unique().tolist() == [0.0, 1.0, 3.0]
+    assert family.test.unique().tolist() == [2.0]
     simulator = family.simulate(family.test[:2])
-    simulator.reset(torch.Generator().manual_seed(0))
+    simulator.reset(generator())
     for _ in range(5):
         simulator.step(torch.zeros(2, 8))
-    assert set(simulator.tasks.flatten().tolist()) == {2.0}
-    simulator.close()
+    assert simulator.tasks.unique().tolist() == [2.0]
     for options in ({"unseen_leg": 2}, {"unseen_leg": 4, "switch_every_steps": None}):
         with pytest.raises(ConfigError, match="keeps its leg"):
             make_family("ant_crippled_leg", **options)
+
+
+# -- where the task is seen
+
+
+@pytest.mark.parametrize("name", ["point_switch", "half_cheetah_fwd_bwd"])
+def test_a_family_that_shows_its_task_is_otherwise_as_it_was(name):
+    options = {"switch_every_steps": 4, "flip": True}
+    hidden, told = make_family(name, **options), make_family(name, told=True, **options)
+    tasks, actions = hidden.test[:2], generator()
+    plain, seen = hidden.simulate(tasks), told.simulate(tasks)
+    one, two = plain.reset(generator(1)), seen.reset(generator(1))
+    shown = set()
+    for _ in range(12):
+        assert torch.equal(torch.cat([two[:, :-2], two[:, -1:]], 1), one)
+        assert torch.equal(two[:, -2:-1].double(), plain.tasks)
+        shown.add(float(two[0, -2]))
+        action = hidden.spec.random_action((2,), actions)
+        before, after = two, seen.step(action)
+        one, two = plain.step(action), after
+        spec = told.spec
+        torch.testing.assert_close(spec.untarget(before, spec.target(before, after)), after)
+        assert torch.equal(spec.reward(before, action, after), one[:, -1])
+    assert shown == {-1.0, 1.0}
+    assert told.spec.feature_dim == hidden.spec.feature_dim + 1
+    assert told.spec.observation_dim == len(told.spec.observation_names) == two.shape[1]
+
+
+@pytest.mark.parametrize("name", ["half_cheetah_fwd_bwd", "half_cheetah_pier", "ant_crippled_leg", "humanoid_direc"])
+def test_colours_follow_the_hidden_task(name):
+    family = make_family(name, switch_every_steps=2, jitter=0.0)
+    sim, seen = family.simulate(family.test[:1]), {}
+    sim.reset(generator())
+    for _ in range(8):
+        seen.setdefault(tuple(sim.tasks[0].tolist()), sim._base._models[0].geom_rgba.copy())
+        fresh = family.simulate(sim.tasks)._base._models[0]
+        np.testing.assert_array_equal(sim._base._models[0].geom_rgba, fresh.geom_rgba)
+        sim.step(torch.zeros(1, family.spec.action_dim))
+    first, second, *_ = seen.values()
+    assert not np.array_equal(first, second)
+
+
+def test_point_picture_follows_the_hidden_task():
+    sim = make_family("point_switch", switch_every_steps=1, jitter=0.0).simulate(torch.tensor([[1.0]]))
+    sim.reset(generator())
+    before = sim.render()
+    blue = (before[..., 2] > 180) & (before[..., 0] < 60)
+    sim.step(torch.zeros(1, 2))
+    after = sim.render()
+    assert blue.sum() > 100
+    assert not ((after[..., 2] > 180) & (after[..., 0] < 60)).any()

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from fakes import centre_x
+from fakes import centre_x, generator
 
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.bodies import mujoco
@@ -30,10 +30,6 @@ TWINS = {
     **RUNNERS,
     **SWITCHING,
 }
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def twin(name):

@@ -11,25 +11,15 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.measuring.hidden_task import (
-    after_switches,
-    rewards_by_task,
-    since_switch,
-)
+from mbrl_lightning.measuring.hidden_task import after_switches, rewards_by_task, since_switch
 from mbrl_lightning.models.recurrent import HistoryDynamics, history_errors, reward_slope
 
 
 def made_up(hidden: list[list[float]], reward: list[list[float]], valid: list[list[bool]] | None = None) -> TensorDict:
     rewards = torch.tensor(reward)
     kept = torch.ones_like(rewards).bool() if valid is None else torch.tensor(valid)
-    return TensorDict(
-        {
-            "hidden": torch.tensor(hidden, dtype=torch.float64).unsqueeze(-1),
-            "valid": kept,
-            "next": {"reward": rewards.unsqueeze(-1)},
-        },
-        batch_size=rewards.shape,
-    )
+    tasks = torch.tensor(hidden, dtype=torch.float64).unsqueeze(-1)
+    return TensorDict({"hidden": tasks, "valid": kept, "next": {"reward": rewards.unsqueeze(-1)}}, rewards.shape)
 
 
 def test_steps_since_a_switch_are_counted_from_the_first_step_of_the_new_task():
@@ -38,24 +28,13 @@ def test_steps_since_a_switch_are_counted_from_the_first_step_of_the_new_task():
 
 
 def test_rewards_are_grouped_by_task_and_by_time():
-    episodes = made_up([[1, 1, -1, -1]], [[10.0, 20.0, 1.0, 3.0]])
-    rewards = rewards_by_task(episodes, "direction")
-    assert rewards == {
-        "reward/before_switch": 15.0,
-        "reward/since_0_10": 2.0,
-        "reward/direction=-1": 2.0,
-        "reward/direction=1": 15.0,
-    }
-
-
-def test_steps_after_the_end_of_an_episode_do_not_count():
-    episodes = made_up([[1, 1, -1, -1]], [[10.0, 20.0, 1.0, 3.0]], [[True, False, True, False]])
-    assert rewards_by_task(episodes, "direction")["reward/before_switch"] == 10.0
-
-
-def test_a_continuous_task_is_not_listed_value_by_value():
-    episodes = made_up([[float(i) for i in range(6)]], [[1.0] * 6])
-    assert not [name for name in rewards_by_task(episodes, "mass") if "mass" in name]
+    tasks, rewards = [[1, 1, -1, -1]], [[10.0, 20.0, 1.0, 3.0]]
+    told = {"before_switch": 15.0, "since_0_10": 2.0, "direction=-1": 2.0, "direction=1": 15.0}
+    assert rewards_by_task(made_up(tasks, rewards), "direction") == {f"reward/{k}": v for k, v in told.items()}
+    ended = made_up(tasks, rewards, [[True, False, True, False]])  # steps after the end of an episode do not count
+    assert rewards_by_task(ended, "direction")["reward/before_switch"] == 10.0
+    continuous = rewards_by_task(made_up([[float(i) for i in range(6)]], [[1.0] * 6]), "mass")
+    assert not [name for name in continuous if "mass" in name], "listed value by value"
 
 
 def test_rewards_after_every_switch_end_at_the_next_one_and_at_the_end():
@@ -70,12 +49,8 @@ def test_rewards_after_every_switch_end_at_the_next_one_and_at_the_end():
     torch.testing.assert_close(rewards, expected, equal_nan=True)
     assert tasks.tolist() == [[-1], [1], [3]]
     assert after_switches(episodes, 1)[0].flatten().tolist() == [1.0, 3.0, 5.0]
-
-
-def test_without_a_switch_there_is_nothing_after_one():
-    rewards, tasks = after_switches(made_up([[1, 1, 1]], [[1.0, 2.0, 3.0]]), 4)
-    assert rewards.shape == (0, 4)
-    assert tasks.shape == (0, 1)
+    none = after_switches(made_up([[1, 1, 1]], [[1.0, 2.0, 3.0]]), 4)
+    assert [part.shape for part in none] == [(0, 4), (0, 1)]
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import counter_family, fingerprint, shortened
+from fakes import counter_family, fingerprint, generator, shortened
+from lightning.fabric import Fabric
 from tensordict import TensorDict
 
 from mbrl_lightning.algorithms.base import Algorithm
@@ -70,36 +71,36 @@ def says_right(observation, action, following):
 
 @pytest.fixture
 def known(tiny):
-    """A meta-test of the oracle on the counter family, and the rows it wrote."""
+    """What a meta-test of the oracle on the counter family found, the rows it wrote, and how long its contexts were."""
 
-    def make(family=None, **evaluation):
+    def make(family=None, full=True, tasks=5, **evaluation):
         cfg = tiny()
         cfg.evaluation = replace(cfg.evaluation, **{"context": None, "shots": [0.0, 0.5, 1.0, 2.0]} | evaluation)
-        family = family or counter_family(reward=says_right)
-        from lightning.fabric import Fabric
-
-        rows = []
+        family, rows = family or counter_family(reward=says_right), []
         test = MetaTest(
             Oracle(family, cfg),
             None,
             GradientStep(Fabric(accelerator="cpu", devices=1)),
-            torch.Generator().manual_seed(0),
+            generator(),
             lambda metric, value, split="", task=-1, shot=-1: rows.append((metric, split, task, shot, value)),
         )
-        return test, rows
+        return test.run(family.test[:tasks], "test", full), rows, test.algorithm.seen
 
     return make
 
 
+def values(rows, metric, shot=6):
+    return [row[4] for row in rows if row[0] == metric and row[3] == shot]
+
+
 def means(rows, metric: str) -> dict[int, float]:
-    shots = {row[3] for row in rows if row[0] == metric}
-    picked = {shot: [row[4] for row in rows if row[0] == metric and row[3] == shot] for shot in shots}
-    return {shot: sum(values) / len(values) for shot, values in picked.items()}
+    picked = {shot: values(rows, metric, shot) for shot in {row[3] for row in rows if row[0] == metric}}
+    return {shot: sum(found) / len(found) for shot, found in picked.items()}
 
 
 def test_adaptation_curve_and_controls(known):
-    test, rows = known()
-    summary = test.run(test.algorithm.family.test, "test", full=True)
+    summary, rows, seen = known()
+    assert seen[:4] == [0, 3, 6, 12], "the first transitions of the same context"
     curve = means(rows, "return/policy")
     assert sorted(curve) == [0, 3, 6, 12]
     assert curve[0] == pytest.approx(-0.35)  # said 0 where 0.15 .. 0.55 was right
@@ -114,69 +115,54 @@ def test_adaptation_curve_and_controls(known):
     assert [row[2] for row in rows if row[0] == "return/policy" and row[3] == 6] == [0, 1, 2, 3, 4]
 
 
-def test_each_shot_uses_the_first_transitions_of_the_same_context(known):
-    test, _ = known()
-    test.run(test.algorithm.family.test, "test", full=True)
-    assert test.algorithm.seen[:4] == [0, 3, 6, 12]
-
-
-def test_short_form_is_the_return_at_shot_one_alone(known):
-    test, rows = known()
-    test.run(test.algorithm.family.test, "test", full=False)
-    assert {(row[0], row[3]) for row in rows} == {("return/policy", 6)}
-
-
-@pytest.mark.parametrize("shots", [[0.0], [2.0], [0.0, 0.5]])
-def test_shot_one_is_always_measured(known, shots):
-    test, rows = known(shots=shots)
-    test.run(test.algorithm.family.test, "test", full=True)
-    assert 6 in means(rows, "return/policy")
-    assert set(means(rows, "return/random")) == {6}
-
-
-def test_context_length_can_be_set(known):
-    test, rows = known(context=4)
-    test.run(test.algorithm.family.test, "test", full=True)
-    assert sorted(means(rows, "return/policy")) == [0, 2, 4, 8]
+@pytest.mark.parametrize(
+    ("options", "shots"),
+    [
+        ({"full": False}, [6]),
+        ({"shots": [0.0]}, [0, 6]),  # shot one is always measured
+        ({"shots": [2.0]}, [6, 12]),
+        ({"shots": [0.0, 0.5]}, [0, 3, 6]),
+        ({"context": 4}, [0, 2, 4, 8]),
+    ],
+)
+def test_shots_and_context_can_be_set(known, options, shots):
+    _, rows, _ = known(**options)
+    assert sorted(means(rows, "return/policy")) == shots
+    controlled = means(rows, "return/random")
+    assert list(controlled) == ([options.get("context", 6)] if options.get("full", True) else [])
 
 
 def test_several_episodes_are_averaged_task_by_task(known):
-    family = counter_family(reward=lambda o, a, n: o[..., 0])  # the return is where the episode began
-    test, rows = known(family, episodes=40)
-    test.run(family.test, "test", full=False)
-    values = [row[4] for row in rows if row[0] == "return/policy"]
-    assert len(values) == 5
-    assert all(100 < value < 300 for value in values)  # 0, 100 .. 400 with equal chances
-    assert len(set(values)) > 1
+    # the return is where the episode began
+    _, rows, _ = known(counter_family(reward=lambda o, a, n: o[..., 0]), full=False, episodes=40)
+    found = values(rows, "return/policy")
+    assert len(found) == 5
+    assert all(100 < value < 300 for value in found)  # 0, 100 .. 400 with equal chances
+    assert len(set(found)) > 1
 
 
-def test_controls_can_be_left_out(known):
-    test, rows = known(sampled=False, wrong_belief=False)
-    test.run(test.algorithm.family.test, "test", full=True)
-    assert not {row[0] for row in rows} & {"return/sampled", "return/wrong_belief"}
-
-
-def test_one_task_has_no_wrong_belief(known):
-    test, rows = known()
-    test.run(test.algorithm.family.test[:1], "test", full=True)
-    assert "return/wrong_belief" not in {row[0] for row in rows}
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"sampled": False, "wrong_belief": False}, {"return/sampled", "return/wrong_belief"}),
+        ({"tasks": 1}, {"return/wrong_belief"}),  # one task has no other's belief
+    ],
+)
+def test_controls_can_be_left_out(known, options, missing):
+    _, rows, _ = known(**options)
+    assert not {row[0] for row in rows} & missing
 
 
 def test_returns_of_a_family_whose_episodes_end_early(known):
     family = counter_family(horizon=8, unit="episode", termination=lambda n: n[..., 0] % 100 >= n[..., 1])
-    test, rows = known(family)
-    test.run(family.test, "test", full=True)
-    values = [row[4] for row in rows if row[0] == "return/policy" and row[3] == 6]
-    assert values == [math.ceil(number) for number in (1.5, 2.5, 3.5, 4.5, 5.5)]
+    assert values(known(family)[1], "return/policy") == [math.ceil(number) for number in (1.5, 2.5, 3.5, 4.5, 5.5)]
 
 
 def test_everything_is_drawn_from_the_evaluation_stream(known):
     runs = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        test, rows = known()
-        test.run(test.algorithm.family.test, "test", full=True)
-        runs.append(rows)
+        runs.append(known()[1])
     assert runs[0] == runs[1]
 
 
@@ -184,9 +170,7 @@ def test_a_families_own_metrics_become_rows(known):
     family = counter_family(
         metrics=lambda episodes: {"distance": episodes["next", "observation"][..., 0].amax(-1) % 100}
     )
-    test, rows = known(family)
-    test.run(family.test, "test", full=False)
-    assert [row[4] for row in rows if row[0] == "distance"] == [8.0] * 5
+    assert values(known(family, full=False)[1], "distance") == [8.0] * 5
 
 
 # -- with a model
@@ -207,7 +191,6 @@ def test_the_tested_algorithm_is_not_changed(make_loop):
     loop = make_loop("gssm", loop={"iterations": 1})
     loop.fit()
     before = fingerprint(loop.algorithm.state_dict())
-    MetaTest(loop.algorithm, loop.real, loop.step, torch.Generator().manual_seed(0), lambda *a, **k: None).run(
-        loop.family.test, "test", full=True
-    )
+    test = MetaTest(loop.algorithm, loop.real, loop.step, generator(), lambda *a, **k: None)
+    test.run(loop.family.test, "test", full=True)
     assert fingerprint(loop.algorithm.state_dict()) == before
