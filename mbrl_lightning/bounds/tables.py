@@ -150,8 +150,7 @@ def along_runs(runs: Mapping[Run, tuple[Array, Mapping[str, Array]]], limit: flo
     discrepancy.set_yscale("log")
     labels = ("NLL of held-out data [nats]", "KL from the cloned policy [nats]", "bound from these proxies")
     for axes, label in zip((likelihood, divergence, discrepancy), labels, strict=True):
-        axes.set_xlabel("real environment steps")
-        axes.set_ylabel(label)
+        axes.set(xlabel="real environment steps", ylabel=label)
     likelihood.legend(fontsize=8)
     discrepancy.legend(fontsize=8)
     return canvas.save(figure, path, "proxies, not total variation distances; they guarantee nothing about the return")

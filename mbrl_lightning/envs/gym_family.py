@@ -89,16 +89,15 @@ def gym_family(
     space, actions, limit, own = guard.call("the environment", _description, probe)
     label, steps = name or (env if isinstance(env, str) else own), limit if horizon is None else horizon
     discrete, action_dim = _action_space(label, actions)
-    names = tuple(parameters)
+    entries, names = _entries(label, space, observation_names), tuple(parameters)
     apply = _setter(label, probe, names, set_task)
     guard.call("close", probe.close)
-    size = _flat_size(label, space, observation_names)
     if steps is None:
         raise ConfigError(f"{label}: the environment has no step limit.", "Give horizon=.")
-    features, target = _angle_functions(sorted(angles), size)
+    features, target = _angle_functions(sorted(angles), len(entries))
     spec = EnvSpec(
         label,
-        tuple(observation_names or (f"observation {i}" for i in range(size))),
+        entries,
         action_dim=action_dim,
         horizon=int(steps) if isinstance(steps, Integral) else steps,
         unit=unit,
@@ -117,12 +116,13 @@ def gym_family(
     return box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
 
 
-def _flat_size(label: str, space: gymnasium.Space, names: Sequence[str] | None) -> int:
+def _entries(label: str, space: gymnasium.Space, names: Sequence[str] | None) -> tuple[str, ...]:
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
         raise ConfigError(f"{label}: observation space {space} is not flat.", "Wrap it in FlattenObservation.")
-    if names is not None and len(names) != space.shape[0]:
+    names = [f"observation {i}" for i in range(space.shape[0])] if names is None else names
+    if len(names) != space.shape[0]:
         raise ConfigError(f"{label}: {len(names)} names for {space.shape[0]} observations.", "Name each or none.")
-    return space.shape[0]
+    return tuple(names)
 
 
 def _description(env: gymnasium.Env) -> tuple[gymnasium.Space, gymnasium.Space, int | None, str]:

@@ -139,10 +139,7 @@ class Simulator(Protocol):
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """Advance the rows in ``mask`` (None: all) by one control step; returns next obs [B, S] float32.
 
-        Rows outside ``mask`` are not stepped and keep their observation.
-
-        Raises:
-            EnvError: a stepped row has a non-finite observation or the physics raised.
+        The others are not stepped and keep their observation. An EnvError tells what is not finite, or what the physics raised.
         """
 
     def state(self) -> Tensor:

@@ -24,16 +24,9 @@ def fit_baseline(
     updates: int,
     told: bool,
 ) -> MLPDynamics:
-    """Fit a context-free model, or one told the scaled task parameters, with the learning rate falling to 0.
+    """Fit a context-free model, or one that is `told` the scaled task parameters, with the learning rate falling to 0.
 
-    Args:
-        family: tasks.
-        cfg: sizes of the decoder and of the batches, as for the latent model.
-        real: the data.
-        step: takes gradient steps.
-        generator: draws the batches.
-        updates: gradient steps.
-        told: give it the true parameters.
+    Sizes of the decoder and of the batches are those of the latent model; `generator` draws the batches.
     """
     dynamics = MLPDynamics(family.spec, cfg.dynamics, len(family.parameters) if told else 0).to(step.fabric.device)
     dynamics.observe(real.transitions().to(step.fabric.device))

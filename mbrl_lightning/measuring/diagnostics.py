@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -40,46 +41,36 @@ class Trained(Protocol):
 
 
 def draw(loop: Trained, folder: Path) -> list[Path]:
-    """Draw every figure there is data for; a figure that fails costs a warning, never the run.
-
-    Args:
-        loop: after at least one iteration.
-        folder: where the PNG files go.
-
-    Returns:
-        The files written.
-    """
+    """Draw every figure there is data for into `folder`, and tell the files; one that fails costs a warning, never the run."""
     rows, algorithm = list(loop.results.rows), loop.algorithm
     folder.mkdir(parents=True, exist_ok=True)
-    jobs: list[Callable[[], Path | None]] = [
-        lambda: figures.learning_curve(rows, "return/policy", folder / "learning_curve.png")
-    ]
+    jobs: dict[str, Callable[[Path], Path | None]] = {}
+    jobs["learning_curve"] = partial(figures.learning_curve, rows, "return/policy")
     if len(algorithm.shots(full=True)) > 1:
-        jobs.append(lambda: figures.adaptation_curve(rows, folder / "adaptation_curve.png"))
+        jobs["adaptation_curve"] = partial(figures.adaptation_curve, rows)
     if algorithm.model is not None:
-        jobs.append(lambda: _imagined_against_real(loop, folder / "imagined_against_real.png"))
+        jobs["imagined_against_real"] = partial(_imagined_against_real, loop)
     if algorithm.model is not None and algorithm.shots(full=False) != [0]:
-        jobs.append(lambda: _latent_space(loop, folder / "latent_space.png"))
-    jobs.append(lambda: _outputs(loop, folder / "outputs.png"))
+        jobs["latent_space"] = partial(_latent_space, loop)
+    jobs["outputs"] = partial(_outputs, loop)
     if loop.family.switch_every:
-        jobs.append(lambda: _switches(loop, folder / "switches.png"))
+        jobs["switches"] = partial(_switches, loop)
     if any(row.metric == "imagined/return" for row in rows):
-        jobs.append(lambda: figures.exploitation(rows, folder / "exploitation.png"))
+        jobs["exploitation"] = partial(figures.exploitation, rows)
     written: list[Path] = []
-    for job in jobs:
+    for name, job in jobs.items():
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                drawn = job()
-            written += [] if drawn is None else [Path(drawn)]
+                drawn = job(folder / f"{name}.png")
+            written += [] if drawn is None else [drawn]
         except Exception as error:  # a picture is never worth a run
             log.warning("figure not drawn: %s", error)
     return written
 
 
 def _meta_test(loop: Trained) -> MetaTest:
-    return MetaTest(
-        loop.algorithm, loop.real, loop.step, torch.Generator().manual_seed(loop.cfg.seed + 1), lambda *_, **__: None
-    )
+    generator = torch.Generator().manual_seed(loop.cfg.seed + 1)
+    return MetaTest(loop.algorithm, loop.real, loop.step, generator, lambda *_, **__: None)
 
 
 def _belief(test: MetaTest, tasks: Tensor) -> TensorDict:
@@ -90,14 +81,9 @@ def _belief(test: MetaTest, tasks: Tensor) -> TensorDict:
 
 @torch.no_grad()
 def imagined_and_real(loop: Trained, tasks: Tensor) -> tuple[TensorDict, TensorDict]:
-    """The deployed policy in unseen tasks and in their imagined counterparts, from the same initial states.
+    """Imagined and real episodes `[M, T]` of the deployed policy in `tasks` `[M, P]`, from the same initial states.
 
-    Args:
-        loop: with a model.
-        tasks: `[M, P]`.
-
-    Returns:
-        Imagined and real episodes `[M, T]`, T at most SHOWN_STEPS; the imagined ones stand still after termination.
+    T is at most SHOWN_STEPS; the imagined episodes stand still after termination.
     """
     test = _meta_test(loop)
     belief = _belief(test, tasks)
@@ -107,14 +93,7 @@ def imagined_and_real(loop: Trained, tasks: Tensor) -> tuple[TensorDict, TensorD
 
 
 def imagined_episodes(algorithm: Algorithm, belief: TensorDict, observation: Tensor, steps: int) -> TensorDict:
-    """Episodes `[M, T]` of T = `steps` steps in the mean of the model's members; the belief grows with what is imagined.
-
-    Args:
-        algorithm: with a model.
-        belief: batch `[M]`.
-        observation: where they begin `[M, S]`.
-        steps: T.
-    """
+    """Episodes `[M, T]` of T = `steps` from `observation` `[M, S]` in the mean of the model's members; the belief grows along."""
     model, rows = algorithm.model, []
     assert model is not None
     for _ in range(steps):
@@ -162,14 +141,10 @@ def _outputs(loop: Trained, path: Path) -> Path | None:
     data, episodes = loop.real.transitions(), played[0]
     trained = spec.change(data["observation"], data["next", "observation"]).var(0)
     now = spec.change(episodes["observation"], episodes["next", "observation"])[episodes["valid"]].var(0)
-    panels = {
-        "share of its variance in training": errors / trained,
-        "share of its variance in these episodes": errors / now,
-    }
+    panels = {"training": (errors / trained).numpy(), "these episodes": (errors / now).numpy()}
     note = "squared error of the next changes: hollow, as the model is; filled, adapted to the last transitions"
-    return before_and_after(
-        {title: share.numpy() for title, share in panels.items()}, spec.observation_names, path, note
-    )
+    titled = {f"share of its variance in {where}": share for where, share in panels.items()}
+    return before_and_after(titled, spec.observation_names, path, note)
 
 
 def _latent_space(loop: Trained, path: Path) -> Path:
@@ -191,10 +166,7 @@ def _switches(loop: Trained, path: Path) -> Path:
 def film(loop: Trained, path: Path, steps: int | None = None) -> Path | None:
     """Film the deployed policy in the first unseen task (headless); a warning and None where nothing can render.
 
-    Args:
-        loop: after training.
-        path: target `.mp4`.
-        steps: frames; None: 200, or enough for two switches of a hidden task.
+    `steps` None: 200, or enough for two switches of a hidden task.
     """
     test, family = _meta_test(loop), loop.family
     steps = steps or max(200, 5 * (family.switch_every or 0) // 2)

@@ -20,14 +20,10 @@ def since_switch(hidden: Tensor) -> Tensor:
 
 
 def rewards_by_task(episodes: TensorDict, parameter: str) -> dict[str, float]:
-    """Mean reward per step, by hidden task and by time since the last switch.
+    """Mean reward per step of evaluation episodes `[B, T]` with `hidden` `[B, T, P]`, by task and by time since a switch.
 
-    Args:
-        episodes: evaluation episodes `[B, T]` with `hidden` `[B, T, P]`.
-        parameter: name of the first parameter; grouped by where it takes at most four values.
-
-    Returns:
-        `reward/<parameter>=<value>`, `reward/before_switch`, `reward/since_<a>_<b>`; without those that never happened.
+    `reward/before_switch`, `reward/since_<a>_<b>` and, of the first `parameter` where it takes at most four values,
+    `reward/<parameter>=<value>`; without those that never happened.
     """
     reward, valid, hidden = episodes["next", "reward"].squeeze(-1), episodes["valid"], episodes["hidden"]
     values, since = hidden[..., 0].unique(), since_switch(hidden)
@@ -40,14 +36,9 @@ def rewards_by_task(episodes: TensorDict, parameter: str) -> dict[str, float]:
 
 
 def after_switches(episodes: TensorDict, steps: int) -> tuple[Tensor, Tensor]:
-    """Rewards after every switch, step by step.
+    """Rewards `[W, H]` of H = `steps` after each of W switches in evaluation episodes `[B, T]`, and the tasks `[W, P]` then.
 
-    Args:
-        episodes: evaluation episodes `[B, T]` with `hidden` `[B, T, P]`.
-        steps: how many after each switch, H.
-
-    Returns:
-        `[W, H]` for W switches, NaN where the next one or the episode's end came first, and the tasks `[W, P]` switched to.
+    NaN where the next switch or the episode's end came first.
     """
     since, valid = since_switch(episodes["hidden"]), episodes["valid"]
     began = (since == 0) & valid

@@ -49,16 +49,7 @@ class MetaTest:
     baselines: dict[str, MLPDynamics] = field(default_factory=dict)
 
     def run(self, tasks: Tensor, split: str, full: bool) -> dict[str, float]:
-        """Test on `tasks` `[M, P]`.
-
-        Args:
-            tasks: unseen task parameters.
-            split: name for the rows.
-            full: everything; otherwise the return after K transitions alone.
-
-        Returns:
-            Means over tasks of the main metrics.
-        """
+        """Test on unseen `tasks` `[M, P]`, in everything or in the return after K transitions alone; means over tasks."""
         algorithm, shots = self.algorithm, self.algorithm.shots(full)
         size = shots[0]
         context = self.context(tasks, max(*shots, 1))
@@ -99,13 +90,9 @@ class MetaTest:
     def episodes(
         self, tasks: Tensor, belief: TensorDict, sampled: bool = False, agent: Agent | None = None
     ) -> TensorDict:
-        """Evaluation episodes `[M, episodes, T]`; T is the horizon or less.
+        """Evaluation episodes `[M, episodes, T]` of `tasks` `[M, P]`; T is the horizon or less.
 
-        Args:
-            tasks: `[M, P]`.
-            belief: that each episode of a task begins with, `[M]`.
-            sampled: sampled actions in place of the best ones.
-            agent: None is the algorithm.
+        Each begins with its task's `belief` `[M]`; the algorithm acts, or another `agent`: the best actions, or `sampled` ones.
         """
         count, horizon = self.algorithm.cfg.evaluation.episodes, self.algorithm.spec.horizon
         rows = torch.arange(len(tasks), device=belief.device).repeat_interleave(count)
@@ -115,13 +102,7 @@ class MetaTest:
         return data.unflatten(0, (len(tasks), count))
 
     def _collect(
-        self,
-        tasks: Tensor,
-        agent: Agent,
-        belief: TensorDict,
-        steps: int,
-        noise: torch.Generator | None,
-        training: bool,
+        self, tasks: Tensor, agent: Agent, belief: TensorDict, steps: int, noise: torch.Generator | None, training: bool
     ) -> TensorDict:
         simulator, spec = self.algorithm.family.simulate(tasks), self.algorithm.spec
         try:
@@ -189,10 +170,9 @@ class MetaTest:
         if "scale" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
             scale, loc = float(belief["scale"].mean()), belief["loc"]
             spread = float(loc.std(0).norm() / loc.shape[1] ** 0.5)
-            self.add("latent/scale", scale, split=split, shot=shot)
-            self.add("latent/spread", spread, split=split, shot=shot)
-            self.add("latent/collapse", float(spread < 0.1 * scale), split=split, shot=shot)
-        latents = seen["latent"].cpu(), belief["latent"].cpu()
-        scores = linear_probe(latents[0], family.scale(training), latents[1], family.scale(tasks))
+            for name, value in (("scale", scale), ("spread", spread), ("collapse", float(spread < 0.1 * scale))):
+                self.add(f"latent/{name}", value, split=split, shot=shot)
+        seen_latent, latent = seen["latent"].cpu(), belief["latent"].cpu()
+        scores = linear_probe(seen_latent, family.scale(training), latent, family.scale(tasks))
         for name, score in zip(family.parameters, scores.tolist(), strict=True):
             self.add(f"probe/r2/{name}", score, split=split, shot=shot)

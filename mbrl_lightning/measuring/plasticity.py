@@ -20,12 +20,9 @@ SIDE, LIMIT = 41, 2.5  # of the grid of states; starts reach to 2
 
 @dataclass(frozen=True)
 class Plasticity:
-    """Both quantities over states, at one iteration of a run.
+    """Both quantities over `states` `[N, S]`, at one iteration of a run.
 
     Attributes:
-        run: name of the run.
-        iteration: of its checkpoint.
-        states: `[N, S]`.
         kl: KL(pi || pi'_k) in nats, mean over the K adapted policies, `[N]`.
         deviation: of the K models' predictions under the policy's mean action, mean over entries, `[N]`.
     """
@@ -44,12 +41,7 @@ class Plasticity:
 
 @torch.no_grad()
 def plasticity(algorithm: MBMPO, states: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(pi || pi'_k), mean over k, and the models' standard deviation, `[N]` each.
-
-    Args:
-        algorithm: with the adapted policies that it kept at the end of its last iteration.
-        states: `[N, S]`.
-    """
+    """KL(pi || pi'_k), mean over the adapted policies of the last iteration, and the models' deviation at `states` `[N, S]`."""
     policy, tasks = algorithm.policy, algorithm.tasks
     inputs = policy.norm(policy.spec.features(states)).expand(tasks, -1, -1)
     before = policy.distribution(inputs, repeat(policy.adaptable().items(), tasks, stacked=True))
@@ -75,19 +67,16 @@ def draw_maps(last: Sequence[Plasticity], path: Path) -> Path:
     figure, panels = canvas.blank(1, 3, 4.6, 4.0)
     first, side = last[0], round(len(last[0].states) ** 0.5)
     edge = float(first.states.max())
-    for axes, name in zip(panels, ("deviation", "kl"), strict=False):
-        values = np.log10(getattr(first, name).clamp_min(1e-12).numpy()).reshape(side, side).T
+    maps = {"deviation of the models": first.deviation, "KL of policy and adapted policies": first.kl}
+    for axes, (title, shown) in zip(panels, maps.items(), strict=False):
+        values = np.log10(shown.clamp_min(1e-12).numpy()).reshape(side, side).T
         image = axes.imshow(values, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis")
         figure.colorbar(image, ax=axes, shrink=0.8)
-        titles = {"deviation": "log10 deviation of the models", "kl": "log10 KL of policy and adapted policies"}
-        axes.set_title(f"{titles[name]}, {first.run}")
-        axes.set_xlabel("x [m]")
-        axes.set_ylabel("y [m]")
+        axes.set(title=f"log10 {title}, {first.run}", xlabel="x [m]", ylabel="y [m]")
         axes.grid(False)
     for index, each in enumerate(last):
         label = f"{each.run}, rank correlation {each.correlation:+.2f}"
         panels[2].loglog(each.deviation, each.kl, ".", markersize=2, color=canvas.colour(index), label=label)
-    panels[2].set_xlabel("deviation of the models")
-    panels[2].set_ylabel("KL of policy and adapted policies [nats]")
+    panels[2].set(xlabel="deviation of the models", ylabel="KL of policy and adapted policies [nats]")
     panels[2].legend(fontsize=8, markerscale=4)
     return canvas.save(figure, path)

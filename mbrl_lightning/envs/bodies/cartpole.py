@@ -47,7 +47,10 @@ def features(observation: Tensor) -> Tensor:
 
 
 def cartpole_spec(name: str, half: bool, tip_sign: float) -> EnvSpec:
-    """The cart-pole's spec; see the family for the two variants of the reward."""
+    """Reward -(1 - exp(-d^2 / (2 sigma^2))) of the next state, in [-1, 0]; without ``half`` the exponent is twice that.
+
+    d is the distance of the pole's tip (x + ``tip_sign`` l sin(theta)) to its upright place over the origin, sigma 0.25 m.
+    """
     width = COST_WIDTH**2 * (2 if half else 1)
 
     def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def observe_with_speed(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -
 
 def upright(observation: Tensor) -> Tensor:
     """Bool [...]: torso height within [1, 2] m."""
-    height = observation[..., 0]
-    return (height >= UPRIGHT[0]) & (height <= UPRIGHT[1])
+    return (observation[..., 0] >= UPRIGHT[0]) & (observation[..., 0] <= UPRIGHT[1])
 
 
 def fallen(observation: Tensor) -> Tensor:

@@ -138,9 +138,8 @@ class MujocoSimulator:
         self._views = [part for d, sensed in rows for part in (d.qpos, sensed) if part.size]
         self._views += [d.qvel for d in self._datas]
         self._values = np.concatenate(self._views)  # all positions, then all velocities
-        self._qpos, self._qvel = (
-            part.reshape(self.batch_size, -1) for part in np.split(self._values, [-self.batch_size * nominal.nv])
-        )
+        parts = np.split(self._values, [-self.batch_size * nominal.nv])
+        self._qpos, self._qvel = (part.reshape(self.batch_size, -1) for part in parts)
         self._observation = torch.zeros(self.batch_size, spec.observation_dim)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._camera: tuple[int, mujoco.Renderer] | None = None

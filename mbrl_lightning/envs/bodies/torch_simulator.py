@@ -58,7 +58,7 @@ class TorchSimulator:
         self._tasks[rows] = tasks.to(self._tasks)
 
     def state(self) -> Tensor:
-        """See Simulator.state; X = S."""
+        """See Simulator.state."""
         return self._state.clone()
 
     def set_state(self, state: Tensor) -> None:

@@ -30,11 +30,7 @@ def _carts(name: str, train: Box, beyond: Box, half: bool, tip_sign: float) -> T
 
 
 def cartpole(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
-    """The paper's range: cart mass U[1, 2] kg, pole mass U[0.7, 1] kg; 50 fixed test tasks.
-
-    Reward -(1 - exp(-d^2 / (2 sigma^2))) of the next state, d = distance of the pole's tip to its upright place over the
-    origin, sigma = 0.25 m; in [-1, 0]. Mean per step over 25 steps. Uniform random forces: -0.976. Extreme tasks: cart in
-    [0.5, 3], pole in [0.35, 1.5] with at least one of the two outside the training range.
+    """The paper's masses, kg. Mean per step over 25 steps; uniform random forces: -0.976.
 
     Args:
         half: True is deep PILCO's exponent d^2 / (2 sigma^2); False is GSSM's table, d^2 / sigma^2.
@@ -44,19 +40,12 @@ def cartpole(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
 
 
 def cartpole_wide(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
-    """As :func:`cartpole`, cart mass U[0.3, 4] and pole mass U[0.2, 1.5] kg: here knowing the masses pays.
-
-    Extreme tasks: cart in [0.2, 6], pole in [0.15, 2.2] with at least one of the two outside the training range.
-    """
+    """As :func:`cartpole`, wider ranges: here knowing the masses pays."""
     return _carts("cartpole_wide", Box((0.3, 0.2), (4.0, 1.5)), Box((0.2, 0.15), (6.0, 2.2)), half, tip_sign)
 
 
 def acrobot() -> TaskFamily:
-    """Link masses U[0.8, 1.2] kg each; 33 fixed test tasks; 50 random-policy transitions as context.
-
-    Reported as return / 200 with nothing lost after success: -0.45 is success after 90 steps. Extreme tasks: masses in
-    [0.5, 1.6] with at least one of the two outside the training range.
-    """
+    """Link masses, kg. Return / 200 with nothing lost after success: -0.45 is success after 90 steps."""
     train, beyond, spec = Box((0.8, 0.8), (1.2, 1.2)), Box((0.5, 0.5), (1.6, 1.6)), acrobots.acrobot_spec()
     build = functools.partial(acrobots.build, spec)
     return box_family(spec, ("mass_1", "mass_2"), build, train, beyond, context_steps=50, tests=33, seed=20270)
@@ -85,22 +74,16 @@ def _cheetah(name: str, edit: Edit, horizon: int) -> tuple[EnvSpec, Callable[[Te
 
 
 def half_cheetah(scale_inertia: bool = False, horizon: int = HORIZON) -> TaskFamily:
-    """Mass scale and damping scale on a grid; forward speed minus 0.1 |action|^2, steps of 0.05 s.
+    """Forward speed minus 0.1 |action|^2, steps of 0.05 s, summed over ``horizon`` steps; random policy about -290.
 
-    Train: {.8, .9, 1, 1.1, 1.2}^2 (25 tasks); test: {.85, .95, 1.05, 1.15}^2 (16). Extreme tasks: {.5, .7, 1.3, 1.5}^2 (16).
-    Returns are sums over ``horizon`` steps; random policy about -290. ``scale_inertia`` scales rotational inertias with the
-    masses (CaDM and GSSM: no).
+    ``scale_inertia`` scales rotational inertias with the masses (CaDM and GSSM: no).
     """
     edit = functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia)
     return _on_grid(*_cheetah("half_cheetah", edit, horizon))
 
 
 def half_cheetah_wide(horizon: int = HORIZON) -> TaskFamily:
-    """Mass and damping scale log-uniform in [1/3, 3]: knowing them is worth 20 to 40 % of the return.
-
-    20 fixed test draws; 20 extreme draws log-uniform in [1/5, 5] with at least one of the two outside [1/3, 3]. Rotational
-    inertias follow the masses. ``horizon`` steps per episode.
-    """
+    """Mass and damping scale log-uniform: knowing them is worth 20 to 40 % of the return. Inertias follow the masses."""
     edit = functools.partial(scale_mass_and_damping, scale_inertia=True)
     spec, build = _cheetah("half_cheetah_wide", edit, horizon)
     train, beyond = Box((1 / 3, 1 / 3), (3.0, 3.0), log=True), Box((0.2, 0.2), (5.0, 5.0), log=True)
@@ -108,10 +91,7 @@ def half_cheetah_wide(horizon: int = HORIZON) -> TaskFamily:
 
 
 def draw_gears(n: int, generator: torch.Generator, turned: int | None = None) -> Tensor:
-    """N signed gear scales, float64 [n, 6]: sizes U[0.7, 1.3]; none or one joint is reversed, all 7 cases equally likely.
-
-    For the extreme tasks exactly ``turned`` joints are.
-    """
+    """N signed gear scales, float64 [n, 6]: none or one joint reversed, all 7 cases equally likely, or exactly ``turned``."""
     device = generator.device
     size = 0.7 + 0.6 * torch.rand(n, 6, generator=generator, dtype=torch.float64, device=device)
     order = torch.rand(n, 6, generator=generator, device=device).argsort(-1).argsort(-1)
@@ -120,10 +100,9 @@ def draw_gears(n: int, generator: torch.Generator, turned: int | None = None) ->
 
 
 def half_cheetah_flip() -> TaskFamily:
-    """One of six motors works backwards, or none; all are U[0.7, 1.3] as strong: 6 signed gear scales.
+    """One of six motors works backwards, or none; in the extreme tasks two do, which never happens in training.
 
-    Loud on purpose: a policy that believes the wrong task loses half its return. 20 fixed test draws; 20 extreme draws with
-    two motors reversed, which never happens in training.
+    Loud on purpose: a policy that believes the wrong task loses half its return.
     """
     spec, build = _cheetah("half_cheetah_flip", cheetahs.set_gears, HORIZON)
     return TaskFamily(
@@ -139,11 +118,10 @@ def half_cheetah_flip() -> TaskFamily:
 
 
 def slim_humanoid(scale_inertia: bool = False, threads: int = 1, cut_at_fall: bool = True) -> TaskFamily:
-    """Mass scale and damping scale on the grid of :func:`half_cheetah`.
+    """Mass and damping scale on the grid of :func:`half_cheetah`; sums over 1000 steps, uniform random policy about -1170.
 
-    Episodes never end before 1000 steps; training episodes are cut at the fall unless ``cut_at_fall`` is false (the paper lets
-    them run on). Returns are sums over 1000 steps; uniform random policy about -1170. ``threads`` are MuJoCo's, and change no
-    result.
+    No episode ends early, but training episodes at the fall unless ``cut_at_fall`` is false (the paper lets them run on).
+    ``threads`` are MuJoCo's, and change no result.
     """
     spec = humanoid.humanoid_spec(humanoid.fallen if cut_at_fall else None)
     physics = humanoid.humanoid_physics(functools.partial(scale_mass_and_damping, scale_inertia=scale_inertia))

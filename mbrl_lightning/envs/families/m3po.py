@@ -73,25 +73,20 @@ def _switching(
     return family
 
 
-# A point whose wanted direction along x turns round every 45 to 55 steps: M3PO in a minute. Reward d v'_x - 0.1 |a|^2.
-# Blind, the best return is 0; with the direction known about 340 in 200 steps.
+# M3PO in a minute. Reward d v'_x - 0.1 |a|^2. Blind, the best return is 0; with the direction known about 340 in 200 steps.
 point_switch = _switching(
     "point_switch", point.point_body, Pay(0.1), every=50, steps=200, turns=True, place="history", context_steps=50
 )
-
-# Run forwards or backwards, drawn anew every 270 to 330 steps. Reward d (x' - x) / dt - 0.05 |a|^2 with dt = 0.05 s; nothing
-# ends an episode early. Observation (17): gymnasium's.
+# Reward d (x' - x) / dt - 0.05 |a|^2; nothing ends an episode early.
 half_cheetah_fwd_bwd = _switching(
     "half_cheetah_fwd_bwd",
     lambda: cheetahs.half_cheetah_body(paint_direction, cheetahs.around_rest(CHEETAH_RESET)),
     Pay(CHEETAH_COST),
 )
-
-# As above (ProMP). Reward d (x' - x) / dt - 0.5 |a|^2 + 1. The episode ends where the torso's height leaves [0.2, 1] m.
+# ProMP's. Reward d (x' - x) / dt - 0.5 |a|^2 + 1. The episode ends at the fall, as in the next two.
 ant_fwd_bwd = _switching("ant_fwd_bwd", lambda: ants.ant_body(paint_direction), Pay(0.5, bonus=1.0))
-
-# As above (ProMP), steps of 0.015 s. Reward 1.25 d v - 0.1 |0.4 a|^2 + 5, v the speed of the centre of mass, which a model has
-# to learn with the rest of the reward; contact forces cost nothing. The episode ends where the torso leaves [1, 2] m.
+# ProMP's. Reward 1.25 d v - 0.1 |0.4 a|^2 + 5, v the speed of the centre of mass, which a model has to learn with the rest of the
+# reward; contact forces cost nothing.
 humanoid_direc = _switching(
     "humanoid_direc",
     lambda: humanoid.humanoid_body(paint_direction),
@@ -104,9 +99,8 @@ def _random_parameters(flip: bool) -> HiddenTask:
     return boxed(("torso_mass_scale", "friction_scale"), Box(ends[:1] * 2, ends[1:] * 2, log=True))
 
 
-# Walk forwards while torso mass (with its inertia) and ground friction are drawn anew every 270 to 330 steps, as nominal values
-# times 1.5^u, u ~ U[-3, 3] (after rand_param_envs); nominal friction is the floor's 0.7. 20 fixed test draws. Reward
-# (x' - x) / dt + 1 - 0.001 |a|^2; dt = 0.008 s. The episode ends where the torso leaves (0.8, 2) m or its pitch (-1, 1) rad.
+# Torso mass (with its inertia) and ground friction are nominal values times 1.5^u, u ~ U[-3, 3] (after rand_param_envs); nominal
+# friction is the floor's 0.7. Reward (x' - x) / dt + 1 - 0.001 |a|^2.
 walker2d_random_params = _switching(
     "walker2d_random_params",
     lambda: walkers.walker2d_body(walkers.write_parameters),
@@ -122,8 +116,7 @@ def _blocks(flip: bool) -> HiddenTask:
     return boxed(names, box, tuple(name for name in names if not name.endswith("_1")))  # an episode begins on block 1
 
 
-# Run forwards over eight floating blocks whose damping U[0, 10] and sliding friction U[0.2, 0.8] are drawn for each episode; 20
-# fixed test draws. Reward: forward speed of the centre of mass - 0.05 |a|^2, steps of 0.01 s; nothing ends an episode early.
+# Reward: forward speed of the centre of mass - 0.05 |a|^2, steps of 0.01 s; nothing ends an episode early.
 half_cheetah_pier = _switching(
     "half_cheetah_pier", lambda: pier.pier_body(CHEETAH_RESET), Pay(CHEETAH_COST), _blocks, every=None
 )

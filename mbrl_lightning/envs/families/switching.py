@@ -35,7 +35,6 @@ class Schedule:
         draw: (n, generator) -> float64 [n, P], tasks at the start of an episode.
         horizon: steps per episode; nothing switches later.
         every: mean number of steps between switches, each drawn from every * U[1 - jitter, 1 + jitter]; None: never.
-        jitter: see ``every``; in [0, 1).
         another: (tasks [n, P], generator) -> [n, P], the tasks that follow; None: a fresh draw, which may be the same again.
     """
 
