@@ -21,7 +21,7 @@ class ExpandedEncoder(GraphEncoder):
         keys = self.embed(x)
         features = self.nodes(torch.cat([x, y], -1))
         diagonal = torch.eye(nodes, device=x.device).repeat(tasks, 1, 1)
-        weights = torch.softmax(self.beta * keys @ keys.mT, -1) * (1 - diagonal)
+        weights = torch.softmax(keys @ keys.mT, -1) * (1 - diagonal)
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-8) + diagonal
         values = (weights.unsqueeze(-1) * features.unsqueeze(1).expand(-1, nodes, -1, -1)).sum(2)
         pooled = values.mean(1)
@@ -30,7 +30,7 @@ class ExpandedEncoder(GraphEncoder):
 
     def target(self, x: Tensor, belief: TensorDict) -> tuple[Tensor, Tensor]:
         """As `GraphEncoder.target`."""
-        weights = torch.softmax(self.beta * self.embed(x) @ belief["keys"].mT, -1)
+        weights = torch.softmax(self.embed(x) @ belief["keys"].mT, -1)
         expanded = belief["values"].unsqueeze(1).expand(-1, x.shape[1], -1, -1)
         messages = (weights.unsqueeze(-1) * expanded).sum(2)
         return self._split(self.point_loc(messages), self.point_log_var(messages))

@@ -23,25 +23,14 @@ class GraphEncoder(nn.Module):
         outputs: width Y of a node's output y.
         latent: Z.
         width: hidden width of the node map (`dim_latxy`) and width of the similarity embedding (`dim_latx`).
-        layers: number n of hidden-to-hidden maps of the node map.
         message: `sum` is Eq. 4; `mean` is the listing, which divides once more by the context length.
-        beta: inverse temperature of the attention; the paper's constant is 1.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        latent: int,
-        width: int = 32,
-        layers: int = 2,
-        message: str = "sum",
-        beta: float = 1.0,
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, latent: int, width: int = 32, message: str = "sum") -> None:
         super().__init__()
-        self.message, self.beta = message, beta
+        self.message = message
         self.similarity = nn.Linear(inputs, width, bias=False)
-        hidden = [module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())]
+        hidden = [module for _ in range(2) for module in (nn.Linear(width, width), nn.ReLU())]
         self.nodes = nn.Sequential(
             nn.Linear(inputs + outputs, width, bias=False),
             nn.LayerNorm(width),
@@ -57,21 +46,17 @@ class GraphEncoder(nn.Module):
         return F.normalize(self.similarity(x), dim=-1, eps=1e-8)
 
     def context(self, x: Tensor, y: Tensor) -> TensorDict:
-        """Propagate once over the context graph and pool (Eq. 2-3, 5).
-
-        Args:
-            x: `[M, K, X]`; K may be 0, which gives the learned prior.
-            y: `[M, K, Y]`.
+        """Propagate once over the context graph, `[M, K, X]` and `[M, K, Y]`, and pool (Eq. 2-3, 5).
 
         Returns:
-            Belief `[M]` with `loc`, `scale` `[M, Z]` of q(z_c), and the context-only terms `keys` `[M, K, L]`,
-            `values` `[M, K, Z]`.
+            Belief `[M]` with `loc`, `scale` `[M, Z]` of q(z_c), the learned prior where K = 0, and the context-only terms
+            `keys` `[M, K, L]`, `values` `[M, K, Z]`.
         """
         keys = self.embed(x)
         nodes = self.nodes(torch.cat([x, y], -1))
         values = nodes
         if x.shape[1] > 1:
-            similarity = self.beta * keys @ keys.mT
+            similarity = keys @ keys.mT
             similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # R, a softmax over the others, has no diagonal
             values = nodes + torch.softmax(similarity, -1) @ nodes  # L h with L = R + I
         pooled = values.sum(1) / max(x.shape[1], 1)
@@ -79,22 +64,11 @@ class GraphEncoder(nn.Module):
         return TensorDict({"loc": loc, "scale": scale, "keys": keys, "values": values}, batch_size=[x.shape[0]])
 
     def target(self, x: Tensor, belief: TensorDict) -> tuple[Tensor, Tensor]:
-        """Posterior q(z_t | x_t, context) of every target (Eq. 4).
-
-        Args:
-            x: `[M, N, X]`.
-            belief: what `context` gave, batch `[M]`.
-
-        Returns:
-            Mean and deviation, `[M, N, Z]` each.
-        """
+        """Mean and deviation `[M, N, Z]` of q(z_t | x_t, context) for every target `[M, N, X]` under `belief` `[M]` (Eq. 4)."""
         keys, values = belief["keys"], belief["values"]
-        if values.shape[1] > 0:
-            messages = torch.softmax(self.beta * self.embed(x) @ keys.mT, -1) @ values
-            if self.message == "mean":
-                messages = messages / values.shape[1]
-        else:
-            messages = values.new_zeros(*x.shape[:-1], values.shape[-1])
+        messages = torch.softmax(self.embed(x) @ keys.mT, -1) @ values  # of no context: 0
+        if self.message == "mean":
+            messages = messages / max(values.shape[1], 1)
         return _gaussian(self.point_loc(messages), self.point_log_var(messages))
 
 
@@ -107,36 +81,25 @@ class ProductEncoder(nn.Module):
     """A Gaussian factor for each transition; the belief is their normalised product (PEARL, section 4.1).
 
     The prior N(0, I) is no factor: it is what is believed before the first transition and nothing more, so that the first
-    may widen the belief, and every further one narrows it.
-
-    Args:
-        inputs: width D of a transition.
-        latent: Z.
-        hidden: widths of the hidden layers.
-        activation: between layers.
+    may widen the belief, and every further one narrows it. `inputs` is the width D of a transition, `latent` is Z.
     """
 
-    def __init__(self, inputs: int, latent: int, hidden: Sequence[int], activation: str = "relu") -> None:
+    def __init__(self, inputs: int, latent: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.net = StackedMLP(1, [inputs, *hidden, 2 * latent], activation)
+        self.net = StackedMLP(1, [inputs, *hidden, 2 * latent])
 
     def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and precision (reciprocal variance) of each transition's factor, `[M, K, Z]` each, for `[M, K, D]`."""
         out = self.net(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:-1], self.net.sizes[-1])
-        loc, raw = out.to(next(self.parameters()).dtype).chunk(
-            2, -1
-        )  # sums over K in half precision lose the last ones
+        # sums over K in half precision lose the last ones
+        loc, raw = out.to(next(self.parameters()).dtype).chunk(2, -1)
         return loc, F.softplus(raw).clamp_min(1e-7).reciprocal()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> TensorDict:
-        """Belief after a set of transitions.
-
-        Args:
-            x: `[M, K, D]`; K may be 0.
-            mask: `[M, K]`, false where there is no transition; None where there are all.
+        """Belief `[M]` after transitions `[M, K, D]`, but those where `mask` `[M, K]` is false.
 
         Returns:
-            Batch `[M]` with `loc`, `scale` and `latent` (the mean), `[M, Z]` each; N(0, I) where there is no transition.
+            `loc`, `scale` and `latent` (the mean), `[M, Z]` each; N(0, I) where there is no transition.
         """
         means, precision = self.factors(x)
         if mask is not None:

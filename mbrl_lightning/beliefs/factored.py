@@ -5,9 +5,8 @@ the loss at the layer's outputs. So an adapted layer gives x W' = x W - alpha (x
 next to nothing beside x W, which stays one product for all tasks. `GradientAdaptation` gives the same numbers for any loss and
 any network; with one weight matrix a task it is several times slower here, because all it does is move memory.
 
-A gain is a factor on one input, 1 before the first step. A network with gains is the one without, before it adapts; but an input
-that has stopped to matter is one number to change, the same one whichever input it is, where the weights alone would have to
-learn for each input how it goes out.
+A gain is a factor on one input, 1 before the first step. An input that has stopped to matter is then one number to change, the
+same one whichever input it is, where the weights alone would have to learn for each input how it goes out.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ class FactoredAdaptation(nn.Module):
         size: step size alpha; 0 adapts nothing.
         steps: number of steps on the same rows; 0 adapts nothing.
         learned: the sizes are parameters.
-        first_order: leave out the derivative of the step (its gradient is taken as constant).
         adapts: `weights` (and biases), `gains` of the inputs, or `all` of them.
     """
 
@@ -37,16 +35,10 @@ class FactoredAdaptation(nn.Module):
     gain_size: Tensor | None
 
     def __init__(
-        self,
-        layers: int,
-        size: float,
-        steps: int = 1,
-        learned: bool = False,
-        first_order: bool = False,
-        adapts: str = "weights",
+        self, layers: int, size: float, steps: int = 1, learned: bool = False, adapts: str = "weights"
     ) -> None:
         super().__init__()
-        self.layers, self.steps, self.first_order = layers, steps, first_order
+        self.layers, self.steps = layers, steps
         of_weights_and_biases = torch.full((layers, 2), float(size)) if adapts != "gains" else None
         of_gains = torch.tensor(float(size)) if adapts != "weights" else None
         for name, value in (("sizes", of_weights_and_biases), ("gain_size", of_gains)):
@@ -82,24 +74,24 @@ class FactoredAdaptation(nn.Module):
                 error = (outputs[-1].transpose(0, 1) - target.unsqueeze(1)).square().mean(-1)
                 loss = (error * weight.unsqueeze(1)).sum()
                 asked = (outputs if self.sizes is not None else []) + asked
-                slopes = torch.autograd.grad(loss, asked, create_graph=outer and not self.first_order)
+                slopes = torch.autograd.grad(loss, asked, create_graph=outer)
             if self.gain_size is not None:
                 change["gain"] = change["gain"] - self.gain_size * slopes[-1]
             if self.sizes is not None:
-                news = self._step(self.sizes, seen, slopes[: len(outputs)], constant=self.first_order or not outer)
+                seen = seen if outer else [x.detach() for x in seen]
+                news = _step(self.sizes, seen, slopes[: len(outputs)])
                 change.update(news if step == 0 else _joined(change, news))
         return change
 
-    @staticmethod
-    def _step(sizes: Tensor, seen: list[Tensor], slopes: Sequence[Tensor], constant: bool) -> TensorDict:
-        step = {}
-        for layer, (x, slope) in enumerate(zip(seen, slopes, strict=True)):
-            own = (x.detach() if constant else x).transpose(0, 1)
-            for_weight, for_bias = sizes[layer].unbind()
-            bias = -for_bias * slope.sum(2, keepdim=True).transpose(0, 1)
-            parts = {"inputs": own, "slopes": -for_weight * slope.transpose(0, 1), "bias": bias}
-            step[str(layer)] = TensorDict(parts, batch_size=own.shape[:1])
-        return TensorDict(step, batch_size=own.shape[:1])
+
+def _step(sizes: Tensor, seen: list[Tensor], slopes: Sequence[Tensor]) -> TensorDict:
+    step = {}
+    for layer, (x, slope) in enumerate(zip(seen, slopes, strict=True)):
+        own, slope = x.transpose(0, 1), slope.transpose(0, 1)
+        for_weight, for_bias = sizes[layer].unbind()
+        parts = {"inputs": own, "slopes": -for_weight * slope, "bias": -for_bias * slope.sum(2, keepdim=True)}
+        step[str(layer)] = TensorDict(parts, batch_size=own.shape[:1])
+    return TensorDict(step, batch_size=own.shape[:1])
 
 
 def evaluate_changed(net: StackedMLP, blocks: Tensor, change: TensorDictBase, members: slice = slice(None)) -> Tensor:
@@ -109,10 +101,6 @@ def evaluate_changed(net: StackedMLP, blocks: Tensor, change: TensorDictBase, me
 
 def written(net: StackedMLP, change: TensorDict) -> TensorDict:
     """The same change with adapted weights and biases written down: cheaper for whoever asks the same networks many times.
-
-    Args:
-        net: E networks.
-        change: batch `[B]`, see FactoredAdaptation.
 
     Returns:
         Batch `[B]`; by layer `weight` `[B, E, I, O]` and `bias` `[B, E, 1, O]`; `gain` as it was.
@@ -137,18 +125,16 @@ def _joined(change: TensorDict, news: TensorDict) -> TensorDict:
 
 
 def _layers(
-    net: StackedMLP, blocks: Tensor, change: TensorDictBase | None, members: slice = slice(None)
+    net: StackedMLP, blocks: Tensor, change: TensorDictBase, members: slice = slice(None)
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What goes into every affine layer and comes out of it, `[E, B, N, I]` and `[E, B, N, O]`."""
-    gain = None if change is None else change.get("gain", None)
+    gain = change.get("gain", None)
     x = (blocks if gain is None else blocks * gain[:, members]).transpose(0, 1)
     seen: list[Tensor] = []
     outputs: list[Tensor] = []
     for number, layer in enumerate(net.affine):
-        seen.append(net.activation(x) if number else x)
-        own = None if change is None else change.get(str(number), None)
-        x = _layer(layer, seen[-1], own, members)
-        outputs.append(x)
+        seen.append(net.activation(outputs[-1]) if number else x)
+        outputs.append(_layer(layer, seen[-1], change.get(str(number), None), members))
     return seen, outputs
 
 

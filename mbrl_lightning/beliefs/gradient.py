@@ -21,20 +21,15 @@ Losses = Callable[[Parameters], Tensor]
 def repeat(parameters: Iterable[tuple[str, Tensor]], tasks: int, stacked: bool = False) -> Parameters:
     """The same parameters for each of M = `tasks`, without a copy; gradients sum up over the tasks.
 
-    Args:
-        parameters: such as `module.named_parameters()`.
-        tasks: M.
-        stacked: the first dimension counts copies already, of which there is one (`StackedLinear`).
+    `stacked` says that the first dimension counts copies already, of which there is one (`StackedLinear`).
     """
     return {name: (p if stacked else p.unsqueeze(0)).expand(tasks, *p.shape[stacked:]) for name, p in parameters}
 
 
 def per_task(loss: Callable[[Parameters, Any], Tensor], batch: Any) -> Losses:
-    """Losses of M tasks out of the loss of one, by `torch.func.vmap`.
+    """Losses of M tasks out of the loss of one, by `torch.func.vmap`; the first dimension of `batch` counts the tasks.
 
-    Args:
-        loss: parameters of one task and its part of the batch -> a number; calls its module by `functional_call`.
-        batch: tensors or TensorDicts (or nested containers of tensors) whose first dimension counts the tasks.
+    The loss takes parameters of one task and its part of the batch, and calls its module by `functional_call`.
     """
     return lambda parameters: torch.func.vmap(loss)(parameters, batch)
 
@@ -45,7 +40,7 @@ class GradientAdaptation(nn.Module):
     Args:
         names: of the parameters that adapt, in the order in which `sizes` counts them.
         size: step size alpha; 0 adapts nothing.
-        steps: number of steps; 0 adapts nothing.
+        steps: 0 adapts nothing.
         learned: the sizes are parameters (one for each tensor, for all steps).
         first_order: leave out the derivative of the step (its gradient is taken as constant).
     """
@@ -67,9 +62,7 @@ class GradientAdaptation(nn.Module):
     def forward(self, losses: Losses | Sequence[Losses], parameters: Parameters) -> Parameters:
         """Adapted parameters `[M, ...]`, differentiable in `parameters` and in the sizes where gradients are enabled.
 
-        Args:
-            losses: of the tasks, to fall; a sequence has one for each step (data drawn anew between them).
-            parameters: `[M, ...]`; names that do not adapt are handed through.
+        A sequence of losses has one for each step (data drawn anew between them); names that do not adapt are handed through.
         """
         outer = torch.is_grad_enabled()
         for loss in self._each(losses):
@@ -77,11 +70,10 @@ class GradientAdaptation(nn.Module):
                 held = parameters if outer else _leaves(parameters)
                 held = held | _leaves({name: held[name] for name in self.names if not held[name].requires_grad})
                 gradients = self._gradients(loss, held, outer and not self.first_order)
-            parameters = dict(parameters)
-            for size, name, gradient in zip(self.sizes.unbind(), self.names, gradients, strict=True):
-                parameters[name] = parameters[name] - size * gradient
+            parameters = self._stepped(parameters, gradients)
         return parameters
 
+    @torch.no_grad()
     def linearise(self, losses: Losses | Sequence[Losses], parameters: Parameters) -> Linearised:
         """The steps from `parameters` `[M, ...]`, all of which adapt, with products of their Jacobian; see `Linearised`."""
         if not self.idle and set(parameters) != set(self.names):
@@ -92,9 +84,7 @@ class GradientAdaptation(nn.Module):
                 leaves = _leaves(parameters)
                 gradients = self._gradients(loss, leaves, not self.first_order)
             points.append((leaves, gradients))
-            parameters = dict(parameters)
-            for size, name, gradient in zip(self.sizes.detach().unbind(), self.names, gradients, strict=True):
-                parameters[name] = parameters[name].detach() - size * gradient.detach()
+            parameters = self._stepped(parameters, gradients)
         return Linearised(self, parameters, [] if self.first_order else points)
 
     def _each(self, losses: Losses | Sequence[Losses]) -> list[Losses]:
@@ -107,18 +97,18 @@ class GradientAdaptation(nn.Module):
 
     def _gradients(self, loss: Losses, parameters: Parameters, graph: bool) -> Sequence[Tensor]:
         adapting = [parameters[name] for name in self.names]
-        found = torch.autograd.grad(loss(parameters).sum(), adapting, create_graph=graph, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(adapting, found, strict=True)]
+        return torch.autograd.grad(loss(parameters).sum(), adapting, create_graph=graph, materialize_grads=True)
+
+    def _stepped(self, parameters: Parameters, gradients: Sequence[Tensor]) -> Parameters:
+        steps = zip(self.names, self.sizes.unbind(), gradients, strict=True)
+        return parameters | {name: parameters[name] - size * gradient for name, size, gradient in steps}
 
 
 class Linearised:
-    """What an adaptation gave, and products with its Jacobian J = prod_i (I - alpha H_i), task by task.
+    """`adapted` parameters `[M, ...]` without a graph, and products with their Jacobian J = prod_i (I - alpha H_i), by task.
 
     Each H_i is the Hessian of a task's loss where step i was taken, and symmetric, so J v and J^T v are as many Hessian-vector
     products as there were steps, each a derivative of second order: cheaper than differentiating through the step.
-
-    Attributes:
-        adapted: parameters `[M, ...]`, without a graph.
     """
 
     def __init__(
@@ -133,22 +123,20 @@ class Linearised:
     def push(self, vectors: Parameters) -> Parameters:
         """J v: how the adapted parameters move when the parameters move by `vectors` `[M, ...]`."""
         for point in self.points:
-            vectors = self._minus(vectors, self._scaled(self._hessian(point, vectors)))
+            change = self._scaled(self._hessian(point, vectors))
+            vectors = {name: v - change[name] for name, v in vectors.items()}
         return vectors
 
     def pull(self, vectors: Parameters) -> Parameters:
         """J^T v: the gradient in the parameters of what has the gradient `vectors` `[M, ...]` in the adapted ones."""
         for point in reversed(self.points):
-            vectors = self._minus(vectors, self._hessian(point, self._scaled(vectors)))
+            change = self._hessian(point, self._scaled(vectors))
+            vectors = {name: v - change[name] for name, v in vectors.items()}
         return vectors
 
     def _scaled(self, vectors: Parameters) -> Parameters:
         sizes = self.adaptation.sizes.detach().unbind()
         return {name: size * vectors[name] for size, name in zip(sizes, self.adaptation.names, strict=True)}
-
-    @staticmethod
-    def _minus(vectors: Parameters, change: Parameters) -> Parameters:
-        return {name: v - change[name] for name, v in vectors.items()}
 
     def _hessian(self, point: tuple[Parameters, Sequence[Tensor]], vectors: Parameters) -> Parameters:
         leaves, gradients = point
@@ -158,12 +146,8 @@ class Linearised:
         if not traced:  # a loss linear in the parameters has no Hessian
             return {name: torch.zeros_like(leaf) for name, leaf in zip(names, adapting, strict=True)}
         first, second = zip(*traced, strict=True)
-        with torch.enable_grad():
-            found = torch.autograd.grad(first, adapting, second, retain_graph=True, allow_unused=True)
-        return {
-            name: torch.zeros_like(leaf) if h is None else h
-            for name, leaf, h in zip(names, adapting, found, strict=True)
-        }
+        found = torch.autograd.grad(first, adapting, second, retain_graph=True, materialize_grads=True)
+        return dict(zip(names, found, strict=True))
 
 
 def _leaves(parameters: Parameters) -> Parameters:

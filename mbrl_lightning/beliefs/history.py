@@ -16,13 +16,10 @@ from mbrl_lightning.networks import Normalizer, StackedGRU, StackedMLP
 
 
 class HistoryInputs(nn.Module):
-    """Standardised pairs and current observations, with statistics that are set once.
+    """Standardised pairs and current observations.
 
     Statistics that move while a policy learns change what it is shown under its feet, so `fit` is called when the random
     warm-up is over and never again.
-
-    Args:
-        spec: features, action features and outcomes.
     """
 
     def __init__(self, spec: EnvSpec) -> None:
@@ -73,7 +70,7 @@ class HistoryNet(nn.Module):
     One unit per network is M3PO's figure of the architecture: policy, Q functions and model heads share none.
 
     Args:
-        copies: number of networks C.
+        copies: C.
         pair_dim: width X of a remembered pair.
         current_dim: width of everything beside the window: `current` and, where there is one, `extra`.
         outputs: output width.
@@ -100,9 +97,7 @@ class HistoryNet(nn.Module):
     def read(self, inputs: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
         """What does not depend on `extra`: state of the recurrent unit and current observation, `[C, N, H + F]`.
 
-        Args:
-            inputs: batch `[N]`: `pairs` `[N, L, X]`, `mask` `[N, L]` (not looked at without a recurrent unit) and
-                `current` `[N, F]`.
+        `inputs` are `current` `[N, F]` and, for a recurrent unit, `pairs` `[N, L, X]` and `mask` `[N, L]`.
         """
         current = inputs["current"].expand(self.copies, -1, -1)
         if self.gru is None:
@@ -110,13 +105,7 @@ class HistoryNet(nn.Module):
         return torch.cat([self.gru(inputs["pairs"].unsqueeze(0), inputs["mask"]), current], -1)
 
     def decide(self, seen: Tensor, extra: Tensor | None = None, frozen: bool = False) -> Tensor:
-        """Outputs `[C, N, outputs]` for what `read` gave; one reading serves any number of `extra`.
-
-        Args:
-            seen: `[C, N, H + F]`.
-            extra: joined to it, `[C or 1, N, D]`.
-            frozen: take the weights as constants: gradients reach `seen` and `extra` alone.
-        """
+        """Outputs `[C, N, outputs]` for what `read` gave, joined by `extra` `[C or 1, N, D]`; `frozen` weights are constants."""
         if extra is not None:
             seen = torch.cat([seen, extra.expand(self.copies, -1, -1)], -1)
         return self.net(seen, frozen=frozen)

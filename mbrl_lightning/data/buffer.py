@@ -61,15 +61,15 @@ class TaskBuffer:
                 are then stored step by step instead of row by row, so that an episode's steps lie B rows apart.
 
         Raises:
-            EnvError: a reward or observation is not finite, or a key is missing; nothing is added.
+            EnvError: a number is not finite, or a key is missing; nothing is added.
         """
         data = _with_episodes(data)
-        for key in COLUMNS[:4]:
-            if not bool(torch.isfinite(data[key]).all()):
-                raise EnvError(
-                    f"the environment gave a non-finite {key}",
-                    "check the family with `python -m mbrl_lightning.check_env NAME`; nothing of this batch was kept",
-                )
+        bad = [key for key in COLUMNS[:4] if not bool(torch.isfinite(data[key]).all())]
+        if bad:
+            raise EnvError(
+                f"the environment gave a non-finite {bad[0]}",
+                "check the family with `python -m mbrl_lightning.check_env NAME`; nothing of this batch was kept",
+            )
         flat = data.select(*COLUMNS, "initial", "age", "episode").clone()
         flat["episode"] += self.episodes if first_episode is None else first_episode
         self.episodes = max(self.episodes, int(flat["episode"].max()) + 1)
@@ -87,16 +87,10 @@ class TaskBuffer:
         return self.storage[:]
 
     def rows(self, exploratory: bool) -> tuple[Tensor, Tensor]:
-        """Row numbers by task `[tasks, most]`, the oldest first, and how many are valid `[tasks]`.
-
-        Args:
-            exploratory: of the exploratory rows alone.
-        """
+        """Row numbers by task `[tasks, most]`, the oldest first, and how many are valid `[tasks]`; all or exploratory ones."""
         if exploratory not in self._rows:
             data = self.transitions()
-            oldest = int(self.storage.writer.state_dict()["_cursor"]) % max(
-                len(data), 1
-            )  # 0 until rows are overwritten
+            oldest = int(self.storage.writer.state_dict()["_cursor"]) % max(len(data), 1)  # 0 until one is overwritten
             kept = torch.arange(len(data)).roll(-oldest)
             kept = kept[data["exploratory"][kept]] if exploratory else kept
             tasks = data["task"][kept]
@@ -125,10 +119,9 @@ class TaskBuffer:
         return self.storage[:][self.target_rows(tasks, count, generator)]
 
     def recent_rows(self, tasks: Tensor, count: int, recent: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Row numbers `[M, count]` among the `recent` newest exploratory ones of each task, without replacement.
+        """Row numbers among the `recent` newest exploratory ones of each task, without replacement, and which there are.
 
-        Returns:
-            The row numbers, and which of them there are `[M, count]`: a task with fewer leaves the rest of its row open.
+        `[M, count]` both: a task with fewer leaves the rest of its row open.
         """
         table, counts = self.rows(exploratory=True)
         column = counts[tasks].unsqueeze(1) - 1 - torch.arange(max(recent, count))
@@ -147,10 +140,7 @@ class TaskBuffer:
         return self.storage[:][table[tasks.unsqueeze(1), column]]
 
     def start_states(self, count: int, generator: torch.Generator, initial: float = 1.0) -> Tensor:
-        """Real states `[count, S]`: a share `initial` from the first steps of episodes, then of steps that did not end one.
-
-        Where all steps ended one, the latter are of any.
-        """
+        """Real states `[count, S]`: a share `initial` of first steps of episodes, then of steps that did not end one (or any)."""
         data, first = self.transitions(), round(initial * count)
         picks = []
         for kept, size in ((data["initial"], first), (~data["next", "terminated"].squeeze(-1), count - first)):
@@ -165,9 +155,7 @@ class TaskBuffer:
         return {
             "data": {str(k): v.clone() for k, v in data.items()},
             "writer": dict(self.storage.writer.state_dict()),
-            "tasks": self.tasks,
-            "num_steps": self.num_steps,
-            "episodes": self.episodes,
+            **{name: getattr(self, name) for name in ("tasks", "num_steps", "episodes")},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -175,9 +163,8 @@ class TaskBuffer:
         if state["data"]:
             length = len(state["data"]["task"])
             self.storage.extend(TensorDict(state["data"], batch_size=[length]).unflatten_keys("."))
-            if "writer" in state:
-                self.storage.writer.load_state_dict(state["writer"])
-        self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state.get("episodes", 0)
+            self.storage.writer.load_state_dict(state["writer"])
+        self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state["episodes"]
         self._rows.clear()
 
 

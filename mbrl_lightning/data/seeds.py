@@ -28,11 +28,7 @@ def of_rank(generator: torch.Generator, fabric: Fabric) -> torch.Generator:
 
 
 class Streams:
-    """Named `torch.Generator`s spawned from one seed.
-
-    Args:
-        seed: root seed, >= 0.
-    """
+    """Named `torch.Generator`s spawned from one seed >= 0."""
 
     def __init__(self, seed: int) -> None:
         children = np.random.SeedSequence(seed).spawn(len(NAMES))
@@ -45,7 +41,7 @@ class Streams:
         return self._generators[name]
 
     def seed_globals(self) -> None:
-        """Seed torch's, numpy's and Python's global generators from the `init` stream (network initialisation, TorchRL)."""
+        """Seed torch's, numpy's and Python's global generators from the `init` stream (weights, TorchRL)."""
         seed = int(torch.randint(2**31, (), generator=self["init"]))
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - libraries that draw from the global state

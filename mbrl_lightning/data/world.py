@@ -16,17 +16,12 @@ from mbrl_lightning.envs.family import TaskFamily
 
 
 class RealWorld:
-    """Tasks, the transitions collected in them, and how to collect more.
-
-    Args:
-        family: what tasks are drawn from.
-        streams: `tasks` draws tasks, `envs` initial states and exploration.
-        capacity: transitions kept.
+    """Tasks, the transitions collected in them, and how to collect more; at most `capacity` are kept.
 
     Attributes:
         real: all transitions.
         iteration: outer iterations done.
-        tasks: the training tasks of this iteration `[M, P]`.
+        tasks: the training tasks of this iteration `[M, P]`, drawn from the stream `tasks`.
         index: their indices in `real` `[M]`.
     """
 
@@ -52,7 +47,7 @@ class RealWorld:
         exploratory: bool = False,
         index: Tensor | None = None,
     ) -> Iterator[TensorDict]:
-        """Real interaction: collected, stored, counted, and handed over part by part.
+        """Real interaction (see `collect_parts`): collected, stored, counted, and handed over in parts `[B, every]`.
 
         Args:
             tasks: `[B, P]`.
@@ -63,9 +58,6 @@ class RealWorld:
             every: steps of a part; None gives all at once.
             exploratory: contexts are made of these transitions.
             index: of the tasks in `real` `[B]`; None looks them up, as the simulator switches them where it does.
-
-        Yields:
-            `[B, every]`.
         """
         envs, first = self.streams["envs"], self.real.episodes if every else None
         place = self.real.index_of(tasks) if index is None else index
@@ -84,12 +76,8 @@ class RealWorld:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors; the streams are saved by who owns them."""
-        return {
-            "real": self.real.state_dict(),
-            "tasks": self.tasks,
-            "index": self.index,
-            "iteration": self.iteration,
-        }
+        own = {"tasks": self.tasks, "index": self.index, "iteration": self.iteration}
+        return {"real": self.real.state_dict()} | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave into a new world."""

@@ -10,7 +10,6 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.beliefs.history import remember
-from mbrl_lightning.data.windows import columns
 from mbrl_lightning.envs.spec import EnvSpec, never
 from mbrl_lightning.errors import DivergedError, EnvError
 from mbrl_lightning.models.recurrent import HistoryDynamics
@@ -201,7 +200,7 @@ def branched_rollouts(
         generator: draws heads and noise.
 
     Returns:
-        `data.windows.columns` of every imagined step, batch `[at most N k]`.
+        What `data.windows.transition` takes, of every imagined step, batch `[at most N k]`.
 
     Raises:
         DivergedError: an imagined state is not finite.
@@ -219,11 +218,12 @@ def branched_rollouts(
         reward, terminated = outcome(spec, observation, action, following)
         pair = dynamics.inputs.pair(observation, action, following)
         window = remember(inputs, pair)
-        pairs = torch.cat([inputs["pairs"], pair.unsqueeze(1)], 1)
-        mask = torch.cat([inputs["mask"], window["mask"][:, -1:]], 1)
         current = dynamics.inputs.current(following)
-        ended = terminated.float().unsqueeze(-1)
-        pieces.append(columns(pairs, mask, inputs["current"], current, action, reward.unsqueeze(-1), ended))
+        step = {"pairs": torch.cat([inputs["pairs"], pair.unsqueeze(1)], 1)}
+        step["mask"] = torch.cat([inputs["mask"], window["mask"][:, -1:]], 1)
+        step |= {"current": inputs["current"], "following": current, "action": action}
+        step |= {"reward": reward.unsqueeze(-1), "terminated": terminated.float().unsqueeze(-1)}
+        pieces.append(TensorDict(step, batch_size=[count]))
         inputs, observation = window.set("current", current)[~terminated], following[~terminated]
         if not len(observation):
             break

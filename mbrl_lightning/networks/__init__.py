@@ -1,7 +1,6 @@
-"""Networks and normalisers shared by every model and policy.
+"""Networks and normalisers of all models and policies.
 
-One shape serves three uses: a stack of C networks of equal size evaluated by one batched product. C is the number of
-ensemble members of a model, of restarts of a policy search, or of tasks that each carry their own fine-tuned policy.
+A stack of C networks of equal size is one batched product: members of an ensemble, restarts of a search, policies of tasks.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(copies, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, copies: slice = slice(None), frozen: bool = False) -> Tensor:
-        """Map `[C, N, inputs]` to `[C, N, outputs]`, with all copies or a slice of them; `frozen` weights get no gradient."""
+        """`[C, N, inputs] -> [C, N, outputs]` with all copies or a slice of them; `frozen` weights get no gradient."""
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
         if copies == slice(None):  # two views less: a fifth of the time of a small layer
             return torch.baddbmm(bias, x, weight)
@@ -35,13 +34,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedMLP(nn.Sequential):
-    """C multilayer perceptrons of equal size, evaluated together.
-
-    Args:
-        copies: number of networks C.
-        sizes: layer widths, inputs first, outputs last.
-        activation: `relu`, `tanh` or `silu`, between layers.
-    """
+    """C multilayer perceptrons of equal size; `sizes` are the widths of their layers, from inputs to outputs."""
 
     def __init__(self, copies: int, sizes: Sequence[int], activation: str = "relu") -> None:
         layers: list[nn.Module] = []
@@ -51,7 +44,7 @@ class StackedMLP(nn.Sequential):
         self.copies, self.sizes = copies, tuple(sizes)
 
     def forward(self, x: Tensor, copies: slice = slice(None), frozen: bool = False) -> Tensor:
-        """Map `[C, N, inputs]` to `[C, N, outputs]`, with all copies or a slice of them; `frozen` weights get no gradient."""
+        """`[C, N, inputs] -> [C, N, outputs]` with all copies or a slice of them; `frozen` weights get no gradient."""
         *hidden, last = self.affine
         for layer in hidden:
             x = self.activation(layer(x, copies, frozen))
@@ -59,7 +52,7 @@ class StackedMLP(nn.Sequential):
 
     @property
     def affine(self) -> list[StackedLinear]:
-        """The layers that have weights, first to last; what stands between them is `activation`."""
+        """The layers that have weights, first to last."""
         return list(self)[::2]  # type: ignore[return-value]
 
     @property
@@ -68,7 +61,7 @@ class StackedMLP(nn.Sequential):
         return self[1] if len(self) > 1 else nn.Identity()
 
     def evaluate(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The same with other weights, by the names they have here: `[M, N, inputs]` to `[M, N, outputs]` of M networks."""
+        """The same with weights of M other networks, by the names they have here: `[M, N, inputs] -> [M, N, outputs]`."""
         for index in range(0, len(self), 2):
             x = torch.baddbmm(parameters[f"{index}.bias"], x, parameters[f"{index}.weight"])
             x = x if index == len(self) - 1 else self.activation(x)
@@ -83,14 +76,7 @@ class StackedMLP(nn.Sequential):
 
 
 class StackedRBF(nn.Module):
-    """C radial-basis networks of deep PILCO (Gal et al. 2016): Gaussian units, linear output without bias.
-
-    Args:
-        copies: number of networks C.
-        inputs: input width.
-        units: number of Gaussian units.
-        outputs: output width.
-    """
+    """C radial-basis networks of deep PILCO (Gal et al. 2016): Gaussian units, linear output without bias."""
 
     def __init__(self, copies: int, inputs: int, units: int, outputs: int) -> None:
         super().__init__()
@@ -100,11 +86,11 @@ class StackedRBF(nn.Module):
         self.weight = nn.Parameter(torch.randn(copies, units, outputs) / units**0.5)
 
     def forward(self, x: Tensor, copies: slice = slice(None)) -> Tensor:
-        """Map `[C, N, inputs]` to `[C, N, outputs]`; the squared distances are one product, never `[N, units, inputs]`."""
+        """`[C, N, inputs] -> [C, N, outputs]`, with all copies or a slice of them."""
         return self.evaluate(x, {name: value[copies] for name, value in self.named_parameters()})
 
     def evaluate(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The same with other weights, by the names they have here: `[M, N, inputs]` to `[M, N, outputs]` of M networks."""
+        """See StackedMLP.evaluate; the squared distances are one product, never `[N, units, inputs]`."""
         precision, centers = torch.exp(-0.5 * parameters["log_scales"]), parameters["centers"]
         distances = torch.cdist(x * precision, centers * precision, compute_mode="use_mm_for_euclid_dist")
         return torch.exp(-0.5 * distances.square()) @ parameters["weight"]
@@ -115,50 +101,28 @@ class StackedGRU(nn.Module):
 
     A window is read in one call of `_Reading`, whose gradient is written by hand: with units this small a step costs what
     its operations cost to start, and autograd would record ten of them a step where four forward and two back suffice.
-
-    Args:
-        copies: number of units C.
-        inputs: input width X.
-        hidden: state width H.
     """
 
     def __init__(self, copies: int, inputs: int, hidden: int) -> None:
         super().__init__()
-        self.copies, self.hidden, bound = copies, hidden, hidden**-0.5
+        self.hidden, bound = hidden, hidden**-0.5
         self.weight_input = nn.Parameter(torch.empty(copies, inputs, 3 * hidden).uniform_(-bound, bound))
         self.weight_hidden = nn.Parameter(torch.empty(copies, hidden, 3 * hidden).uniform_(-bound, bound))
         self.bias_input = nn.Parameter(torch.empty(copies, 1, 3 * hidden).uniform_(-bound, bound))
         self.bias_hidden = nn.Parameter(torch.empty(copies, 1, 3 * hidden).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """State after the last step, from a state of zeros.
+        """State `[C, N, H]` after the last step of `x` `[C or 1, N, L, X]`, from a state of zeros.
 
-        Args:
-            x: `[C, N, L, X]`, or `[1, N, L, X]` for all copies.
-            mask: `[N, L]` or `[C, N, L]`, true where a step is real; the others leave the state as it is.
-
-        Returns:
-            `[C, N, H]`.
+        Steps where `mask` `[N, L]` or `[C, N, L]` is false leave the state as it is.
         """
         weights = (self.weight_input, self.weight_hidden, self.bias_input, self.bias_hidden)
         with torch.autocast(x.device.type, enabled=False):  # half precision has no place in a recurrence of 5 units
             return _Reading.apply(x.to(self.bias_input.dtype), mask, torch.is_grad_enabled(), *weights)
 
-    def step(self, x: Tensor, state: Tensor) -> Tensor:
-        """State after one more input: `[C or 1, N, X]`, `[C, N, H] -> [C, N, H]`."""
-        x = x.expand(self.copies, -1, -1)
-        from_input = torch.baddbmm(self.bias_input, x, self.weight_input).chunk(3, -1)
-        from_state = torch.baddbmm(self.bias_hidden, state, self.weight_hidden).chunk(3, -1)
-        reset, keep = (torch.sigmoid(a + b) for a, b in zip(from_input[:2], from_state[:2], strict=True))
-        new = torch.tanh(from_input[2] + reset * from_state[2])
-        return torch.lerp(new, state, keep)
-
 
 class _Reading(torch.autograd.Function):
-    """A window read by C gated recurrent units, and its gradient.
-
-    Inside, rows are the innermost dimension (`[C, H, L, N]`), so that gates are cut along an outer one.
-    """
+    """A window read by C gated recurrent units; rows are innermost (`[C, H, L, N]`), so that gates are cut along an outer one."""
 
     @staticmethod
     def forward(
@@ -215,11 +179,7 @@ class _Reading(torch.autograd.Function):
 
 
 def _slopes(gates: Tensor, states: Tensor, products: Tensor) -> Tensor:
-    """How much each pre-activation moves the next state, from what a reading left behind.
-
-    Returns:
-        `[C, 5, H, L, N]`: the state's share of the new value, first gate, second gate, new value, kept state.
-    """
+    """How much each moves the next state: the state's share of the new value, both gates, new value, state: `[C, 5, H, L, N]`."""
     copies, units, length, rows = states.shape[0], states.shape[1], states.shape[2] - 1, states.shape[3]
     reset, keep, new = gates.view(copies, 3, units, length, rows).unbind(1)
     inner = products[:, :, 2 * units :].permute(1, 2, 0, 3)
@@ -235,17 +195,11 @@ def _slopes(gates: Tensor, states: Tensor, products: Tensor) -> Tensor:
 
 
 ROUNDING, NOISE = 4 * torch.finfo(torch.float32).eps, 1e-12
-"""What varies: a column whose deviation is more than these shares of its own size and of the largest deviation beside it.
-
-Both are shares, so that no unit of measurement makes a column constant."""
+"""What varies: a column whose deviation is more than these shares of its own size and of the largest deviation beside it."""
 
 
 class Normalizer(nn.Module):
-    """Standardisation with statistics in float64; a column that does not vary (see `NOISE`) has the deviation 1.
-
-    Args:
-        size: width D of the data.
-    """
+    """Standardisation of D = `size` columns, statistics in float64; one that does not vary (see `NOISE`) has the deviation 1."""
 
     mean: Tensor
     std: Tensor
@@ -261,7 +215,7 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, data: Tensor) -> None:
-        """Set the statistics to those of `data` `[..., D]`. With fewer than two rows the deviations stay 1."""
+        """Set the statistics to those of `data` `[..., D]`; of fewer than two rows the deviations are 1."""
         rows = data.reshape(-1, data.shape[-1]).double()
         std = rows.std(0) if len(rows) > 1 else torch.ones_like(self.std)
         self.mean.copy_(rows.mean(0))

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: the formulas that latent models and stochastic policies need."""
+"""Diagonal Gaussians."""
 
 from __future__ import annotations
 
@@ -10,50 +10,23 @@ from torch import Tensor
 
 
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """Log density of a diagonal Gaussian, summed over the last dimension.
-
-    Args:
-        value: `[..., D]`.
-        loc: means, broadcastable to `[..., D]`.
-        scale: standard deviations > 0, broadcastable to `[..., D]`.
-
-    Returns:
-        `[...]`.
-    """
+    """Log density of `value` `[..., D]`, summed over the last dimension; means and deviations broadcastable to it."""
     scale = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
     deviations = (value - loc) / scale
     return -(0.5 * deviations.square() + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def kl_divergence(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> Tensor:
-    """KL(p || q) of diagonal Gaussians, summed over the last dimension (GSSM Eq. 7 has p = q(z_t), q = q(z_c)).
-
-    Args:
-        loc_p: `[..., Z]`.
-        scale_p: `[..., Z]`, > 0.
-        loc_q: broadcastable to `[..., Z]`.
-        scale_q: broadcastable to `[..., Z]`, > 0.
-
-    Returns:
-        `[...]`, >= 0.
-    """
+    """KL(p || q), `[..., Z] -> [...]` (GSSM Eq. 7 has p = q(z_t), q = q(z_c))."""
     ratio = (scale_p / scale_q).square()
     return 0.5 * (ratio + ((loc_p - loc_q) / scale_q).square() - 1 - ratio.log()).sum(-1)
 
 
 def squashed_sample(loc: Tensor, log_scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample of tanh(loc + scale * noise) and its log density (Haarnoja et al. 2018, appendix C).
+    """Sample of tanh(loc + scale * noise), `[..., A]`, and its log density `[...]` (Haarnoja et al. 2018, appendix C).
 
     The density's correction log(1 - tanh(u)^2) is taken as 2 (log 2 - u - softplus(-2 u)), which is exact where the tanh
     has saturated and 1 - tanh(u)^2 has rounded to 0.
-
-    Args:
-        loc: `[..., A]`.
-        log_scale: logarithms of the deviations `[..., A]`.
-        noise: standard normal `[..., A]`.
-
-    Returns:
-        Sample `[..., A]` in [-1, 1] and log density `[...]`, both differentiable in `loc` and `log_scale`.
     """
     value = torch.addcmul(loc, log_scale.exp(), noise)
     constant = 0.5 * noise.square() + (0.5 * math.log(2 * math.pi) + 2 * math.log(2))

@@ -29,23 +29,15 @@ class GradientStep:
     """Backward, average over ranks, clip, step: the only place where parameters change.
 
     Every rank draws the same global batch and works on its share of the tasks (`share`), so gradients averaged over ranks
-    are those of one process with the whole batch. Averaging is one flat all-reduce instead of DistributedDataParallel's
-    wrapper: losses that bypass a module's `forward` (TorchRL's, functional ones) then need no second way.
-
-    Args:
-        fabric: launched Fabric.
+    are those of one process with the whole batch. One flat all-reduce also serves losses that bypass a module's `forward`
+    (TorchRL's, functional ones), which DistributedDataParallel does not.
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        self.fabric = fabric
-        self.count = 0
+        self.fabric, self.count = fabric, 0
 
     def share(self, batch: Batch) -> Batch:
-        """This rank's part of a global batch, cut along its first dimension, on this rank's device.
-
-        Raises:
-            ConfigError: the batch does not divide among the ranks.
-        """
+        """This rank's part of a global batch, cut along its first dimension, on this rank's device."""
         size, rest = divmod(len(batch), self.fabric.world_size)
         if rest:
             raise ConfigError(
@@ -76,16 +68,13 @@ class GradientStep:
     def __call__(
         self, losses: Callable[[], Losses], optimizer: Optimizer, max_grad_norm: float = 0.0, stacked: bool = False
     ) -> dict[str, float]:
-        """Take one step on `losses()["loss"]`.
+        """Take one step on `losses()["loss"]`, computed under this run's precision; returns all that it gave as numbers.
 
         Args:
-            losses: computes a mapping with `loss` and whatever else is to be logged, under this run's precision.
+            losses: computes a mapping with `loss` and whatever else is to be logged.
             optimizer: of the parameters to move.
             max_grad_norm: clip the norm of the gradient to this; 0 leaves it.
             stacked: the first dimension of every parameter counts copies; clip each copy by its own norm.
-
-        Returns:
-            The losses as numbers.
 
         Raises:
             DivergedError: the loss or the gradient is not finite; parameters are as before the step.
@@ -118,15 +107,7 @@ class GradientStep:
         steps: int,
         max_grad_norm: float = 0.0,
     ) -> dict[str, float]:
-        """`steps` steps, each on this rank's share of a batch drawn for it; returns the means of the losses.
-
-        Args:
-            training_step: batch -> losses, as a `LightningModule` has it.
-            draw: gives the next global batch.
-            optimizer: see `__call__`.
-            steps: how many.
-            max_grad_norm: see `__call__`.
-        """
+        """`steps` steps, each on this rank's share of the global batch that `draw` gives; returns the means of the losses."""
         total: dict[str, float] = {}
         for _ in range(steps):
             found = self(partial(training_step, self.share(draw())), optimizer, max_grad_norm)
@@ -140,14 +121,9 @@ class GradientStep:
 
 
 def require_finite(learned: Mapping[str, Any], where: str) -> None:
-    """Refuse parameters, statistics and moments that are not finite: they must not become the last good state.
+    """Raise DivergedError for nested plain containers with a tensor that is not finite: it must not become a good state.
 
-    Args:
-        learned: nested plain containers and tensors.
-        where: in words, for the message.
-
-    Raises:
-        DivergedError: naming the first tensor that has such an entry.
+    The first of them is named, `where` in words.
     """
 
     def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -134,14 +134,11 @@ def test_rows_are_shared_out_among_adapted_members_as_among_plain_ones(kind):
     assert not torch.allclose(apart[:, 0], apart[:, 1])
 
 
-def test_a_recurrent_belief_is_the_state_step_by_step():
+def test_a_recurrent_belief_is_the_state_after_pairs_of_inputs_and_targets():
     dynamics = model(2, adaptation="recurrent")
     seen = episodes(3, 5)[:, :PAST]
     pairs = torch.cat([dynamics.inputs(seen["observation"], seen["action"]), dynamics.targets(seen)], -1)
-    state = torch.zeros(2, 3, 8)
-    for t in range(PAST):
-        state = dynamics.gru.step(pairs[:, t].unsqueeze(0), state)
-    torch.testing.assert_close(dynamics.infer(seen)["state"], state.transpose(0, 1))
+    torch.testing.assert_close(dynamics.infer(seen)["state"], dynamics.gru(pairs.unsqueeze(0)).transpose(0, 1))
 
 
 def test_errors_are_measured_on_whole_segments_alone():

@@ -17,37 +17,18 @@ def gaussian(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_log_prob():
     (loc, scale), (value, _) = gaussian(0), gaussian(1)
-    torch.testing.assert_close(
-        gaussians.log_prob(value, loc, scale), Independent(Normal(loc, scale), 1).log_prob(value)
-    )
+    for width in (scale, torch.full((5,), 0.3, dtype=torch.float64)):
+        expected = Independent(Normal(loc, width.expand_as(loc)), 1).log_prob(value)
+        torch.testing.assert_close(gaussians.log_prob(value, loc, width), expected)
 
 
-def test_log_prob_broadcasts_a_plain_number():
-    loc, _ = gaussian(0)
-    expected = Independent(Normal(loc, torch.full_like(loc, 0.3)), 1).log_prob(loc + 1)
-    torch.testing.assert_close(gaussians.log_prob(loc + 1, loc, 0.3), expected)
-    torch.testing.assert_close(gaussians.log_prob(loc + 1, loc, torch.full((5,), 0.3)), expected)
-
-
-def test_kl_divergence_and_its_direction():
+def test_kl_divergence_its_direction_and_that_of_equals():
     p, q = gaussian(2), gaussian(3)
     expected = kl_divergence(Independent(Normal(*p), 1), Independent(Normal(*q), 1))
     torch.testing.assert_close(gaussians.kl_divergence(*p, *q), expected)
-
-
-def test_kl_is_not_negative_and_zero_for_equals():
-    p, q = gaussian(4), gaussian(5)
-    assert (gaussians.kl_divergence(*p, *q) > 0).all()
     assert gaussians.kl_divergence(*p, *p).abs().max() == 0
-    near = (p[0].float(), p[1].float() * (1 + 1e-4))
-    assert (gaussians.kl_divergence(p[0].float(), p[1].float(), *near) > -1e-6).all()
-
-
-def test_kl_reaches_both_sides_with_gradients():
-    (loc, scale), (other, width) = gaussian(6), gaussian(7)
-    leaves = [x.clone().requires_grad_() for x in (loc, scale, other, width)]
-    gaussians.kl_divergence(*leaves).sum().backward()
-    assert all(leaf.grad.abs().min() > 0 for leaf in leaves)
+    loc, scale = p[0].float(), p[1].float()
+    assert (gaussians.kl_divergence(loc, scale, loc, scale * (1 + 1e-4)) > -1e-6).all()
 
 
 def test_squashed_sample_has_the_density_and_gradients_of_torchrls_tanh_normal():

@@ -25,18 +25,12 @@ def parameter(*values: float) -> torch.nn.Parameter:
 
 def test_one_step_is_the_optimizers(step):
     p = parameter(1.0, 2.0)
-    out = step(lambda: {"loss": (p * torch.tensor([1.0, 3.0])).sum(), "other": p.sum()}, torch.optim.SGD([p], lr=0.1))
-    torch.testing.assert_close(p.detach(), torch.tensor([0.9, 1.7]))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    out = step(lambda: {"loss": (p * torch.tensor([1.0, 3.0])).sum(), "other": p.sum()}, optimizer)
     assert out == {"loss": 7.0, "other": 3.0}
-    assert step.count == 1
-
-
-def test_gradients_do_not_pile_up(step):
-    p = parameter(0.0)
-    optimizer = torch.optim.SGD([p], lr=1.0)
-    for _ in range(2):
-        step(lambda: {"loss": p.sum()}, optimizer)
-    assert p.item() == -2.0
+    step(lambda: {"loss": p.sum()}, optimizer)  # gradients do not pile up
+    torch.testing.assert_close(p.detach(), torch.tensor([0.8, 1.6]))
+    assert step.count == 2
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
@@ -67,23 +61,12 @@ def test_non_finite_loss_raises_and_moves_nothing(step, bad):
     assert all(torch.equal(value, state[name]) for name, value in optimizer.state_dict()["state"][0].items())
 
 
-def test_non_finite_gradient_of_a_finite_loss_raises_too(step):
-    p = parameter(0.0, 1.0)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_non_finite_gradient_of_a_finite_loss_raises_too(step, stacked):
+    p = torch.nn.Parameter(torch.tensor([[0.0], [1.0]]))
     with pytest.raises(DivergedError, match="not finite"):
-        step(lambda: {"loss": p.sqrt().sum()}, torch.optim.SGD([p], lr=0.1))
-    assert p.tolist() == [0.0, 1.0]
-
-
-def test_one_bad_copy_of_a_stack_is_found(step):
-    p = torch.nn.Parameter(torch.ones(3, 2))
-    factors = torch.tensor([1.0, float("nan"), 1.0])
-    with pytest.raises(DivergedError):
-        step(
-            lambda: {"loss": (factors * p.sum(1)).nan_to_num().sum() + (factors[1] * p[1] * 0).sum()},
-            torch.optim.SGD([p], lr=0.1),
-            1.0,
-            stacked=True,
-        )
+        step(lambda: {"loss": p.sqrt().sum()}, torch.optim.SGD([p], lr=0.1), 1.0, stacked)
+    assert p.tolist() == [[0.0], [1.0]]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
