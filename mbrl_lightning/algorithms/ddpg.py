@@ -27,13 +27,7 @@ from mbrl_lightning.policies.heads import Policy
 
 
 class Critic(nn.Module):
-    """Q(s, a).
-
-    Args:
-        inputs: width F + A.
-        hidden: widths of the hidden layers.
-        activation: between them.
-    """
+    """Q(s, a), of width F + A = `inputs`."""
 
     def __init__(self, inputs: int, hidden: list[int], activation: str) -> None:
         super().__init__()
@@ -45,11 +39,7 @@ class Critic(nn.Module):
 
 
 class Actor(nn.Module):
-    """The policy's mean action, as TorchRL's loss asks for it.
-
-    Args:
-        policy: whose network it is.
-    """
+    """The policy's mean action, as TorchRL's loss asks for it."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -61,12 +51,7 @@ class Actor(nn.Module):
 
 
 class DDPG(Algorithm):
-    """A deterministic policy and its Q function, off-policy.
-
-    Args:
-        family: the task family.
-        cfg: `sac` (rates, discount, batch, updates and warm-up), `policy` (widths; `initial_std` is the exploration noise),
-            `loop.tasks_per_iteration` and `loop.episode_steps` (real steps of an iteration).
+    """A deterministic policy and its Q function, off-policy; `policy.initial_std` is the exploration noise.
 
     Raises:
         ConfigError: actions are discrete.

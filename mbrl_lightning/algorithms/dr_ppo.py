@@ -22,15 +22,11 @@ from mbrl_lightning.policies.ppo import PPO
 class DRPPO(Algorithm):
     """PPO over randomly drawn real tasks; no model, no adaptation.
 
-    Args:
-        family: the task family.
-        cfg: `search.tasks` rows of `search.horizon` real steps an update, `search.updates` updates an iteration.
-        told: give the policy the true task parameters (oracle).
+    An update has `search.tasks` rows of `search.horizon` real steps. `told` gives the policy the true task parameters (oracle).
     """
 
     def __init__(self, family: TaskFamily, cfg: Config, told: bool = False) -> None:
         super().__init__(family, cfg)
-        self.told = told
         self.policy = Policy(self.spec, cfg.policy, len(family.parameters) if told else 0)
         self.ppo = PPO(self.policy, cfg.search, cfg.policy)
         trained = [*self.policy.parameters(), *self.ppo.parameters()]

@@ -29,7 +29,8 @@ from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.imagination import branched_rollouts, mean_return
 from mbrl_lightning.models.measures import until_fall
-from mbrl_lightning.models.recurrent import EarlyStopping, HistoryDynamics, history_errors
+from mbrl_lightning.models.recurrent import HistoryDynamics, history_errors
+from mbrl_lightning.models.stopping import EarlyStopping
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.cloning import divergence_from_data
 from mbrl_lightning.policies.sac import SAC
@@ -150,9 +151,9 @@ class M3PO(Algorithm):
                 MAX_GRAD_NORM,
                 stacked=True,
             )
-            if (now + 1) % cfg.check_every == 0 and stopping.check(check):
+            if (now + 1) % cfg.check_every == 0 and stopping.check(self.dynamics.held_out_error(check)):
                 break
-        stopping.check(check)
+        stopping.check(self.dynamics.held_out_error(check))
         stopping.restore()
         nll, error = self.dynamics.nll(check)
         held = {"nll": float(nll.detach().mean()), "error": float(error.mean()), "steps": float(now + 1)}

@@ -27,8 +27,9 @@ from mbrl_lightning.data.collect import Agent
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.base import MAX_GRAD_NORM
-from mbrl_lightning.models.ensemble import EnsembleDynamics, MemberData, RollingStop
+from mbrl_lightning.models.ensemble import EnsembleDynamics, MemberData
 from mbrl_lightning.models.imagination import mean_return
+from mbrl_lightning.models.stopping import RollingStop
 from mbrl_lightning.models.worlds import Worlds
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
@@ -75,21 +76,23 @@ class MBMPO(Algorithm):
         self.dynamics.observe(transitions, self.cfg.search.bounds)
         data = MemberData(self.dynamics, transitions, generator)
         held_out = data.at(data.held_out[:2000])
-        stop, epoch = RollingStop(self.dynamics, cfg.persistence), -(-len(data.learned) // cfg.targets)
+        stop = None if cfg.persistence is None else RollingStop(self.dynamics, cfg.persistence)
+        epoch = -(-len(data.learned) // cfg.targets)
         for now in range(steps):
             batch = step.share(data.draw(cfg.targets))
             losses = partial(self.dynamics.training_step, batch)
             found |= step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM, stacked=True)
-            if (now + 1) % epoch == 0 and cfg.persistence is not None and stop.check(self._held_out_error(held_out)):
+            if stop and (now + 1) % epoch == 0 and stop.check(self._held_out_error(held_out)):
                 break
-        stop.restore()
+        if stop:
+            stop.restore()
         if steps:
             found |= {"held_out": float(self._held_out_error(held_out).mean()), "steps": now + 1.0}
         return {f"train/model_{name}": value for name, value in found.items()}
 
     @torch.no_grad()
     def _held_out_error(self, batch: TensorDict) -> Tensor:
-        return self.dynamics.errors(batch).mean((1, 2)) if len(batch) else torch.zeros(self.dynamics.decoder.copies)
+        return self.dynamics.errors(batch).mean((1, 2)) if len(batch) else torch.zeros(self.dynamics.members)
 
     @torch.no_grad()
     def _surprise(self, transitions: TensorDict, count: int) -> dict[str, float]:
@@ -100,7 +103,7 @@ class MBMPO(Algorithm):
             return {}
         new = transitions[before:]
         x, y = self.dynamics.inputs(new["observation"], new["action"]), self.dynamics.targets(new)
-        out = self.dynamics.decoder(x.expand(self.dynamics.decoder.copies, -1, -1))
+        out = self.dynamics.decoder(x.expand(self.dynamics.members, -1, -1))
         return {"surprise": float((out - y).square().mean())}
 
     # -- lines 5-10
@@ -131,8 +134,8 @@ class MBMPO(Algorithm):
             initial = torch.cat([simulator.reset(generator) for _ in range(STARTS // 20)])
         finally:
             simulator.close()
-        rows = -(-self.cfg.meta.rollouts // step.fabric.world_size) * self.dynamics.decoder.copies
-        bias = self.cfg.meta.bias * torch.rand(self.dynamics.decoder.copies, generator=generator)
+        rows = -(-self.cfg.meta.rollouts // step.fabric.world_size) * self.dynamics.members
+        bias = self.cfg.meta.bias * torch.rand(self.dynamics.members, generator=generator)
         return Worlds(self.dynamics, self.cfg, rows, bias, initial, real, own)
 
     def _trajectories(self, worlds: Worlds) -> tuple[TensorDict, dict[str, float], Linearised]:

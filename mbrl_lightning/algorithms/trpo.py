@@ -22,12 +22,7 @@ from mbrl_lightning.policies.trust_region import TrustRegion, sampled_rows
 
 
 class TRPO(Algorithm):
-    """TRPO over randomly drawn real tasks.
-
-    Args:
-        family: the task family.
-        cfg: `meta` (the trust region), `search.tasks`, `search.horizon`, `search.updates`, `search.gamma`, `search.lam`.
-    """
+    """TRPO over randomly drawn real tasks; `meta` says how large the region is."""
 
     policy: Policy
 

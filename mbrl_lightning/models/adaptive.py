@@ -28,10 +28,7 @@ MOST_CUTS, CUTS_AT_ONCE = 40, 64
 class AdaptiveDynamics(Dynamics):
     """Deterministic next observations under a belief made of the last M transitions; E members, each with its own belief.
 
-    Args:
-        spec: features and targets.
-        cfg: sizes and optimiser.
-        code_dim: width of what `evaluate` joins to the decoder's input.
+    The belief changes the network itself, or joins its input, in `evaluate`.
     """
 
     idle = False
@@ -41,13 +38,7 @@ class AdaptiveDynamics(Dynamics):
         self.log_scale.requires_grad_(False)
 
     def believe(self, inputs: Tensor, target: Tensor, mask: Tensor) -> TensorDict:
-        """Belief `[B]` after standardised transitions, the newest last.
-
-        Args:
-            inputs: `[B, M, X]`.
-            target: `[B, M, Y]`.
-            mask: true where there is a transition, `[B, M]`.
-        """
+        """Belief `[B]` after standardised transitions `[B, M, X]`, `[B, M, Y]`, newest last; `mask` `[B, M]`: which there are."""
         raise NotImplementedError
 
     def infer(self, context: TensorDictBase) -> TensorDict:
@@ -65,30 +56,22 @@ class AdaptiveDynamics(Dynamics):
         """Inner step sizes by layer, if there are any; for the log."""
         return {}
 
-    def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
-        """Nothing, `[M, N, 0]`: the belief changes the network itself, or joins in `evaluate`."""
-        return x.new_zeros(*x.shape[:2], 0)
-
     def errors(self, part: TensorDictBase, belief: TensorDictBase) -> Tensor:
-        """Squared errors of standardised targets, mean over outputs, of each member: `[B, E, N]`, 0 where masked.
+        """Squared errors of each member, mean over outputs, under the belief `[B]`: `[B, E, N]`, 0 where masked.
 
         Args:
-            part: batch `[B]` with `inputs` `[B, N, X]`, `target` `[B, N, Y]` and `mask` `[B, N]`.
+            part: standardised `inputs` `[B, N, X]`, `target` `[B, N, Y]` and `mask` `[B, N]`.
             belief: batch `[B]`.
         """
-        blocks = part["inputs"].unsqueeze(1).expand(-1, self.decoder.copies, -1, -1)
+        blocks = part["inputs"].unsqueeze(1).expand(-1, self.members, -1, -1)
         out = self.evaluate(blocks, slice(None), belief)
         return (out - part["target"].unsqueeze(1)).square().mean(-1) * part["mask"].unsqueeze(1)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
-        """Error on the future after adapting to the past, summed over members (their parameters are apart).
-
-        Args:
-            batch: segments `[B]` (see `Segments.at`).
-            batch_idx: unused; Lightning passes it.
+        """Error on the future after adapting to the past, in segments `[B]` (see `Segments.at`).
 
         Returns:
-            `loss`, and detached `loss_after`, its mean over members.
+            `loss`, the sum over members (their parameters are apart), and detached `loss_after`, the mean.
         """
         past, future = batch["past"], batch["future"]
         belief = self.believe(past["inputs"], past["target"], past["mask"])
@@ -102,19 +85,13 @@ class GradientDynamics(AdaptiveDynamics):
 
     The inner loss is a sum over the transitions there are, divided by M: with fewer of them the step is shorter, with none
     there is no step.
-
-    Args:
-        spec: features and targets.
-        cfg: sizes and optimiser.
-        l2a: inner step.
     """
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, l2a: L2AConfig) -> None:
         super().__init__(spec, cfg)
         steps = l2a.inner_steps if l2a.adaptation == "gradient" else 0
-        layers = len(self.decoder.sizes) - 1
-        learned = l2a.learned and steps > 0
-        self.inner = FactoredAdaptation(layers, l2a.inner_lr, steps, learned, adapts=l2a.adapts)
+        layers, learned = len(self.decoder.affine), l2a.learned and steps > 0
+        self.inner = FactoredAdaptation(layers, l2a.inner_lr, steps, learned, l2a.adapts)
         self.idle, self.size_lr = self.inner.idle, l2a.size_lr
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -129,13 +106,11 @@ class GradientDynamics(AdaptiveDynamics):
     def inner_sizes(self) -> dict[str, float]:
         """Step sizes of weights, biases and gains."""
         inner, found = self.inner, dict[str, float]()
-        if self.idle:
-            return found
-        if inner.gain_size is not None:
+        if not self.idle and inner.gain_size is not None:
             found["inner_gain"] = inner.gain_size.item()
-        if inner.sizes is not None:
-            names = [f"inner_{kind}_{layer}" for layer in range(inner.layers) for kind in ("weight", "bias")]
-            found |= dict(zip(names, inner.sizes.detach().flatten().tolist(), strict=True))
+        if not self.idle and inner.sizes is not None:
+            for layer, sizes in enumerate(inner.sizes.tolist()):
+                found |= dict(zip((f"inner_weight_{layer}", f"inner_bias_{layer}"), sizes, strict=True))
         return found
 
     def believe(self, inputs: Tensor, target: Tensor, mask: Tensor) -> TensorDict:
@@ -160,13 +135,7 @@ class GradientDynamics(AdaptiveDynamics):
 
 
 class StateDynamics(AdaptiveDynamics):
-    """ReBAL: the belief is the state of a recurrent unit that has read the past; it joins the decoder's input.
-
-    Args:
-        spec: features and targets.
-        cfg: sizes and optimiser.
-        l2a: width of the state.
-    """
+    """ReBAL: the belief is the state of a recurrent unit that has read the past; it joins the decoder's input."""
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, l2a: L2AConfig) -> None:
         super().__init__(spec, cfg, code_dim=l2a.hidden)
@@ -182,7 +151,7 @@ class StateDynamics(AdaptiveDynamics):
         """See Dynamics.evaluate; the state is the same for all rows of a block."""
         state = None if belief is None else belief.get("state", None)
         if state is None:
-            state = blocks.new_zeros(len(blocks), self.decoder.copies, self.code_dim)
+            state = blocks.new_zeros(len(blocks), self.members, self.code_dim)
         state = state[:, members].unsqueeze(2).expand(-1, -1, blocks.shape[2], -1)
         return super().evaluate(torch.cat([blocks, state], -1), members, belief)
 
@@ -193,7 +162,7 @@ def make_adaptive(spec: EnvSpec, cfg: DynamicsConfig, l2a: L2AConfig) -> Adaptiv
 
 
 def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> dict[str, Tensor]:
-    """Errors on the next K transitions before and after adapting to the last M, along real episodes, per task.
+    """Errors on the next K = `future` transitions before and after adapting to the last M = `past`, along real episodes.
 
     Args:
         dynamics: the model.
@@ -210,8 +179,12 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
     change = dynamics.spec.change(episodes["observation"], episodes["next", "observation"])
     of_change, of_target = output_errors(dynamics, episodes, past, future)
     nmse = share_of_variance(of_change, change[episodes["valid"]].var(0, correction=0))
-    loss = of_target.mean(-1)
-    return {"nmse_before": nmse[0], "nmse_after": nmse[1], "loss_before": loss[0], "loss_after": loss[1]}
+    both = {"nmse": nmse, "loss": of_target.mean(-1)}
+    return {
+        f"{name}_{when}": value
+        for name, pair in both.items()
+        for when, value in zip(("before", "after"), pair, strict=True)
+    }
 
 
 @torch.no_grad()

@@ -21,9 +21,7 @@ MAX_GRAD_NORM = 10.0  # gradients of every model are clipped to this norm
 class Model(L.LightningModule):
     """p(next observation | observation, action, belief), with E members; what planners, measures and pictures ask.
 
-    Args:
-        spec: the environment's features and targets.
-        members: E.
+    Observations are `[M, N, S]`, actions `[M, N, A]`, beliefs have the batch `[M]`.
 
     Attributes:
         low: least next observation that is imagined `[S]`.
@@ -33,11 +31,12 @@ class Model(L.LightningModule):
     low: Tensor
     high: Tensor
 
-    def __init__(self, spec: EnvSpec, members: int) -> None:
+    def __init__(self, spec: EnvSpec, cfg: DynamicsConfig) -> None:
         super().__init__()
-        self.spec, self.members = spec, members
+        self.spec, self.cfg, self.members = spec, cfg, cfg.members
         self.register_buffer("low", torch.full((spec.observation_dim,), -torch.inf))
         self.register_buffer("high", torch.full((spec.observation_dim,), torch.inf))
+        self.target_norm = Normalizer(spec.target_dim)
 
     @property
     def device(self) -> torch.device:
@@ -45,44 +44,39 @@ class Model(L.LightningModule):
         return next(self.parameters()).device
 
     def predictions(self, observation: Tensor, action: Tensor, belief: TensorDict) -> Tensor:
-        """Each member's mean next observation, without bounds: `[E, M, N, S]`; arguments as for `predict`."""
+        """Each member's mean next observation, without bounds: `[E, M, N, S]`."""
         raise NotImplementedError
 
     @torch.no_grad()
     def predict(self, observation: Tensor, action: Tensor, belief: TensorDict) -> Tensor:
-        """Mean next observation over members, without bounds, `[M, N, S]`.
-
-        Args:
-            observation: `[M, N, S]`.
-            action: `[M, N, A]`.
-            belief: batch `[M]`.
-        """
+        """Mean next observation over members, without bounds, `[M, N, S]`."""
         return self.predictions(observation, action, belief).mean(0)
 
     def imagine(self, observation: Tensor, action: Tensor, belief: TensorDict) -> Tensor:
-        """Next observations `[M, N, S]` within the range of the data; a model may take the randomness of a step as well.
-
-        Each row is one member's; arguments as for `predict`.
-        """
+        """Next observations `[M, N, S]` within the range of the data, each row one member's; some take noise as well."""
         raise NotImplementedError
+
+    def bound(self, low: Tensor, high: Tensor, margin: float) -> None:
+        """Keep imagination to the range `[S]` from `low` to `high` and a share `margin` of it on both sides."""
+        self.low.copy_(low - margin * (high - low))
+        self.high.copy_(high + margin * (high - low))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over all that learns."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.Adam(parameters, lr=self.cfg.lr, weight_decay=self.cfg.weight_decay, fused=True)
 
 
 class Dynamics(Model):
     """A model of E decoders in one batched product.
 
-    A subclass says what the decoder sees of the task (`code`) and how it learns (`training_step`).
-
-    Args:
-        spec: the environment's features and targets.
-        cfg: sizes and optimiser.
-        code_dim: width Z of the code that joins the decoder's input.
+    A subclass says what the decoder sees of the task, `code` of width Z = `code_dim`, and how it learns (`training_step`).
     """
 
-    def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, code_dim: int) -> None:
-        super().__init__(spec, cfg.members)
-        self.cfg, self.code_dim = cfg, code_dim
-        inputs = spec.feature_dim + spec.action_feature_dim
-        self.input_norm, self.target_norm = Normalizer(inputs), Normalizer(spec.target_dim)
+    def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, code_dim: int = 0) -> None:
+        super().__init__(spec, cfg)
+        self.code_dim, inputs = code_dim, spec.feature_dim + spec.action_feature_dim
+        self.input_norm = Normalizer(inputs)
         sizes = [inputs + code_dim, *[cfg.hidden] * (cfg.layers + 1), spec.target_dim]
         self.decoder = StackedMLP(cfg.members, sizes, cfg.activation)
         scale = torch.full((spec.target_dim,), float(cfg.scale)).log()
@@ -101,39 +95,24 @@ class Dynamics(Model):
                 parameter.requires_grad_(True)
 
     def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
-        """What the decoder is told of the task, `[M, N, Z]`.
+        """What the decoder is told of the task, `[M, N, Z]`; here nothing.
 
         Args:
             x: normalised inputs `[M, N, X]`.
             belief: batch `[M]`.
             noise: standard normal `[M, N, Z]`; None gives the mean.
         """
-        raise NotImplementedError
-
-    def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
-        """Loss on one batch `[M]` of `context` and `target`: `loss` and its detached parts."""
-        raise NotImplementedError
-
-    def infer(self, context: TensorDictBase) -> TensorDict:
-        """Belief `[M]` after the context transitions `[M, K]`."""
-        raise NotImplementedError
+        return x[..., :0]
 
     @torch.no_grad()
     def observe(self, transitions: TensorDictBase, margin: float = 0.1) -> None:
-        """Fit the normalisers and the bounds of imagination to real transitions `[N]`.
-
-        Args:
-            transitions: `observation`, `action`, `("next", "observation")`.
-            margin: share of the seen range (its 0.05 to 99.95 % quantiles) added on both sides.
-        """
-        following = transitions["next", "observation"]
-        self.input_norm.fit(self._raw_inputs(transitions["observation"], transitions["action"]))
-        self.target_norm.fit(self.spec.target(transitions["observation"], following))
+        """Fit the normalisers to real transitions `[N]`, and the bounds of imagination to their 0.05 to 99.95 % quantiles."""
+        observation, following = transitions["observation"], transitions["next", "observation"]
+        self.input_norm.fit(self._raw_inputs(observation, transitions["action"]))
+        self.target_norm.fit(self.spec.target(observation, following))
         ranked = following.sort(0).values
         tail = int(0.0005 * len(ranked))
-        low, high = ranked[tail], ranked[len(ranked) - 1 - tail]
-        self.low.copy_(low - margin * (high - low))
-        self.high.copy_(high + margin * (high - low))
+        self.bound(ranked[tail], ranked[len(ranked) - 1 - tail], margin)
 
     def _raw_inputs(self, observation: Tensor, action: Tensor) -> Tensor:
         return torch.cat([self.spec.features(observation), self.spec.action_features(action)], -1)
@@ -149,22 +128,15 @@ class Dynamics(Model):
     def decode(
         self, x: Tensor, code: Tensor, members: slice = slice(None), belief: TensorDictBase | None = None
     ) -> Tensor:
-        """Decode `[M, N, X]` and `[M, N, Z]`; the N rows are shared out among the members, in equal blocks.
+        """Standardised targets `[M, N, Y]` for inputs `[M, N, X]` and codes `[M, N, Z]`.
 
-        Args:
-            x: standardised inputs.
-            code: what the decoder is told of the task.
-            members: which ensemble members share out the rows.
-            belief: batch `[M]`, for a model whose belief is more than a code.
-
-        Returns:
-            `[M, N, Y]`, standardised.
+        The N rows are shared out among `members`, in equal blocks; `belief` `[M]` is for a model in which it is more than a code.
 
         Raises:
             ValueError: N is no multiple of the number of members.
         """
         tasks, rows = x.shape[0], x.shape[1]
-        count = len(range(*members.indices(self.decoder.copies)))
+        count = len(range(*members.indices(self.members)))
         if rows % count:
             raise ValueError(f"{rows} rows cannot be shared out evenly among {count} ensemble members")
         joined = torch.cat([x, code], -1) if code.shape[-1] else x
@@ -212,11 +184,7 @@ class Dynamics(Model):
     def predict(self, observation: Tensor, action: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
         """See `Model.predict`; the mean is taken before targets become observations, so that an angle may wrap.
 
-        Args:
-            observation: `[M, N, S]`.
-            action: `[M, N, A]`.
-            belief: batch `[M]`.
-            noise: `[P, M, N, Z]` for P particles, over which the mean is taken too (GSSM Eq. 8), or None for the mean code.
+        With `noise` `[P, M, N, Z]` it is over P particles too (GSSM Eq. 8), else of the mean code.
         """
         y = self._outputs(observation, action, belief, noise).mean((0, 2))
         return self.spec.untarget(observation, self.target_norm.inverse(y))
@@ -224,19 +192,11 @@ class Dynamics(Model):
     def _outputs(self, observation: Tensor, action: Tensor, belief: TensorDict, noise: Tensor | None) -> Tensor:
         """Standardised targets of every particle and member, `[P, M, E, N, Y]`."""
         x = self.inputs(observation, action)
-        outputs = [
-            self.decode(
-                x.repeat(1, self.members, 1), self.code(x, belief, eps).repeat(1, self.members, 1), belief=belief
-            )
-            for eps in ([None] if noise is None else noise)
-        ]
+        codes = [self.code(x, belief, eps) for eps in ([None] if noise is None else noise)]
+        copies = (1, self.members, 1)
+        outputs = [self.decode(x.repeat(copies), code.repeat(copies), belief=belief) for code in codes]
         return torch.stack(outputs).unflatten(2, (self.members, -1))
 
     def nll(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood of standardised targets `[..., Y] -> [...]`; deviations floored at 0.02."""
         return -log_prob(target, prediction, self.log_scale.exp().clamp_min(0.02))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over all that learns."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.Adam(parameters, lr=self.cfg.lr, weight_decay=self.cfg.weight_decay, fused=True)

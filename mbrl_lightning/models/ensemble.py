@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.models.mlp import MLPDynamics
+from mbrl_lightning.models.base import Dynamics
 
 HELD_OUT = 0.2  # share of the transitions that each member is checked on
 
@@ -28,13 +28,8 @@ class StackedWeightNorm(nn.Module):
         return weight.norm(dim=1, keepdim=True), weight
 
 
-class EnsembleDynamics(MLPDynamics):
-    """K = `cfg.members` context-free networks that predict the standardised target, fitted by mean squared error.
-
-    Args:
-        spec: features and targets.
-        cfg: sizes and optimiser; `weight_norm`.
-    """
+class EnsembleDynamics(Dynamics):
+    """K = `cfg.members` context-free networks that predict the standardised target, fitted by mean squared error."""
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig) -> None:
         super().__init__(spec, cfg)
@@ -43,10 +38,6 @@ class EnsembleDynamics(MLPDynamics):
             for layer in self.decoder.affine:
                 parametrize.register_parametrization(layer, "weight", StackedWeightNorm())
 
-    def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
-        """Nothing is told: `[M, N, 0]`."""
-        return x[..., :0]
-
     def evaluate(self, blocks: Tensor, members: slice, belief: TensorDictBase | None) -> Tensor:
         """As in `Dynamics`; a single task needs no copies around the product."""
         if len(blocks) > 1:
@@ -54,11 +45,7 @@ class EnsembleDynamics(MLPDynamics):
         return self.decoder(blocks[0], members).unsqueeze(0)
 
     def errors(self, batch: TensorDictBase) -> Tensor:
-        """Squared errors of each member on its own rows, `[K, N, Y]`.
-
-        Args:
-            batch: batch `[N]` with standardised `inputs` `[N, K, X]` and `target` `[N, K, Y]`.
-        """
+        """Squared errors `[K, N, Y]` of each member on its own rows: standardised `inputs` `[N, K, X]`, `target` `[N, K, Y]`."""
         return (self.decoder(batch["inputs"].transpose(0, 1)) - batch["target"].transpose(0, 1)).square()
 
     def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
@@ -79,18 +66,12 @@ class EnsembleDynamics(MLPDynamics):
 
 
 class MemberData:
-    """Standardised transitions, and a random split into rows to learn from and rows to check on for each of K members.
-
-    Args:
-        dynamics: the ensemble, with its normalisers fitted.
-        transitions: `[N]`.
-        generator: draws the splits, and the batches.
-    """
+    """Standardised transitions `[N]`, and a random split into rows to learn from and rows to check on for each of K members."""
 
     def __init__(self, dynamics: EnsembleDynamics, transitions: TensorDictBase, generator: torch.Generator) -> None:
         self.inputs = dynamics.inputs(transitions["observation"], transitions["action"])
         self.target = dynamics.targets(transitions)
-        self.generator, members = generator, dynamics.decoder.copies
+        self.generator, members = generator, dynamics.members
         order = torch.stack([torch.randperm(len(self.inputs), generator=generator) for _ in range(members)], 1)
         checked = min(max(round(HELD_OUT * len(order)), 1), len(order) - 1) if len(order) > 1 else 0
         self.held_out, self.learned = order[:checked], order[checked:]  # [V, K], [N - V, K]
@@ -103,43 +84,3 @@ class MemberData:
     def at(self, rows: Tensor) -> TensorDict:
         """Batch `[N]` of the given rows `[N, K]`."""
         return TensorDict({"inputs": self.inputs[rows], "target": self.target[rows]}, batch_size=[len(rows)])
-
-
-class RollingStop:
-    """Stops each member when the rolling average of its held-out error rises (MB-MPO section A.4: "decreases" is a slip).
-
-    Members are fitted in one product, so one that has stopped goes on with the others and is set back at the end.
-
-    Args:
-        dynamics: the ensemble.
-        persistence: weight of the past in the average; None never stops anything.
-    """
-
-    def __init__(self, dynamics: EnsembleDynamics, persistence: float | None) -> None:
-        self.dynamics, self.persistence = dynamics, persistence
-        self.parameters = [p for p in dynamics.parameters() if p.requires_grad]
-        self.stopped = torch.zeros(dynamics.decoder.copies, dtype=torch.bool)
-        self.average, self.kept = torch.zeros(0), [p.detach().clone() for p in self.parameters]
-
-    @torch.no_grad()
-    def check(self, errors: Tensor) -> bool:
-        """Take in the held-out errors `[K]` after an epoch; true when all members have stopped."""
-        if self.persistence is None:
-            return False
-        errors = errors.cpu()
-        if not len(self.average):
-            self.average, previous = 1.5 * errors, 2 * errors
-        else:
-            previous = self.average
-        self.average = self.persistence * self.average + (1 - self.persistence) * errors
-        now = (self.average > previous) & ~self.stopped
-        for kept, value in zip(self.kept, self.parameters, strict=True):
-            kept[now] = value[now]
-        self.stopped |= now
-        return bool(self.stopped.all())
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Set the members that stopped back to where they did."""
-        for kept, value in zip(self.kept, self.parameters, strict=True):
-            value[self.stopped] = kept[self.stopped]

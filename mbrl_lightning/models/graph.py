@@ -21,23 +21,12 @@ from mbrl_lightning.networks.gaussians import kl_divergence
 
 
 class GraphDynamics(Dynamics):
-    """Task-conditioned dynamics: context transitions -> q(z_c), q(z_t) -> next observation.
-
-    Args:
-        spec: the environment's features and targets.
-        cfg: sizes (Table 7) and training constants.
-    """
+    """Task-conditioned dynamics: context transitions -> q(z_c), q(z_t) -> next observation; sizes as in Table 7."""
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig) -> None:
         super().__init__(spec, cfg, code_dim=cfg.latent_dim)
         inputs = spec.feature_dim + spec.action_feature_dim
-        self.encoder = GraphEncoder(
-            inputs,
-            spec.target_dim,
-            cfg.latent_dim,
-            cfg.width,
-            message=cfg.message,
-        )
+        self.encoder = GraphEncoder(inputs, spec.target_dim, cfg.latent_dim, cfg.width, cfg.message)
 
     def infer(self, context: TensorDictBase) -> TensorDict:
         """Belief q(z_c) `[M]` after `context` `[M, K]`: one forward pass, no gradient step (Algorithm 2)."""
@@ -49,24 +38,15 @@ class GraphDynamics(Dynamics):
         return loc if noise is None else loc + scale * noise
 
     def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
-        """Negative evidence lower bound of GSSM Eq. 7, mean over tasks and targets.
+        """Negative evidence lower bound of GSSM Eq. 7, mean over tasks and targets: `loss`, its detached parts `loss_*`.
 
-        Args:
-            batch: batch `[M]` with `context` `[M, K]`, `target` `[M, N]` (N a multiple of E) and, to fix the particles
-                from outside, `noise` `[M, P, N, Z]`.
-            batch_idx: unused; Lightning passes it.
-
-        Returns:
-            `loss`, and detached `loss_likelihood`, `loss_kl`.
+        The batch `[M]` has `context` `[M, K]`, `target` `[M, N]` (N a multiple of E) and the particles' `noise` `[M, P, N, Z]`.
         """
         target = batch["target"]
         belief = self.infer(batch["context"])
         x, y = self.inputs(target["observation"], target["action"]), self.targets(target)
         loc, scale = self.encoder.target(x, belief)
-        noise = batch.get("noise", None)
-        if noise is None:
-            noise = torch.randn(len(x), self.cfg.particles, *loc.shape[1:]).to(x.device)  # the same on every device
-        codes = [loc + scale * eps for eps in noise.unbind(1)]
+        codes = [loc + scale * eps for eps in batch["noise"].unbind(1)]
         likelihood = torch.stack([self.nll(self.decode(x, z), y).mean() for z in codes]).mean()
         kl = kl_divergence(loc, scale, belief["loc"].unsqueeze(1), belief["scale"].unsqueeze(1)).mean()
         loss = likelihood + self.cfg.kl_weight * kl

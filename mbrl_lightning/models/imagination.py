@@ -23,15 +23,8 @@ class Imagines(Protocol):
 
     spec: EnvSpec
 
-    def imagine(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        belief: TensorDict,
-        noise: Tensor | None,
-        members: slice,
-        disturbance: Tensor | None,
-    ) -> Tensor:
+    @property
+    def imagine(self) -> Callable[..., Tensor]:
         """See `Dynamics.imagine`."""
 
 
@@ -42,8 +35,8 @@ class ImaginedStreams:
     methods take for data). Without, each is one episode: after its end nothing is earned any more, `valid` is false, and the
     stream stands at its start, where model and reward are finite.
 
-    The member of the ensemble and the noise of the code belong to a stream, so a stream lives in one sampled world. Rewards
-    and terminations are the family's; a fall that cuts training episodes is terminal here too.
+    The member of the ensemble and the noise of the code belong to a stream, so a stream lives in one sampled world. A fall that
+    cuts training episodes is terminal here too.
 
     Args:
         dynamics: the model.
@@ -82,10 +75,6 @@ class ImaginedStreams:
 
     def rollout(self, act: ImaginedAct, steps: int) -> TensorDict:
         """Run T = `steps` steps on.
-
-        Args:
-            act: the policy.
-            steps: T.
 
         Returns:
             Batch `[M, B, T]`: `observation`, `age` (steps since its episode began), `valid`, what `act` gave, and under `next`:
@@ -151,30 +140,21 @@ class ImaginedStreams:
 
 
 def outcome(spec: EnvSpec, observation: Tensor, action: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards of steps, and whether an episode ends there, bool, `[...]` each.
-
-    Args:
-        spec: the family's; a fall that cuts training episodes ends them here too.
-        observation: `[..., S]`.
-        action: `[..., A]` within bounds.
-        following: `[..., S]`.
+    """Rewards of steps within bounds, and whether an episode ends there (a fall in training does), bool, `[...]` each.
 
     Raises:
         EnvError: the family's reward raised, or has another shape.
     """
+    given = f"observations {tuple(observation.shape)} and actions {tuple(action.shape)}"
     try:
         reward = spec.reward(observation, action, following)
     except Exception as error:
-        raise EnvError(
-            f"{spec.name}: the reward function raised {type(error).__name__}: {error}",
-            f"mend it; it is given observations {tuple(observation.shape)} and actions {tuple(action.shape)}",
-        ) from error
+        fault = f"{spec.name}: the reward function raised {type(error).__name__}: {error}"
+        raise EnvError(fault, f"mend it; it is given {given}") from error
     if not isinstance(reward, Tensor) or reward.shape != observation.shape[:-1]:
         shape = tuple(reward.shape) if isinstance(reward, Tensor) else type(reward).__name__
-        raise EnvError(
-            f"{spec.name}: the reward function gave {shape} for observations {tuple(observation.shape)}",
-            f"let it return one number a row, {tuple(observation.shape[:-1])}",
-        )
+        fault = f"{spec.name}: the reward function gave {shape} for {given}"
+        raise EnvError(fault, f"let it return one number a row, {tuple(observation.shape[:-1])}")
     ended = spec.termination(following)
     return reward, ended if spec.training_termination is None else ended | spec.training_termination(following)
 
@@ -190,10 +170,10 @@ def branched_rollouts(
     """Imagined transitions of k = `steps` steps from each of N histories (M3PO Algorithm 2, lines 7-10).
 
     Real histories and a small k are branches; empty histories at initial states and k = the horizon are full-model
-    rollouts. A rollout ends where the family's termination says so.
+    rollouts. A rollout ends where the family's termination says so; each step of it asks a head drawn anew.
 
     Args:
-        dynamics: the meta-model; each step of each rollout asks a head drawn anew.
+        dynamics: the meta-model.
         act: histories, batch `[N]` -> actions `[N, A]`.
         start: batch `[N]` with `inputs` (histories) and `observation` `[N, S]`.
         steps: k.
@@ -240,14 +220,10 @@ def require_imaginable(observation: Tensor) -> None:
 
 
 def mean_return(rollout: TensorDict, spec: EnvSpec) -> Tensor:
-    """Return of an episode in the family's unit.
+    """Return of an episode of a rollout `[..., T]`, in the family's unit.
 
     Total reward over the number of episodes: those that ended, or, where none ends early, the steps over the horizon. So
     it is the same for streams that run on over the ends of episodes and for streams of one episode each.
-
-    Args:
-        rollout: batch `[..., T]` of imagined or real training data.
-        spec: unit and horizon.
     """
     reward, done = rollout["next", "reward"], rollout["next", "done"]
     episodes = torch.clamp_min(done.sum(), reward.numel() / spec.horizon)

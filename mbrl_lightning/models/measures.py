@@ -33,12 +33,9 @@ def first_valid(data: TensorDict, most: int) -> TensorDict:
 
 
 def share_of_variance(squared: Tensor, variance: Tensor) -> Tensor:
-    """Squared errors over the variance of what was to be predicted, mean over the outputs that vary, `[...]`.
+    """Squared errors `[..., S]` over the variance `[S]` of what was to be predicted, mean over the outputs that vary, `[...]`.
 
-    Args:
-        squared: squared errors `[..., S]`, in the outputs' units squared.
-        variance: of the true changes `[S]`; outputs that do not vary (a planar body's place off its plane) are left out.
-            NaN where none varies.
+    Outputs that do not vary (a planar body's place off its plane) are left out; NaN where none does.
     """
     varies = _varies(variance)
     return (squared[..., varies] / variance[varies]).mean(-1)
@@ -50,12 +47,7 @@ def _varies(variance: Tensor) -> Tensor:
 
 @torch.no_grad()
 def one_step_error(dynamics: Model, targets: TensorDict, belief: TensorDict) -> dict[str, Tensor]:
-    """Error of the predicted change of the observation, per task.
-
-    Args:
-        dynamics: the model.
-        targets: real transitions `[M, N]`.
-        belief: batch `[M]`.
+    """Error of the predicted change of the observation in real transitions `[M, N]`, per task.
 
     Returns:
         `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (each output's error over the variance of its change
@@ -79,13 +71,7 @@ def one_step_error(dynamics: Model, targets: TensorDict, belief: TensorDict) -> 
 
 @torch.no_grad()
 def multi_step_error(dynamics: Model, episodes: TensorDict, belief: TensorDict) -> Tensor:
-    """Normalised error after ten open-loop steps along real actions, `[M]`; NaN where an episode is shorter.
-
-    Args:
-        dynamics: the model.
-        episodes: real episodes `[M, T]`.
-        belief: batch `[M]`.
-    """
+    """Normalised error after ten open-loop steps along the actions of real episodes `[M, T]`: `[M]`; NaN if one is shorter."""
     steps = min(MULTI_STEPS, episodes.shape[1])
     count = max(min(50, (episodes.shape[1] - steps) // steps), 1)
     first = torch.arange(count) * steps
@@ -120,37 +106,28 @@ def model_errors(
     for suffix, targets in (("", first_valid(episodes.flatten(1, 2), 1000)), ("_random", fresh)):
         for name, (model, told) in beliefs.items():
             errors = one_step_error(model, targets, told)
-            outputs, kept = (
-                errors.pop("outputs"),
-                errors if name == "" else {key: errors[key] for key in ("mse", "nmse")},
-            )
-            found |= {f"model/{name}_{key}{suffix}".replace("/_", "/"): value.cpu() for key, value in kept.items()}
+            outputs = errors.pop("outputs")
             if name == "":
                 names = (f"model/nmse{suffix}/{output}" for output in own.spec.observation_names)
                 found |= dict(zip(names, outputs.cpu(), strict=True))
+            kept = errors if name == "" else {key: errors[key] for key in ("mse", "nmse")}
+            found |= {f"model/{name}_{key}{suffix}".replace("/_", "/"): value.cpu() for key, value in kept.items()}
     return found | {"model/multi_step_nmse": multi_step_error(own, episodes[:, 0], belief).cpu()}
 
 
 def linear_probe(latent: Tensor, parameters: Tensor, test_latent: Tensor, test_parameters: Tensor) -> Tensor:
-    """Ridge regression of the parameters on the latent; R^2 on held-out tasks.
+    """Ridge regression of the parameters `[N, P]` on the latent `[N, Z]`; R^2 on held-out tasks, `[P]`.
 
-    Args:
-        latent: `[N, Z]`.
-        parameters: `[N, P]`.
-        test_latent: `[M, Z]`.
-        test_parameters: `[M, P]`.
-
-    Returns:
-        `[P]`; 1 is perfect, 0 the mean, below 0 worse.
+    1 is perfect, 0 the mean, below 0 worse.
     """
     if latent.shape[1] == 0:
         return torch.zeros(parameters.shape[1])
-    loc, scale = latent.double().mean(0), latent.double().std(0).clamp_min(1e-12)
-    ones = torch.ones(len(latent), 1, dtype=torch.float64)
-    design = torch.cat([(latent.double() - loc) / scale, ones], 1)
+    loc, scale, truth = latent.double().mean(0), latent.double().std(0).clamp_min(1e-12), test_parameters.double()
+    design, test = (
+        torch.cat([(rows.double() - loc) / scale, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+        for rows in (latent, test_latent)
+    )
     gram = design.T @ design + 1e-3 * len(latent) * torch.eye(design.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(gram, design.T @ parameters.double())
-    test = torch.cat([(test_latent.double() - loc) / scale, torch.ones(len(test_latent), 1, dtype=torch.float64)], 1)
-    residual = (test @ weights - test_parameters.double()).square().sum(0)
-    total = (test_parameters.double() - test_parameters.double().mean(0)).square().sum(0)
+    residual, total = (test @ weights - truth).square().sum(0), (truth - truth.mean(0)).square().sum(0)
     return 1 - residual / total.clamp_min(1e-12)

@@ -5,30 +5,15 @@ from __future__ import annotations
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.config.schema import DynamicsConfig
-from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Dynamics
 
 
 class MLPDynamics(Dynamics):
-    """Context-free model, or the oracle given the scaled task parameters.
-
-    Args:
-        spec: the environment's features and targets.
-        cfg: sizes and optimiser.
-        parameters: number P of task parameters it is told; 0 for the blind model.
-    """
-
-    def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, parameters: int = 0) -> None:
-        super().__init__(spec, cfg, code_dim=parameters)
+    """Context-free model (`code_dim` 0), or the oracle given the P = `code_dim` scaled task parameters."""
 
     def tell(self, parameters: Tensor) -> TensorDict:
-        """Belief `[M]` of a model told the scaled task parameters `[M, P]`."""
+        """Belief `[M]` of a model told the scaled task parameters `[M, P]`, of which the context-free one takes none."""
         return TensorDict({"latent": parameters[:, : self.code_dim].float()}, batch_size=[len(parameters)])
-
-    def infer(self, context: TensorDictBase) -> TensorDict:
-        """The blind model believes nothing: an empty code `[M, 0]`, whatever the context."""
-        return self.tell(context["observation"].new_zeros(len(context), self.code_dim))
 
     def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
         """The told parameters, one copy for each row: `[M, N, P]`."""

@@ -24,7 +24,6 @@ from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Model
 from mbrl_lightning.models.measures import share_of_variance
-from mbrl_lightning.networks import Normalizer
 
 LOG_VAR = (-9.0, 1.0)
 
@@ -32,50 +31,33 @@ LOG_VAR = (-9.0, 1.0)
 class HistoryDynamics(Model):
     """p(next observation | history, action) with E heads in one batched product; a switching family's reward is part of it.
 
-    Args:
-        spec: features and targets.
-        cfg: sizes and optimiser.
-        history: width of the recurrent unit; `model` false leaves it out (M2PO).
+    A belief is the window of pairs before the observation, `pairs` `[M, L, X]` and `mask` `[M, L]`; `history.model` false leaves
+    the recurrent unit out (M2PO).
     """
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, history: HistoryConfig) -> None:
-        super().__init__(spec, cfg.members)
-        self.cfg, self.squares = cfg, history.squares
-        self.inputs = HistoryInputs(spec)
-        self.target_norm = Normalizer(spec.target_dim)
-        sizes = [cfg.hidden] * cfg.layers
+        super().__init__(spec, cfg)
+        self.squares, self.inputs = history.squares, HistoryInputs(spec)
         recurrent = history.hidden if history.model else 0
         current = spec.feature_dim + (1 + self.squares) * spec.action_feature_dim
-        self.net = HistoryNet(
-            cfg.members, self.inputs.pair_dim, current, 2 * spec.target_dim, sizes, recurrent=recurrent
-        )
+        sizes = self.inputs.pair_dim, current, 2 * spec.target_dim, [cfg.hidden] * cfg.layers
+        self.net = HistoryNet(cfg.members, *sizes, recurrent=recurrent)
 
     @torch.no_grad()
     def observe(self, transitions: TensorDictBase, margin: float, fit: bool) -> None:
-        """Set the bounds of imagination to the range of real transitions `[N]`, and with `fit` the normalisers too.
-
-        Args:
-            transitions: `observation`, `action`, `("next", "observation")`.
-            margin: share of the seen range added on both sides.
-            fit: once, when the warm-up is over.
-        """
+        """Set the bounds of imagination to the range of real transitions `[N]`, and with `fit` the normalisers too (once)."""
         following = transitions["next", "observation"]
-        low, high = following.amin(0), following.amax(0)
-        self.low.copy_(low - margin * (high - low))
-        self.high.copy_(high + margin * (high - low))
+        self.bound(following.amin(0), following.amax(0), margin)
         if fit:
             self.inputs.fit(transitions)
             self.target_norm.fit(self.spec.target(transitions["observation"], following))
 
     def forward(self, inputs: TensorDictBase, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the standardised target under each head.
+        """Mean and log-variance `[E, N, Y]` of the standardised target under each head.
 
         Args:
             inputs: batch `[N]`: `pairs` `[N, L, X]`, `mask` `[N, L]`, `current` `[N, F]`.
             action: `[N, A]`.
-
-        Returns:
-            `[E, N, Y]` each.
         """
         extra = self.spec.action_features(action)
         if self.squares:
@@ -98,19 +80,18 @@ class HistoryDynamics(Model):
         nll = 0.5 * (error * (-log_var).exp() + log_var)
         return (nll * (weight * log_var.detach()).exp() if weight else nll), error.detach()
 
+    @torch.no_grad()
+    def held_out_error(self, batch: TensorDictBase) -> Tensor:
+        """Mean squared error of each head, `[E]`: a likelihood can fall because of a variance, long after the mean got worse."""
+        return self.nll(batch)[1].mean((1, 2))
+
     def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
-        """Loss on one batch: each head's weighted likelihood on its own bootstrap sample, summed over heads.
+        """Each head's weighted likelihood on its own bootstrap sample, summed over heads: `loss`, and detached `loss_error`.
 
-        Args:
-            batch: see `nll`; `weight` `[N, E]` says how often each row is in each head's sample.
-            batch_idx: unused; Lightning passes it.
-
-        Returns:
-            `loss`, and detached `loss_error` (mean squared error, standardised).
+        The batch is that of `nll`; `weight` `[N, E]` says how often each row is in each head's sample.
         """
         nll, error = self.nll(batch, self.cfg.variance_weight)
-        weight = batch["weight"].T.unsqueeze(-1)
-        loss = (nll * weight).mean((1, 2)).sum()
+        loss = (nll * batch["weight"].T.unsqueeze(-1)).mean((1, 2)).sum()
         return {"loss": loss, "loss_error": error.mean()}
 
     def targets(self, observation: Tensor, following: Tensor) -> Tensor:
@@ -131,12 +112,7 @@ class HistoryDynamics(Model):
     ) -> Tensor:
         """Sampled next observations `[M, N, S]`, kept to the range of the data on both sides.
 
-        Args:
-            observation: `[M, N, S]`.
-            action: `[M, N, A]`.
-            belief: the window of pairs before the observation, `pairs` and `mask`, batch `[M]`.
-            head: which head each row asks `[M, N]`.
-            noise: standard normal `[M, N, Y]`.
+        Each row asks a head, `[M, N]`, and takes standard normal `noise` `[M, N, Y]`.
         """
         loc, log_var = self._asked(observation, action, belief)
         loc, log_var = (part.gather(0, head[None, ..., None].expand(1, *noise.shape))[0] for part in (loc, log_var))
@@ -146,66 +122,19 @@ class HistoryDynamics(Model):
 
     @torch.no_grad()
     def predictions(self, observation: Tensor, action: Tensor, belief: TensorDictBase) -> Tensor:
-        """See `Model.predictions`; a belief is the window of pairs before the observation."""
+        """See `Model.predictions`."""
         loc, _ = self._asked(observation, action, belief)
         return self.spec.untarget(observation.expand(len(loc), *observation.shape), self.target_norm.inverse(loc))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over all heads."""
-        return torch.optim.Adam(self.parameters(), lr=self.cfg.lr, weight_decay=self.cfg.weight_decay, fused=True)
-
-
-class EarlyStopping:
-    """Keeps, head by head, the parameters that did best on held-out rows, and says when none has improved for a while.
-
-    Args:
-        dynamics: the ensemble; the first dimension of its parameters counts heads.
-        patience: checks without improvement after which a head is done.
-    """
-
-    def __init__(self, dynamics: HistoryDynamics, patience: int) -> None:
-        self.dynamics, self.patience = dynamics, patience
-        self.best = torch.full((dynamics.members,), torch.inf)
-        self.waited = torch.zeros(dynamics.members, dtype=torch.long)
-        self.kept = [p.detach().clone() for p in dynamics.parameters()]
-
-    @torch.no_grad()
-    def check(self, held_out: TensorDict) -> bool:
-        """Score the heads on `held_out` (see `HistoryDynamics.nll`); true when all of them are done.
-
-        The score is the mean squared error: a likelihood can fall because of a variance, long after the mean got worse.
-        """
-        _, error = self.dynamics.nll(held_out)
-        score = error.mean((1, 2)).cpu()
-        better = score < self.best * (1 - 1e-2)
-        for kept, now in zip(self.kept, self.dynamics.parameters(), strict=True):
-            kept[better] = now[better]
-        self.best = torch.where(better, score, self.best)
-        self.waited = torch.where(better, 0, self.waited + 1)
-        return bool((self.waited >= self.patience).all())
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Give every head its best parameters back."""
-        for kept, now in zip(self.kept, self.dynamics.parameters(), strict=True):
-            now.copy_(kept)
 
 
 @torch.no_grad()
 def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int, generator: torch.Generator) -> dict:
-    """One-step errors of a history-conditioned model on real episodes, with their own histories and with others'.
-
-    Args:
-        dynamics: the model.
-        episodes: `[B, T]`, with `hidden` where the family switches.
-        length: L.
-        generator: draws the rows looked at (at most 4,000) and whose history they get.
+    """One-step errors of a model on real episodes `[B, T]`, with their own histories of `length` pairs and with others'.
 
     Returns:
-        Numbers: `nmse` and `null_nmse` (see `share_of_variance`),
-        `wrong_nmse` with another row's history, `reward_nmse` (the last output, the reward where it is learned), `nll` (of
-        standardised targets, in nats: a density, so it depends on units and may be below 0) and, for a hidden direction,
-        `slope` (see `reward_slope`).
+        Numbers, of at most 4,000 rows: `nmse` and `null_nmse` (see `share_of_variance`), `wrong_nmse` with another row's
+        history, `reward_nmse` (the last output, the reward where it is learned), `nll` (of standardised targets, in nats: a
+        density, so it depends on units and may be below 0) and, for a hidden direction, `slope` (see `reward_slope`).
     """
     spec, device = dynamics.spec, dynamics.device
     real = TaskBuffer(1, episodes.numel())
@@ -227,13 +156,10 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
     errors = error(right)
     nll, _ = dynamics.nll(batch.set("target", dynamics.targets(observation, following)))
     log_prob = -(nll + 0.5 * math.log(2 * math.pi)).sum(-1)
-    out = {
-        "nmse": float(share_of_variance(errors, variance).mean()),
-        "wrong_nmse": float(share_of_variance(error(wrong), variance).mean()),
-        "null_nmse": float(share_of_variance(change.square(), variance).mean()),
-        "reward_nmse": float(share_of_variance(errors[:, -1:], variance[-1:]).mean()),
-        "nll": -float(log_prob.double().mean()),
-    }
+    of = {"nmse": errors, "wrong_nmse": error(wrong), "null_nmse": change.square()}
+    out = {name: float(share_of_variance(squared, variance).mean()) for name, squared in of.items()}
+    out["reward_nmse"] = float(share_of_variance(errors[:, -1:], variance[-1:]).mean())
+    out["nll"] = -float(log_prob.double().mean())
     if "hidden" in episodes.keys():  # noqa: SIM118 - a TensorDict has no `in`
         hidden = episodes["hidden"][..., 0][episodes["valid"]].to(device)[rows]
         if set(hidden.unique().tolist()) == {-1.0, 1.0}:
@@ -243,18 +169,13 @@ def history_errors(dynamics: HistoryDynamics, episodes: TensorDict, length: int,
 
 @torch.no_grad()
 def reward_slope(dynamics: HistoryDynamics, batch: TensorDict, direction: Tensor) -> Tensor:
-    """Correlation of what each head expects to gain by acting forwards with the hidden direction, `[E]`.
+    """Correlation of what each head expects to gain by acting forwards with the hidden direction `[N]`: `[E]`.
 
-    The gain is the reward predicted for +1 in the first action entry less that for -1. A model may predict well by
-    persistence and still have no slope, and imagination then teaches no direction.
-
-    Args:
-        dynamics: a model of a family whose reward is the last entry of the next observation.
-        batch: batch `[N]` with `inputs`, `observation`, `action`.
-        direction: hidden direction of each row `[N]`.
+    The gain is the reward predicted for +1 in the first action entry less that for -1, in a `batch` `[N]` of `inputs`,
+    `observation` and `action`. A model may predict well by persistence and still have no slope, and imagination then teaches
+    no direction.
     """
-    observation, action = batch["observation"], batch["action"].clone()
-    rewards = []
+    observation, action, rewards = batch["observation"], batch["action"].clone(), []
     for sign in (1.0, -1.0):
         action[:, 0] = sign
         following = dynamics.predictions(observation.unsqueeze(1), action.unsqueeze(1), batch["inputs"]).squeeze(2)

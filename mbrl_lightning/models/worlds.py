@@ -54,7 +54,7 @@ class Worlds:
         self.spec = self.dynamics.spec = replace(dynamics.spec, features=_Once(dynamics.spec.features))
         self.steps = cfg.search.horizon or dynamics.spec.horizon
         self.initial, self.real, self.generator = initial, real, generator
-        self.device = next(dynamics.parameters()).device
+        self.device = dynamics.device
         self.random, self.disturbed = cfg.meta.random_model, cfg.meta.bias > 0 or cfg.meta.noise > 0
         self.bias = bias.repeat_interleave(rows // len(bias)).view(1, -1, 1).to(self.device)
         self.belief = TensorDict({"latent": torch.zeros(1, 0, device=self.device)}, batch_size=[1])

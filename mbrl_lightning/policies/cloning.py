@@ -28,12 +28,7 @@ def divergence_from_data(
 ) -> float:
     """KL(pi || pi_D) in nats, mean over recorded histories that pi_D was not fitted to.
 
-    Args:
-        policy: pi; not changed.
-        histories: of the recorded transitions.
-        cfg: widths and activation of the policy.
-        step: whose devices to use; its count of gradient steps stays as it is.
-        generator: draws weights, rows and batches.
+    Neither `policy` nor the count of `step` changes; `generator` draws weights, rows and batches.
     """
     order = torch.randperm(len(histories), generator=generator).to(histories.pairs.device)
     held_out, rows = order[: int(HELD_OUT * len(order))], order[int(HELD_OUT * len(order)) :]

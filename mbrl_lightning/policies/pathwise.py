@@ -9,15 +9,14 @@ from torchrl.objectives import LossModule
 
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.base import Dynamics
-from mbrl_lightning.models.imagination import ImaginedAct, ImaginedStreams
+from mbrl_lightning.models.imagination import ImaginedStreams
 from mbrl_lightning.policies.heads import Policy
 
 
 class PathwiseLoss(LossModule):
     """Minus the imagined return of C policies at once, differentiated along the path.
 
-    TorchRL has no loss of this kind (its `ImaginedEnv` carries Gaussian moments for PILCO), so this is a `LossModule` of
-    our own: TensorDict in, `loss_policy` out, gradients to the policies alone.
+    TorchRL has no loss of this kind (its `ImaginedEnv` carries Gaussian moments for PILCO).
 
     Args:
         policy: C policies.
@@ -44,7 +43,7 @@ class PathwiseLoss(LossModule):
         self.out_keys = ["loss_policy", "imagined_return"]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Loss of Eq. 10.
+        """Loss of GSSM Eq. 10.
 
         Args:
             tensordict: batch `[M]` with start states `observation` `[M, B, S]`, `belief` (with `latent` `[M, Z]`) and
@@ -57,12 +56,8 @@ class PathwiseLoss(LossModule):
         Raises:
             ConfigError: the reward has no gradient in the actions.
         """
-        if self.paired:
-            reward = self._rollout(tensordict, self._act_paired(tensordict["belief", "latent"]), copies=1)
-            returns = (reward * self.discount).sum(-1).mean(1) / self.discount.sum()  # [M] = [C]
-        else:
-            reward = self._rewards(tensordict)  # [M, E, C, b, H]
-            returns = (reward * self.discount).sum(-1).mean((0, 1, 3)) / self.discount.sum()  # [C]
+        over = (1, 2, 3) if self.paired else (0, 1, 3)
+        returns = (self._rewards(tensordict) * self.discount).sum(-1).mean(over) / self.discount.sum()
         if torch.is_grad_enabled() and not returns.requires_grad:
             raise ConfigError(
                 f"{self.policy.spec.name}: the reward has no gradient in the actions, so nothing can be "
@@ -72,43 +67,26 @@ class PathwiseLoss(LossModule):
         values = {"loss_policy": -returns.sum(), "imagined_return": returns.detach()}
         return TensorDict(values, batch_size=[])
 
-    def _act_paired(self, latent: Tensor) -> ImaginedAct:
-        def act(observation: Tensor) -> dict[str, Tensor]:
-            inputs = self.policy.inputs(observation, latent.unsqueeze(1).expand(-1, observation.shape[1], -1))
-            return {"action": self.policy.head(inputs)}
-
-        return act
-
     def _rewards(self, tensordict: TensorDictBase) -> Tensor:
+        """Of all imagined steps, `[M, E, C, b, H]`, with C = 1 where policies are paired with tasks."""
         # streams are laid out [member, policy, row], since the model gives equal blocks of rows to its members
-        copies, tasks, members = self.policy.copies, len(tensordict["observation"]), self._num_members()
+        copies, tasks = 1 if self.paired else self.policy.copies, len(tensordict["observation"])
+        members = len(range(*self.members.indices(self.dynamics.members)))
         rows = tensordict["observation"].shape[1] // members
         latent = tensordict["belief", "latent"].unsqueeze(1).expand(-1, members * copies * rows, -1)
 
-        def act(observation: Tensor) -> dict[str, Tensor]:
-            inputs = self.policy.inputs(observation, latent).view(tasks, members, copies, rows, -1)
-            stacked = inputs.permute(2, 0, 1, 3, 4).reshape(copies, tasks * members * rows, -1)
-            action = self.policy.head(stacked).view(copies, tasks, members, rows, -1)
-            return {"action": action.permute(1, 2, 0, 3, 4).reshape(tasks, members * copies * rows, -1)}
-
-        return self._rollout(tensordict, act, copies).view(tasks, members, copies, rows, self.horizon)
-
-    def _num_members(self) -> int:
-        return len(range(*self.members.indices(self.dynamics.decoder.copies)))
-
-    def _rollout(self, tensordict: TensorDictBase, act: ImaginedAct, copies: int) -> Tensor:
-        tasks, members = len(tensordict["observation"]), self._num_members()
-
         def lay_out(value: Tensor) -> Tensor:
-            blocks = value.unflatten(1, (members, 1, -1)).expand(-1, -1, copies, -1, -1)
-            return blocks.reshape(tasks, -1, value.shape[-1])
+            return value.unflatten(1, (members, 1, rows)).expand(-1, -1, copies, -1, -1).flatten(1, 3)
 
-        streams = ImaginedStreams(
-            self.dynamics,
-            tensordict["belief"],
-            lay_out(tensordict["observation"]),
-            self.horizon + 1,
-            lay_out(tensordict["noise"]),
-            self.members,
-        )
-        return streams.rollout(act, self.horizon)["next", "reward"].squeeze(-1)
+        def act(observation: Tensor) -> dict[str, Tensor]:
+            inputs = self.policy.inputs(observation, latent)
+            if self.paired:
+                return {"action": self.policy.head(inputs)}
+            stacked = inputs.view(tasks, members, copies, rows, -1).permute(2, 0, 1, 3, 4)
+            action = self.policy.head(stacked.reshape(copies, tasks * members * rows, -1))
+            action = action.view(copies, tasks, members, rows, -1).permute(1, 2, 0, 3, 4)
+            return {"action": action.reshape(tasks, members * copies * rows, -1)}
+
+        start, noise = lay_out(tensordict["observation"]), lay_out(tensordict["noise"])
+        streams = ImaginedStreams(self.dynamics, tensordict["belief"], start, self.horizon + 1, noise, self.members)
+        return streams.rollout(act, self.horizon)["next", "reward"].view(tasks, members, copies, rows, self.horizon)

@@ -3,10 +3,9 @@
 All four draw N action sequences of H steps about a plan, score each by its discounted known reward, averaged over the E
 members of the model, and draw the plan together. Discrete actions: the plan holds probabilities in the place of means.
 
-TorchRL's CEMPlanner and MPPIPlanner lack what is needed here: the plan of the last step is where the next search starts (it
-is handed in and handed back), environments come in a batch, CEM executes the first action of the best sequence instead of
-a mean over elites, MPPI's weights cannot overflow, rewards are discounted, draws come from a generator of the caller, memory
-is bounded.
+TorchRL's CEMPlanner and MPPIPlanner lack what is needed here: a plan that is handed in and back, environments in a batch, the
+best sequence instead of a mean over elites (CEM), weights that cannot overflow (MPPI), discounts, a caller's generator,
+bounded memory.
 """
 
 from __future__ import annotations
@@ -35,12 +34,7 @@ COLOUR, KEPT, DECAY = 2.0, 0.3, 1.25
 
 
 class Planner:
-    """What the four have in common. B environments, N candidates, H steps, A actions.
-
-    Args:
-        spec: rewards, terminations, actions.
-        cfg: sizes.
-        members: E, all of which vote on each candidate.
+    """What the four have in common. B environments, N candidates, H steps, A actions; E = `members` vote on each candidate.
 
     Attributes:
         failures: searches, counted by environment, in which no candidate had a finite return.
@@ -56,13 +50,7 @@ class Planner:
     def plan(
         self, advance: Advance, observation: Tensor, generator: torch.Generator, start: TensorDict
     ) -> tuple[Tensor, TensorDict]:
-        """Search from each of B states at once.
-
-        Args:
-            advance: the model.
-            observation: `[B, S]`.
-            generator: draws the candidates.
-            start: the plan to start from: what this method returned a step ago, or `cold`.
+        """Search from each of B states `[B, S]` at once, starting from the plan that was returned a step ago, or `cold`.
 
         Returns:
             Actions `[B, A]` within bounds, and the plan for the next step, batch `[B]`. Where no candidate has a finite
@@ -83,11 +71,8 @@ class Planner:
             rows = torch.arange(len(row), device=row.device)
             found = candidates[rows, row]
             best, top = torch.where((value > top).view(-1, 1, 1), found, best), torch.maximum(value, top)
-            weights, usable = self.weigh(scores), torch.isfinite(value).view(-1, 1, 1)
-            mean, std = (
-                torch.where(usable, new, old)
-                for new, old in zip(self.refit(candidates, weights, mean, std), (mean, std), strict=True)
-            )
+            usable, news = torch.isfinite(value).view(-1, 1, 1), self.refit(candidates, self.weigh(scores), mean, std)
+            mean, std = (torch.where(usable, new, old) for new, old in zip(news, (mean, std), strict=True))
             if kept.shape[1]:
                 order = scores.topk(kept.shape[1]).indices
                 kept = torch.where(usable.unsqueeze(1), candidates[rows.unsqueeze(1), order], kept)
@@ -123,19 +108,12 @@ class Planner:
     def _guard(self, action: Tensor, plan: TensorDict, cold: TensorDict, good: Tensor) -> tuple[Tensor, TensorDict]:
         if bool(good.all()):
             return action, plan
+        bad = int((~good).sum())
         if not self.failures:
-            log.warning(
-                "%s: no candidate of the planner has a finite return in %d of %d environments; they get a zero action",
-                self.spec.name,
-                int((~good).sum()),
-                len(good),
-            )
-        self.failures += int((~good).sum())
-        keep = {
-            name: torch.where(good.view(-1, *[1] * (value.ndim - 1)), value, cold[name]) for name, value in plan.items()
-        }
-        plan = TensorDict(keep, batch_size=plan.batch_size)
-        return torch.where(good.unsqueeze(1), action, self.fallback(action)), plan
+            what = "no candidate of the planner has a finite return in %d of %d environments; they get a zero action"
+            log.warning("%s: " + what, self.spec.name, bad, len(good))
+        self.failures += bad
+        return torch.where(good.unsqueeze(1), action, self.fallback(action)), plan.where(good, cold)
 
     # -- plans: means (or probabilities) `[B, H, A]`, and sequences to try again `[B, k, H, A]`
 
@@ -147,11 +125,10 @@ class Planner:
 
     def shift(self, plan: TensorDict) -> TensorDict:
         """The same plan a step later; its last step is what a cold one has."""
-        cold = self.cold(len(plan)).to(plan["mean"])
-        for key in ("mean", "kept"):
-            last = cold["mean"][:, -1:] if key == "mean" else self.execute(cold["mean"][:, None, -1:])
-            last = last.expand(*plan[key].shape[:-2], 1, -1)
-            plan[key] = torch.cat([plan[key][..., 1:, :], last], -2)
+        last = self.cold(len(plan)).to(plan["mean"])["mean"][:, -1:]
+        plan["mean"] = torch.cat([plan["mean"][:, 1:], last], 1)
+        again = self.execute(last).unsqueeze(1).expand(-1, plan["kept"].shape[1], -1, -1)
+        plan["kept"] = torch.cat([plan["kept"][:, :, 1:], again], 2)
         return plan
 
     def execute(self, mean: Tensor) -> Tensor:
@@ -210,8 +187,7 @@ class RandomShooting(Planner):
 
     def sample(self, mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """`[B, count, H, A]`, whatever the plan."""
-        batch = (len(mean), count, mean.shape[1])
-        return self.spec.random_action(batch, generator).to(mean)
+        return self.spec.random_action((len(mean), count, mean.shape[1]), generator).to(mean)
 
 
 class CEM(Planner):
@@ -225,7 +201,7 @@ class CEM(Planner):
         super().__init__(spec, cfg, members)
         if cfg.elites > cfg.candidates:
             raise ConfigError(
-                f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "choose fewer elites"
+                f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "take fewer elites"
             )
 
     def weigh(self, scores: Tensor) -> Tensor:
@@ -290,7 +266,6 @@ def coloured(horizon: int, exponent: float) -> Tensor:
     """Matrix `[H, H]` that turns white noise into noise of unit variance with power 1 / frequency^exponent."""
     frequency = torch.fft.rfftfreq(horizon, dtype=torch.float64).clamp_min(1 / horizon)
     scale = frequency ** (-exponent / 2)
-    matrix = torch.fft.irfft(
-        torch.fft.rfft(torch.eye(horizon, dtype=torch.float64), dim=0) * scale[:, None], horizon, dim=0
-    )
+    white = torch.fft.rfft(torch.eye(horizon, dtype=torch.float64), dim=0)
+    matrix = torch.fft.irfft(white * scale[:, None], horizon, dim=0)
     return (matrix / matrix.square().sum(1, keepdim=True).sqrt()).float()

@@ -12,10 +12,10 @@ from torchrl.modules import IndependentNormal, OneHotCategorical
 from torchrl.objectives import ClipPPOLoss
 
 from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
-from mbrl_lightning.networks.gaussians import log_prob
 from mbrl_lightning.networks.step import GradientStep, summed
 from mbrl_lightning.policies.heads import Policy, Value
 from mbrl_lightning.policies.returns import gae
+from mbrl_lightning.policies.trust_region import density
 
 
 class PPO(nn.Module):
@@ -23,11 +23,6 @@ class PPO(nn.Module):
 
     Rewards are divided by the running root mean square of the discounted return, so that one learning rate serves
     families whose returns differ by orders of magnitude.
-
-    Args:
-        policy: the kind of policy to improve, for the width of its inputs.
-        cfg: clip, epochs, discount, batch sizes.
-        policy_cfg: sizes of the value network.
     """
 
     return_square: Tensor
@@ -68,29 +63,15 @@ class PPO(nn.Module):
     def sample(
         self, policy: Policy, observation: Tensor, latent: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Sampled actions and what PPO needs to know of them.
-
-        Args:
-            policy: acts.
-            observation: `[..., S]`.
-            latent: `[..., Z]`.
-            generator: draws the noise.
-
-        Returns:
-            `action` `[..., A]`, `inputs` `[..., F + Z]`, `action_log_prob` `[...]`.
-        """
+        """For observations `[..., S]` and latents `[..., Z]`: `action` `[..., A]`, `inputs` `[..., F + Z]`, `action_log_prob`."""
         inputs = policy.inputs(observation, latent)
-        loc, scale = policy(inputs)
-        noise = policy.noise(tuple(loc.shape[:-1]), generator).to(loc.device)
-        action = policy.choose(loc, noise)
-        logits = torch.log_softmax(loc, -1)
-        density = (logits * action).sum(-1) if policy.spec.discrete else log_prob(action, loc, scale)
-        return {"action": action, "inputs": inputs, "action_log_prob": density}
+        outputs = policy(inputs)
+        action = policy.choose(outputs[0], policy.noise(tuple(inputs.shape[:-1]), generator).to(inputs.device))
+        return {"action": action, "inputs": inputs, "action_log_prob": density(policy, outputs, action)}
 
     @torch.no_grad()
     def _advantages(self, policy: Policy, data: TensorDict, latent: Tensor) -> TensorDict:
-        following = data["next"]
-        reward = following["reward"]
+        following, reward = data["next"], data["next", "reward"]
         total = torch.zeros_like(reward[..., 0, :])
         squares = torch.zeros((), dtype=torch.float64, device=reward.device)
         for t in range(reward.shape[-2]):

@@ -16,15 +16,9 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 
 def gae(reward: Tensor, done: Tensor, value: Tensor, last: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantages and value targets, `[..., T, 1]` both.
+    """Generalised advantages and value targets, `[..., T, 1]` both, like rewards, ends of episodes and values of the states.
 
-    Args:
-        reward: `[..., T, 1]`.
-        done: ends of episodes, whatever ended them, `[..., T, 1]`.
-        value: of the states, `[..., T, 1]`.
-        last: value of the states after the last step, `[..., 1]`; nothing if that step was an end.
-        gamma: discount.
-        lam: lambda.
+    `last` is the value of the states after the last step, `[..., 1]`; nothing if that step was an end.
     """
     after = torch.cat([value[..., 1:, :], last.unsqueeze(-2)], -2)
     return generalized_advantage_estimate(gamma, lam, value, after, reward, done, done)
@@ -36,7 +30,7 @@ def baseline_features(inputs: Tensor, age: Tensor) -> Tensor:
     return torch.cat([x, x.square(), t, t.square(), t**3, torch.ones_like(t)], -1)
 
 
-def fit_baseline(features: Tensor, later: Tensor, returns: Tensor, ridge: float = 1e-5, tries: int = 5) -> Tensor:
+def fit_baseline(features: Tensor, later: Tensor, returns: Tensor) -> Tensor:
     """Weights `[M, D]` of M linear baselines, by ridge regression of `returns + later w` on features.
 
     The penalty grows tenfold while a solution is not finite; what is left then is no baseline, weights of 0.
@@ -45,13 +39,11 @@ def fit_baseline(features: Tensor, later: Tensor, returns: Tensor, ridge: float 
         features: of the states, `[M, N, D]`.
         later: discounted features of the state in which each one's episode was cut, `[M, N, D]`; 0 where it ended.
         returns: what was earned until then, `[M, N]`.
-        ridge: penalty.
-        tries: solutions tried.
     """
     gram, moment = features.mT @ (features - later), features.mT @ returns.unsqueeze(-1)
     identity = torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
-    for attempt in range(tries):
-        weights = torch.linalg.solve_ex(gram + ridge * 10**attempt * identity, moment)[0].squeeze(-1)
+    for attempt in range(5):
+        weights = torch.linalg.solve_ex(gram + 1e-5 * 10**attempt * identity, moment)[0].squeeze(-1)
         if bool(torch.isfinite(weights).all()):
             return weights
     return torch.zeros_like(moment.squeeze(-1))
@@ -59,7 +51,7 @@ def fit_baseline(features: Tensor, later: Tensor, returns: Tensor, ridge: float 
 
 @torch.no_grad()
 def advantages(inputs: Tensor, last: Tensor, data: TensorDictBase, gamma: float, lam: float) -> Tensor:
-    """Generalised advantages of M tasks over a linear baseline fitted to the very batch, standardised task by task.
+    """Generalised advantages `[M, B, T]` over a linear baseline fitted to the very batch, standardised task by task.
 
     Source: Duan et al. 2016; MB-MPO section A.3. Without the rest of the episodes that are cut at the end of a row, late steps
     of bodies that fall (whose rows hold a new episode then) would seem bad whatever was done.
@@ -70,9 +62,6 @@ def advantages(inputs: Tensor, last: Tensor, data: TensorDictBase, gamma: float,
         data: batch `[M, B, T]` with `age`, and under `next` `reward` and `done`, `[..., 1]`.
         gamma: discount.
         lam: lambda; 1 is the return minus the baseline.
-
-    Returns:
-        `[M, B, T]`.
     """
     done, reward, age, tasks = data["next", "done"], data["next", "reward"].double(), data["age"], len(inputs)
     nothing = torch.zeros_like(reward)

@@ -82,11 +82,7 @@ def inner_loss(policy: Policy, rows: TensorDictBase, density_of: Callable[..., T
 
 
 class TrustRegionLoss(LossModule):
-    """Surrogate objective and divergence of M tasks; TorchRL has no loss of this kind.
-
-    Args:
-        policy: whose parameters they are about.
-    """
+    """Surrogate objective and divergence of M tasks; TorchRL has no loss of this kind."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -115,11 +111,6 @@ class TrustRegion:
 
     A batch `[M]` holds `target`, sampled by the adapted policies (see `sampled_rows`), and, if there are inner steps, `support`
     `[M, steps, N]`: `inputs`, `action`, `advantage`, sampled by the policies that each step started from.
-
-    Args:
-        policy: the policy to improve (one copy).
-        cfg: size of the region, iterations, damping, share of the rows in the products.
-        adaptation: inner steps; None has none.
     """
 
     def __init__(self, policy: Policy, cfg: MetaConfig, adaptation: GradientAdaptation | None = None) -> None:
@@ -141,12 +132,9 @@ class TrustRegion:
         return [inner_loss(self.policy, rows) for rows in batch["support"].unbind(1)]
 
     def __call__(self, batch: TensorDictBase, step: GradientStep, linear: Linearised | None = None) -> dict[str, float]:
-        """Improve the policy on one batch; it is left as it was if no backtrack improves it.
+        """Improve the policy on one batch `[M]`; it is left as it was if no backtrack improves it.
 
-        Args:
-            batch: batch `[M]`.
-            step: averages over ranks, and counts.
-            linear: the inner steps on `batch["support"]`, where they were linearised when they were taken.
+        `linear` are the inner steps on `batch["support"]`, where they were linearised when they were taken.
 
         Returns:
             `surrogate` (the gain), `kl` and `accepted` of the step taken, `backtracks`, and `inner_kl`, how far the inner
@@ -178,9 +166,8 @@ class TrustRegion:
         leaves = {name: value.clone().requires_grad_() for name, value in linear.adapted.items()}
         with torch.enable_grad():
             surrogate = -self.judge(batch, leaves)["loss_objective"]
-            found = torch.autograd.grad(surrogate, list(leaves.values()), allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), found, strict=True)]
-        pulled = linear.pull(dict(zip(leaves, filled, strict=True)))
+            found = torch.autograd.grad(surrogate, list(leaves.values()), materialize_grads=True)
+        pulled = linear.pull(dict(zip(leaves, found, strict=True)))
         gradient = step.mean(flatten({name: value.sum(0, keepdim=True) for name, value in pulled.items()}))
         _require_finite(gradient, "policy gradient", step)
         with torch.no_grad():
@@ -212,9 +199,8 @@ class TrustRegion:
             with torch.enable_grad():
                 fisher = torch.autograd.grad(slopes, list(leaves.values()), vectors, retain_graph=True)
             pulled = linear.pull(dict(zip(leaves, fisher, strict=True)))
-            return step.mean(flatten({name: v.mean(0, keepdim=True) for name, v in pulled.items()})) + (
-                self.cfg.damping * vector
-            )
+            mean = step.mean(flatten({name: v.mean(0, keepdim=True) for name, v in pulled.items()}))
+            return mean + self.cfg.damping * vector
 
         return product
 
@@ -236,20 +222,14 @@ class TrustRegion:
         return {"backtracks": float(BACKTRACKS)}
 
 
-def conjugate_gradient(
-    product: Callable[[Tensor], Tensor], target: Tensor, steps: int, tolerance: float = 1e-10
-) -> Tensor:
-    """Solve A x = `target` `[D]` for a symmetric, positive definite A by at most `steps` steps from 0.
+def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, steps: int) -> Tensor:
+    """Solve A x = `target` `[D]` for a symmetric, positive definite A, `product`: v -> A v, by `steps` steps from 0.
 
-    Args:
-        product: v -> A v.
-        target: right-hand side.
-        steps: at most; fewer once the squared residual is below `tolerance` of that of 0.
-        tolerance: see above.
+    There are fewer once the squared residual is below 1e-10 of that of 0.
     """
     solution, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), residual @ residual
-    limit = tolerance * float(square)
+    limit = 1e-10 * float(square)
     for _ in range(steps):
         if float(square) <= limit:
             break

@@ -8,7 +8,7 @@ from fakes import plain_spec
 from tensordict import TensorDict
 
 from mbrl_lightning.config.schema import DynamicsConfig
-from mbrl_lightning.models.ensemble import EnsembleDynamics, MemberData, RollingStop
+from mbrl_lightning.models.ensemble import EnsembleDynamics, MemberData
 
 SPEC = plain_spec()
 
@@ -104,59 +104,17 @@ def test_a_frozen_copy_predicts_the_same_and_is_a_copy(weight_norm):
     assert not torch.equal(dynamics.imagine(observation, action, belief), before)
 
 
-def test_length_and_direction_both_learn():
+def test_the_loss_is_the_sum_of_the_members_mean_squared_errors_and_all_learn():
     dynamics = ensemble(weight_norm=True)
-    dynamics.training_step(data(dynamics).draw(20))["loss"].backward()
-    named = [(name, p) for name, p in dynamics.named_parameters() if p.requires_grad]
-    assert len(named) == 9  # three layers of length, direction and bias
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for _, p in named)
-
-
-def test_the_loss_is_the_sum_of_the_members_mean_squared_errors():
-    dynamics = ensemble()
-    batch = data(dynamics).draw(9)
+    batch = data(dynamics).draw(20)
     out = dynamics.training_step(batch)
     expected = dynamics.errors(batch).mean((1, 2))
     torch.testing.assert_close(out["loss"], expected.sum())
     torch.testing.assert_close(out["loss_error"], expected.mean())
-
-
-def stop(errors: list[list[float]], persistence: float | None) -> tuple[RollingStop, list[bool], EnsembleDynamics]:
-    """Checks with the given errors, an epoch each; after every check all parameters grow by 1."""
-    dynamics = ensemble(len(errors[0]))
-    rolling = RollingStop(dynamics, persistence)
-    with torch.no_grad():
-        for p in rolling.parameters:
-            p.zero_()
-    done = []
-    for row in errors:
-        done.append(rolling.check(torch.tensor(row)))
-        with torch.no_grad():
-            for p in rolling.parameters:
-                p.add_(1)
-    rolling.restore()
-    return rolling, done, dynamics
-
-
-def test_a_member_stops_when_its_rolling_average_rises_and_is_set_back_to_there():
-    # averages with persistence 0.5: member 0 from 1.5 -> 1.25, 1.1, 2.1 (rises at the third); member 1 falls throughout
-    rolling, done, _ = stop([[1.0, 1.0], [1.0, 0.9], [3.0, 0.8], [0.1, 0.7]], 0.5)
-    assert done == [False] * 4
-    assert rolling.stopped.tolist() == [True, False]
-    for p in rolling.parameters:
-        assert (p[0] == 2).all()  # its value at the third check
-        assert (p[1] == 4).all()
-
-
-def test_all_stopped_ends_the_fit_and_no_persistence_never_does():
-    rising = [[1.0, 1.0], [5.0, 5.0]]
-    assert stop(rising, 0.5)[1] == [False, True]
-    assert stop(rising, None)[1] == [False, False]
-    assert not stop(rising, None)[0].stopped.any()
-
-
-def test_a_first_error_does_not_stop_anything():
-    assert stop([[1.0]], 0.99)[1] == [False]
+    out["loss"].backward()
+    learned = [p for p in dynamics.parameters() if p.requires_grad]
+    assert len(learned) == 9  # three layers of length, direction and bias
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned)
 
 
 def test_the_mean_of_what_members_predict_is_the_prediction():

@@ -13,7 +13,7 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import DivergedError
-from mbrl_lightning.models.recurrent import LOG_VAR, EarlyStopping, HistoryDynamics
+from mbrl_lightning.models.recurrent import LOG_VAR, HistoryDynamics
 
 LENGTH = 4
 HIDDEN = (
@@ -121,33 +121,6 @@ def test_statistics_are_set_once_and_bounds_every_time(real):
     dynamics.observe(moved, 0.1, fit=False)
     assert torch.equal(dynamics.inputs.current_norm.mean, mean)
     assert (dynamics.high > high + 50).all()
-
-
-def test_every_head_keeps_its_own_best(real):
-    dynamics = model(2)
-    data = batch(dynamics, real, torch.arange(100))
-    stopping = EarlyStopping(dynamics, patience=2)
-    assert not stopping.check(data)
-    first = [p.detach().clone() for p in dynamics.parameters()]
-    with torch.no_grad():  # head 0 gets worse; head 1 is set to what is better
-        for parameter in dynamics.parameters():
-            parameter[0] += 1.0
-    optimizer = dynamics.configure_optimizers()
-    for _ in range(30):
-        optimizer.zero_grad()
-        dynamics.training_step(data.clone().set("weight", data["weight"] * torch.tensor([0.0, 1.0])))["loss"].backward()
-        optimizer.step()
-    second = [p.detach().clone() for p in dynamics.parameters()]
-    assert not stopping.check(data)
-    with torch.no_grad():
-        for parameter in dynamics.parameters():
-            parameter += 5.0
-    assert not stopping.check(data)
-    assert stopping.check(data)  # head 0 has waited three times, head 1 twice
-    stopping.restore()
-    for now, one, two in zip(dynamics.parameters(), first, second, strict=True):
-        assert torch.equal(now[0], one[0])
-        assert torch.equal(now[1], two[1])
 
 
 def test_without_history_the_model_does_not_see_it(real):
