@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mbrl_lightning.networks import StackedMLP
 
+BETA = 1.0  # inverse temperature of the attention, the paper's constant
+
 
 class GraphEncoder(nn.Module):
     """Message passing from context to context and from context to target (GSSM Eq. 2-4, Listing 1).
@@ -56,7 +58,7 @@ class GraphEncoder(nn.Module):
         nodes = self.nodes(torch.cat([x, y], -1))
         values = nodes
         if x.shape[1] > 1:
-            similarity = keys @ keys.mT
+            similarity = BETA * keys @ keys.mT
             similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # R, a softmax over the others, has no diagonal
             values = nodes + torch.softmax(similarity, -1) @ nodes  # L h with L = R + I
         pooled = values.sum(1) / max(x.shape[1], 1)
@@ -66,9 +68,11 @@ class GraphEncoder(nn.Module):
     def target(self, x: Tensor, belief: TensorDict) -> tuple[Tensor, Tensor]:
         """Mean and deviation `[M, N, Z]` of q(z_t | x_t, context) for every target `[M, N, X]` under `belief` `[M]` (Eq. 4)."""
         keys, values = belief["keys"], belief["values"]
-        messages = torch.softmax(self.embed(x) @ keys.mT, -1) @ values  # of no context: 0
-        if self.message == "mean":
-            messages = messages / max(values.shape[1], 1)
+        if values.shape[1] == 0:
+            messages = values.new_zeros(*x.shape[:-1], values.shape[-1])
+        else:
+            messages = torch.softmax(BETA * self.embed(x) @ keys.mT, -1) @ values
+            messages = messages / values.shape[1] if self.message == "mean" else messages
         return _gaussian(self.point_loc(messages), self.point_log_var(messages))
 
 
