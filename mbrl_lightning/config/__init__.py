@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
-from mbrl_lightning.config.files import available, chain, likely, merged, read_named, read_yaml, readers, reads_of
+from mbrl_lightning.config.files import available, chain, likely, merged, read_named, read_yaml, reads_of
 from mbrl_lightning.config.files import conf_root as conf_root
 from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config, get, short
 from mbrl_lightning.config.words import Words, number_list, read, yaml_values
@@ -39,30 +39,18 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _limit(draft: Draft, algorithm: Any) -> None:
-    """From here on the draft takes what the algorithm reads, and nothing else."""
-    if isinstance(algorithm, str) and algorithm in available("algorithm"):
-        draft.algorithm, draft.reads, draft.readers = algorithm, reads_of(algorithm), readers
-
-
 def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
     """Put the layers together and check the result.
 
     Args:
-        overrides: dotted keys, or sections as nested mappings, with their values; `conf_file` may name a
-            YAML file anywhere in place of `conf`. With `resume` the run's own configuration takes the place
-            of the files.
+        overrides: dotted keys, or sections as nested mappings, with their values; `conf_file` may name a YAML file
+            anywhere in place of `conf`. With `resume` the run's own configuration takes the place of the files.
         problems: what was wrong already, to be reported with the rest.
-
-    Returns:
-        The checked configuration.
 
     Raises:
         ConfigError: naming everything that is wrong.
     """
-    draft = Draft()
-    draft.problems.extend(problems)
-    flat = flattened(overrides)
+    draft, flat = Draft(problems), flattened(overrides)
     if isinstance(flat.get("resume"), str):
         return _compose_resumed(flat, draft)
     _put_files(draft, flat)
@@ -70,59 +58,56 @@ def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Confi
         draft.put(key, value, COMMAND_LINE)
     config = draft.finish()
     if config.init_from is not None:
-        _refuse_other_architecture(config)
+        _refuse_other_architecture(config, config.init_from)
     return config
 
 
 def _put_files(draft: Draft, flat: dict[str, Any]) -> None:
     """The layers below the command line. Fills in flat["conf"] when the file was given by path."""
-    conf = _conf(flat, draft)
+    conf, known, problems = _conf(flat, draft.problems), available("algorithm"), draft.problems
     label = f"conf {flat.get('conf', '')}"
     blocks = conf.pop("algorithms", None) or {}
     if not isinstance(blocks, dict):
-        draft.problems.append(f"{label}: 'algorithms' maps names of algorithms to sections")
+        problems.append(f"{label}: 'algorithms' maps names of algorithms to sections")
         blocks = {}
-    for name in blocks.keys() - {*available("algorithm")}:
-        draft.problems.append(f"{label}: algorithms.{name}: unknown{likely(str(name), available('algorithm'))}")
+    problems += [f"{label}: algorithms.{name}: unknown{likely(str(name), known)}" for name in blocks.keys() - {*known}]
     for section in sorted(conf.keys() & (SECTIONS - {"env", "loop"})):
-        draft.problems.append(f"{label}: {section} belongs to a method: put it below algorithms: <name>:")
+        problems.append(f"{label}: {section} belongs to a method: put it below algorithms: <name>:")
         del conf[section]
     algorithm = flat.get("algorithm", conf.get("algorithm", Config.algorithm))
-    files = chain("algorithm", algorithm, draft)
-    _limit(draft, algorithm)
+    files = chain("algorithm", algorithm, problems)
+    draft.limit(algorithm)
     draft.put("", conf, label, lenient=True)
     for name, tree in files.items():
         draft.put("", {key: value for key, value in tree.items() if key != "reads"}, f"algorithm {name}")
         draft.put("", blocks.get(name), f"{label}, {name}")
     if flat.get("preset") is not None:
-        preset = read_named("preset", flat["preset"], draft)
+        preset, label = read_named("preset", flat["preset"], problems), f"preset {flat['preset']}"
         if preset and not files.keys() & preset.keys():
             text = f"has nothing for algorithm={algorithm}; it has {', '.join(sorted(preset))}"
-            draft.problems.append(f"preset={flat['preset']}: {text}")
+            problems.append(f"preset={flat['preset']}: {text}")
         for block in (dict(preset[name]) for name in files if name in preset):
             own = block.pop("conf", {})
-            draft.put("", block, f"preset {flat['preset']}")
-            draft.put("", own.get(flat.get("conf")), f"preset {flat['preset']}, {flat.get('conf')}")
+            draft.put("", block, label)
+            draft.put("", own.get(flat.get("conf")), f"{label}, {flat.get('conf')}")
 
 
-def _conf(flat: dict[str, Any], draft: Draft) -> dict[str, Any]:
+def _conf(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """The tree of the task family's file, with those that it is like below it."""
-    path = flat.pop("conf_file", None)
+    path, trees = flat.pop("conf_file", None), list[dict[str, Any]]()
     if path is not None and "conf" in flat:
-        draft.problems.append("conf= and conf_file= exclude each other")
-        return {}
-    if path is not None:
-        tree = read_yaml(Path(str(path)).expanduser(), short(path), draft)
+        problems.append("conf= and conf_file= exclude each other")
+    elif path is not None:
+        tree = read_yaml(Path(str(path)).expanduser(), short(path), problems)
         flat["conf"] = re.sub(r"[^a-z0-9_]+", "_", Path(str(path)).stem.lower())
         other = tree.pop("like", None)
-        trees = [*(chain("", other, draft) if other else {}).values(), tree]
+        trees = [*(chain("", other, problems) if other else {}).values(), tree]
     elif "conf" in flat:
-        trees = list(chain("", flat["conf"], draft).values())
+        trees = list(chain("", flat["conf"], problems).values())
         if not trees[-1]:  # reported above; its name must not be reported a second time
             flat.pop("conf")
     else:
-        draft.problems.append(f"conf=NAME is missing; known: {', '.join(available())}")
-        trees = []
+        problems.append(f"conf=NAME is missing; known: {', '.join(available())}")
     return functools.reduce(merged, trees, dict[str, Any]())
 
 
@@ -132,15 +117,14 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
         if flat.get(key):
             draft.problems.append(f"resume= and {key}= exclude each other")
     before = read_run_config(folder, flat.get("env.file"))
-    _limit(draft, before.algorithm)
+    draft.limit(before.algorithm)
     draft.put("", _read_by(before), f"{folder}/config.yaml")
     for key, value in flat.items():
         draft.put(key, before.env.file if key == "env.file" and before.env.file else value, COMMAND_LINE)
     config = draft.finish()
     if any(get(before, key) != get(config, key) for key in ("accelerator", "devices", "num_nodes")):
         log.warning("resuming on other devices: the run goes on, but not bit for bit as it would have")
-    changed = differences(before, config)
-    if changed:
+    if changed := differences(before, config):
         raise ConfigError(
             "resume= continues a run as it was configured; changed:\n  - " + "\n  - ".join(changed),
             "leave these out, or start anew from the weights with init_from=",
@@ -149,23 +133,16 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
 
 
 def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None) -> Config:
-    """Configuration of an existing run.
-
-    Args:
-        folder: of the run.
-        env_file: where its `env.file`, if it has one, is now.
+    """Configuration of an existing run; `env_file`: where its `env.file`, if it has one, is now.
 
     Raises:
         ConfigError: if the folder holds no run, or its config.yaml does not fit this version.
     """
-    path = Path(folder) / "config.yaml"
+    path, draft = Path(folder) / "config.yaml", Draft()
     if not path.is_file():
-        raise ConfigError(
-            f"{folder}: not a run folder (no config.yaml)",
-            "give the folder that a run wrote, e.g. runs/cartpole/gssm_aps/seed0",
-        )
-    draft = Draft()
-    tree = read_yaml(path, str(path), draft)
+        remedy = "give the folder that a run wrote, e.g. runs/cartpole/gssm_aps/seed0"
+        raise ConfigError(f"{folder}: not a run folder (no config.yaml)", remedy)
+    tree = read_yaml(path, str(path), draft.problems)
     env = tree.get("env")
     if isinstance(env, dict) and env.get("file"):
         env["file"] = os.path.abspath(env_file or str(env["file"]))
@@ -174,7 +151,7 @@ def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None)
                 f"{folder}: the file of its task family is not at {env['file']}",
                 "say where it is now: env.file=PATH with resume=, env_file=PATH with evaluate",
             )
-    _limit(draft, tree.get("algorithm"))
+    draft.limit(tree.get("algorithm"))
     draft.put("", tree, str(path), lenient=True)
     return draft.finish()
 
@@ -193,9 +170,8 @@ def differences(old: Config, new: Config) -> list[str]:
     return lines
 
 
-def _refuse_other_architecture(config: Config) -> None:
-    assert config.init_from is not None
-    source = read_run_config(config.init_from, config.env.file)
+def _refuse_other_architecture(config: Config, init_from: str) -> None:
+    source = read_run_config(init_from, config.env.file)
     rows = [
         f"{key:<24} {get(source, key)!s:<16} {get(config, key)}"
         for key, entry in FIELDS.items()
@@ -203,16 +179,14 @@ def _refuse_other_architecture(config: Config) -> None:
     ]
     if rows:
         table = "\n  ".join([f"{'key':<24} {'init_from':<16} this run", *rows])
-        raise ConfigError(
-            f"the weights of {config.init_from} do not fit this run:\n  {table}",
-            "give these keys the values of init_from",
-        )
+        cause = f"the weights of {init_from} do not fit this run:\n  {table}"
+        raise ConfigError(cause, "give these keys the values of init_from")
 
 
 def _read_by(config: Config) -> dict[str, Any]:
     """What the run reads, as a tree of plain values."""
     tree: dict[str, Any] = {}
-    reads = reads_of(config.algorithm) if config.algorithm in available("algorithm") else FIELDS.keys()
+    reads = reads_of(config.algorithm)
     for key in (key for key in FIELDS if key in reads):
         section, _, name = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = get(config, key)
@@ -225,13 +199,7 @@ def to_yaml(config: Config) -> str:
 
 
 def load_config(argv: Sequence[str]) -> Config:
-    """Configuration from `key=value` words; values are YAML, and those of text are taken as they stand.
-
-    Args:
-        argv: the words after the program's name, later ones win.
-
-    Returns:
-        The checked configuration.
+    """Configuration from `key=value` words; values are YAML, those of text are taken as they stand, later words win.
 
     Raises:
         ConfigError: naming everything that is wrong.
@@ -240,15 +208,7 @@ def load_config(argv: Sequence[str]) -> Config:
 
 
 def config_of(words: Words, **fixed: Any) -> Config:
-    """Configuration from words of which a command has taken its own options.
-
-    Args:
-        words: the rest of them, and the problems found in those.
-        **fixed: keys that the command sets itself.
-
-    Raises:
-        ConfigError: naming everything that is wrong.
-    """
+    """Configuration from words of which a command has taken its own options; `fixed` are keys that it sets itself."""
     values = yaml_values(words)
     for key in values.keys() & FIELDS.keys():
         if FIELDS[key].type in (str, str | None) and isinstance(values[key], (bool, int, float)):

@@ -16,13 +16,10 @@ log = logging.getLogger("mbrl_lightning")  # warnings of the package; with no ha
 
 
 def guard(command: Callable[[], int | None]) -> int:
-    """Run a command and give its exit status.
+    """Run a command, whose None is 0, and give its exit status.
 
     Errors of the package become two lines on stderr; an environment's own exception keeps its traceback above
     them. Anything unexpected passes through with its traceback.
-
-    Args:
-        command: returns an exit status, or None for 0.
     """
     try:
         status = command() or 0
@@ -47,16 +44,7 @@ def guard(command: Callable[[], int | None]) -> int:
 
 
 def answer(argv: Sequence[str] | None, help_text: Callable[[], str], command: Callable[[list[str]], int | None]) -> int:
-    """What every `main` is: run a command on its words, or tell its help or the version.
-
-    Args:
-        argv: words; None: those of this process.
-        help_text: gives the command's help.
-        command: words -> exit status, or None for 0; see `guard`.
-
-    Returns:
-        Exit status.
-    """
+    """What every `main` is: run a command on its words (None: those of this process), or tell its help or the version."""
     words = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h", "help"} & set(words):
         return guard(lambda: print(help_text().rstrip()))
@@ -73,7 +61,7 @@ class _CallableModule(types.ModuleType):
 
 
 def make_callable(module: str) -> None:
-    """Let `from mbrl_lightning import fit` be called: the name is the module's and the function's, whichever came first."""
+    """Let `from mbrl_lightning import fit` be called: the name is the module's and the function's, whichever is first."""
     sys.modules[module].__class__ = _CallableModule
 
 
@@ -91,7 +79,7 @@ def rank() -> int:
 
 
 def quiet_libraries() -> None:
-    """Import the PyTorch stack without its chatter. All silenced messages are listed here.
+    """Import the PyTorch stack without its chatter.
 
     Raises:
         ConfigError: if the stack does not load, which means versions that do not belong together.
@@ -101,10 +89,8 @@ def quiet_libraries() -> None:
         for name in ("torch", "tensordict", "torchrl", "lightning.fabric"):
             importlib.import_module(name)
     except (ImportError, OSError) as error:
-        raise ConfigError(
-            f"the PyTorch stack does not load: {error}",
-            "install versions that belong together: pip install 'torch>=2.7' 'torchrl>=0.14.1,<0.15' "
-            "'tensordict>=0.14.3,<0.15'",
-        ) from error
+        together = "pip install 'torch>=2.7' 'torchrl>=0.14.1,<0.15' 'tensordict>=0.14.3,<0.15'"
+        remedy = f"install versions that belong together: {together}"
+        raise ConfigError(f"the PyTorch stack does not load: {error}", remedy) from error
     for name in ("torchrl", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)  # hardware and launcher lines, tips; set at import

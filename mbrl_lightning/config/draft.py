@@ -4,10 +4,11 @@ import math
 import os
 import re
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config, build, short
+from mbrl_lightning.config.files import readers, reads_of
+from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config, get, short
 from mbrl_lightning.config.validation import problems_of
 from mbrl_lightning.config.words import joined
 from mbrl_lightning.errors import ConfigError, did_you_mean
@@ -25,18 +26,16 @@ _ELSEWHERE = {  # what other libraries call it
 
 
 class Draft:
-    """A configuration being put together; collects problems instead of stopping at the first.
+    """A configuration being put together; takes what the algorithm reads, once that is known, and nothing else."""
 
-    Attributes:
-        reads: keys that the algorithm reads; all of them until it is known.
-        readers: for a key that it does not read, who does.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, problems: Iterable[str] = ()) -> None:
         self.values: dict[str, Any] = {}
-        self.problems: list[str] = []
-        self.reads: Collection[str] = FIELDS.keys()
-        self.algorithm, self.readers = "", lambda key: list[str]()
+        self.problems = [*problems]
+        self.algorithm, self.reads = "", frozenset(FIELDS)
+
+    def limit(self, algorithm: Any) -> None:
+        """Say what the algorithm is."""
+        self.algorithm, self.reads = str(algorithm), reads_of(algorithm)
 
     def put(self, key: str, value: Any, origin: str, lenient: bool = False) -> None:
         """Set a leaf, or every leaf of a section; `lenient` passes over what the algorithm does not read."""
@@ -48,12 +47,11 @@ class Draft:
                 self.problems.append(f"{origin}: '{key}' is a section: give {key}.NAME=VALUE")
         elif not _KEY.fullmatch(key) or (key not in FIELDS and not key.startswith(OPEN + ".")):
             self.problems.append(f"{origin}: unknown key '{short(key)}'{_nearest_key(key)}")
-        elif key in FIELDS and key not in self.reads:
-            if not lenient:
-                other = "".join(f" (algorithm={name} reads it)" for name in self.readers(key)[:1])
-                self.problems.append(f"{origin}: {key} is not read by algorithm={self.algorithm}{other}")
-        else:
+        elif key not in FIELDS or key in self.reads:
             self._put_leaf(key, value, origin)
+        elif not lenient:
+            other = "".join(f" (algorithm={name} reads it)" for name in readers(key)[:1])
+            self.problems.append(f"{origin}: {key} is not read by algorithm={self.algorithm}{other}")
 
     def _put_leaf(self, key: str, value: Any, origin: str) -> None:
         if _forbidden(value) and not (key in FIELDS and isinstance(value, float)):  # ranges name those better
@@ -74,19 +72,21 @@ class Draft:
             options[name] = plain(value)
 
     def finish(self) -> Config:
-        """The checked configuration.
+        """The checked configuration: defaults where nothing was put.
 
         Raises:
             ConfigError: naming every problem found on the way.
         """
-        config = build(self.values)
+        config = Config()
+        for key, value in self.values.items():
+            section, _, name = key.rpartition(".")
+            setattr(get(config, section) if section else config, name, value)
         problems = self.problems + problems_of(config, self.reads)
         if not config.env.name and not self.problems:
             problems.append("env.name is missing")
         if problems:
-            raise ConfigError(
-                joined(problems), "correct the above; `python -m mbrl_lightning.fit --help` lists every name and key"
-            )
+            remedy = "correct the above; `python -m mbrl_lightning.fit --help` lists every name and key"
+            raise ConfigError(joined(problems), remedy)
         return config
 
 

@@ -1,4 +1,4 @@
-"""The shipped YAML files: found by name, read, put on top of those that they are like."""
+"""The shipped YAML files: found by name, read, put on top of those that they are like. What is wrong with one is a problem."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mbrl_lightning.config.draft import Draft
 from mbrl_lightning.config.schema import EVERY, FIELDS, NAME, short
 from mbrl_lightning.config.sources import is_registered
 from mbrl_lightning.config.words import refuse_nesting
@@ -27,40 +26,37 @@ def available(kind: str = "") -> list[str]:
     return sorted(path.stem for path in (conf_root() / kind).glob("*.yaml"))
 
 
-def read_yaml(path: Path, label: str, draft: Draft) -> dict[str, Any]:
-    """The mapping in a YAML file; what is wrong with it goes to the draft's problems."""
+def read_yaml(path: Path, label: str, problems: list[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, empty where there is none."""
     try:
         if not path.is_file() or path.stat().st_size > LARGEST:
             raise FileNotFoundError("not a file of settings")
         refuse_nesting(path.read_text(encoding="utf-8"))
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if isinstance(tree, dict):
+            return {str(key): value for key, value in tree.items()}
+        problems.append(f"{label}: a mapping of keys to values is expected")
     except Exception as error:  # readers of YAML let out many kinds, see words.yaml_values
-        draft.problems.append(f"{label}: not readable as YAML: {short(' '.join(str(error).split()))}")
-        return {}
-    if isinstance(tree, dict):
-        return {str(key): value for key, value in tree.items()}
-    draft.problems.append(f"{label}: a mapping of keys to values is expected")
+        problems.append(f"{label}: not readable as YAML: {short(' '.join(str(error).split()))}")
     return {}
 
 
-def read_named(kind: str, name: Any, draft: Draft) -> dict[str, Any]:
+def read_named(kind: str, name: Any, problems: list[str]) -> dict[str, Any]:
     """A shipped file by its bare name; nothing outside the conf folder is ever opened."""
-    word = kind or "conf"
-    root = (conf_root() / kind).resolve()
+    word, root, known = kind or "conf", (conf_root() / kind).resolve(), available(kind)
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[- ]", "_", str(name)[:60]).lower()
-        hint = did_you_mean(snake, available(kind)) + ("; for a path use conf_file=" if not kind else "")
-        draft.problems.append(f"{word}={short(repr(name))}: not a name (lower-case letters, digits and _ only){hint}")
+        hint = did_you_mean(snake, known) + ("; for a path use conf_file=" if not kind else "")
+        problems.append(f"{word}={short(repr(name))}: not a name (lower-case letters, digits and _ only){hint}")
         return {}
     path = (root / f"{name}.yaml").resolve()
-    if name not in available(kind) or path.parent != root:
-        known = available(kind)
-        if kind == "algorithm" and is_registered(name):
-            draft.problems.append(f"algorithm={name}: its YAML is missing: write conf/algorithm/{name}.yaml")
-            return {}
-        draft.problems.append(f"{word}={short(name)}: unknown{likely(name[:60], known)}; known: {', '.join(known)}")
-        return {}
-    return read_yaml(path, f"{path.parent.name}/{path.name}", draft)
+    if name in known and path.parent == root:
+        return read_yaml(path, f"{path.parent.name}/{path.name}", problems)
+    if kind == "algorithm" and is_registered(name):
+        problems.append(f"algorithm={name}: its YAML is missing: write conf/algorithm/{name}.yaml")
+    else:
+        problems.append(f"{word}={short(name)}: unknown{likely(name[:60], known)}; known: {', '.join(known)}")
+    return {}
 
 
 def likely(name: str, known: list[str]) -> str:
@@ -69,11 +65,11 @@ def likely(name: str, known: list[str]) -> str:
     return did_you_mean(longer[0], longer) if len(longer) == 1 else did_you_mean(name, known)
 
 
-def chain(kind: str, name: Any, draft: Draft) -> dict[str, dict[str, Any]]:
+def chain(kind: str, name: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
     """A file's tree, after those of the files that it is like: by name, the furthest first."""
-    tree = read_named(kind, name, draft)
+    tree = read_named(kind, name, problems)
     other = tree.pop("like", None)
-    return (chain(kind, other, draft) if other else {}) | {str(name): tree}
+    return (chain(kind, other, problems) if other else {}) | {str(name): tree}
 
 
 def merged(low: Any, high: Any) -> Any:
@@ -83,13 +79,18 @@ def merged(low: Any, high: Any) -> Any:
     return low | {key: merged(low.get(key), value) for key, value in high.items()}
 
 
-def reads_of(algorithm: str) -> frozenset[str]:
-    """The keys that an algorithm reads, by its file and those that it is like, and those that every run reads."""
+def reads_of(algorithm: Any) -> frozenset[str]:
+    """The keys that an algorithm reads, by its file and those that it is like, and those that every run reads.
+
+    All keys, where there is no such algorithm.
+    """
+    if algorithm not in available("algorithm"):
+        return frozenset(FIELDS)
     keys = set(EVERY)
-    for tree in chain("algorithm", algorithm, Draft()).values():
+    for tree in chain("algorithm", algorithm, []).values():
         for section, names in tree.get("reads", {}).items():
-            own = [key for key in FIELDS if key.startswith(section + ".")] if names == "all" else names
-            keys |= {key if names == "all" else f"{section}.{key}" for key in own}
+            keys |= {key for key in FIELDS if key.startswith(section + ".") and names == "all"}
+            keys |= {f"{section}.{name}" for name in names if names != "all"}
     return frozenset(keys)
 
 

@@ -66,9 +66,7 @@ class MetaConfig:
     """Gradient adaptation of policies and the trust region of the outer step (MB-MPO, ME-TRPO, TRPO)."""
 
     inner_lr: float = option(0.1, "inner step size on mean losses; 0: no adaptation", minimum=0)
-    inner_steps: int = option(
-        1, "inner steps, each on trajectories of its own; 0: no adaptation", minimum=0, maximum=1000
-    )
+    inner_steps: int = option(1, "inner steps, each on trajectories of its own; 0: none", minimum=0, maximum=1000)
     updates: int = option(30, "outer steps per iteration", minimum=0)
     rollouts: int = option(20, "imagined trajectories per model and phase", minimum=1)
     delta: float = option(0.01, "largest KL divergence of an outer step", above=0)

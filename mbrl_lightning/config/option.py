@@ -13,7 +13,11 @@ MOST = 10**9  # of anything that is counted, unless a limit of its own says less
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field with help text and limits in its metadata; mutable defaults are copied."""
+    """A dataclass field; a mutable default is copied.
+
+    Its metadata: `minimum` and `maximum` (inclusive), `above` and `below` (exclusive), `choices`, `pattern` (what a name may
+    look like), `why` (what the error adds where a limit needs a reason), `shown` (default in the help).
+    """
     metadata = {"help": help, **limits}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)

@@ -1,25 +1,15 @@
-"""Every configuration key once: type, default, help text and range. `config.py` fills and checks it.
+"""Every configuration key once: type, default, help text and limits, which for lists hold for every entry.
 
-`option` attaches to a field what the command line needs: `minimum` and `maximum` (inclusive), `above` and
-`below` (exclusive), `choices`, `pattern` (what a name may look like); for lists they hold for every entry;
-`why` is what the error adds where a limit needs a reason.
-`free` marks keys that may change when a run is resumed, `architecture` those that decide network shapes.
+`free` marks keys that may change when a run is resumed, `architecture` those that decide network shapes, `path` those of
+text that may begin with `~`.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from mbrl_lightning.config.methods import (
-    BranchConfig,
-    HistoryConfig,
-    L2AConfig,
-    MetaConfig,
-    PearlConfig,
-    PlannerConfig,
-    SACConfig,
-)
+from mbrl_lightning.config import methods
 from mbrl_lightning.config.option import option
 
 NAME = "[a-z0-9_]+"
@@ -127,9 +117,7 @@ class EvaluationConfig:
 
     episodes: int = option(1, "episodes per task and shot", minimum=1)
     context: int | None = option(None, "context transitions at shot 1; null: the family's", minimum=1)
-    shots: list[float] = option(
-        [0.0, 0.5, 1.0, 2.0], "adaptation budgets, in multiples of the context", minimum=0, maximum=1e6
-    )
+    shots: list[float] = option([0.0, 0.5, 1.0, 2.0], "budgets, in multiples of the context", minimum=0, maximum=1e6)
     fine_tune_lr: float = option(5e-4, "learning rate of those updates", above=0)
     fine_tune_updates: int = option(30, "policy updates of methods that adapt by gradient", minimum=0)
     sampled: bool = option(True, "also test actions sampled from the policy")
@@ -165,13 +153,13 @@ class Config:
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    history: HistoryConfig = field(default_factory=HistoryConfig)
-    sac: SACConfig = field(default_factory=SACConfig)
-    branch: BranchConfig = field(default_factory=BranchConfig)
-    pearl: PearlConfig = field(default_factory=PearlConfig)
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    meta: MetaConfig = field(default_factory=MetaConfig)
-    l2a: L2AConfig = field(default_factory=L2AConfig)
+    history: methods.HistoryConfig = field(default_factory=methods.HistoryConfig)
+    sac: methods.SACConfig = field(default_factory=methods.SACConfig)
+    branch: methods.BranchConfig = field(default_factory=methods.BranchConfig)
+    pearl: methods.PearlConfig = field(default_factory=methods.PearlConfig)
+    planner: methods.PlannerConfig = field(default_factory=methods.PlannerConfig)
+    meta: methods.MetaConfig = field(default_factory=methods.MetaConfig)
+    l2a: methods.L2AConfig = field(default_factory=methods.L2AConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
@@ -186,28 +174,17 @@ def _leaves(section: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]
 FIELDS: dict[str, Field[Any]] = dict(_leaves(Config))
 SECTIONS = {key.rpartition(".")[0] for key in FIELDS} - {""}
 OPEN = "env.options"  # the one mapping whose keys belong to the task family, not to the schema
-_RUN = {
-    "loop": "iterations buffer evaluate_every checkpoint_every keep figures_every",
-    "evaluation": "episodes sampled split",
-}
+_RUN = "iterations buffer evaluate_every checkpoint_every keep figures_every"
 EVERY = {  # what every run reads, whatever the algorithm
     *(key for key in FIELDS if "." not in key or key.startswith("env.")),
-    *(f"{section}.{name}" for section, names in _RUN.items() for name in names.split()),
+    *(f"loop.{name}" for name in _RUN.split()),
+    *("evaluation.episodes", "evaluation.sampled", "evaluation.split"),
 }
 
 
 def get(config: Config, key: str) -> Any:
     """Value of a dotted key."""
     return functools.reduce(getattr, key.split("."), config)
-
-
-def build(values: Mapping[str, Any]) -> Config:
-    """The configuration with `values` of dotted keys in place of the defaults."""
-    config = Config()
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        setattr(get(config, section) if section else config, name, value)
-    return config
 
 
 def short(value: Any) -> str:

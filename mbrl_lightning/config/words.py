@@ -15,13 +15,7 @@ T = TypeVar("T")
 
 @dataclass
 class Words:
-    """A command line.
-
-    Attributes:
-        pairs: text of each key; later words win.
-        bare: words without `=`, or that are paths.
-        problems: what is wrong so far.
-    """
+    """A command line: text of each key, words without `=` or that are paths, what is wrong so far."""
 
     pairs: dict[str, str] = field(default_factory=dict)
     bare: list[str] = field(default_factory=list)
@@ -39,7 +33,7 @@ def joined(problems: Sequence[str]) -> str:
 
 
 def read(argv: Iterable[str]) -> Words:
-    """Split words; options with dashes are problems, with what to write instead."""
+    """Split words, of which later ones win; options with dashes are problems, with what to write instead."""
     words = Words()
     for word in argv:
         key, equals, text = word.partition("=")
@@ -65,10 +59,9 @@ def yaml_values(words: Words) -> dict[str, Any]:
             continue
         try:
             refuse_nesting(text)
-            values[key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
-        except (
-            Exception
-        ) as error:  # readers of YAML let out many kinds: of tags, of numbers too long, of nesting too deep
+            tree: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+            values[key] = tree["value"]
+        except Exception as error:  # many kinds: of tags, of numbers too long, of nesting too deep
             shown = f"{key}={text}" if len(text) < 80 else f"{key}={text[:80]}..."
             words.problems.append(f"{shown!r}: not readable as YAML: {' '.join(str(error).split())[:200]}")
     return values
@@ -89,27 +82,22 @@ def take(kind: type[T], words: Words, strict: bool = True) -> T:
 
     A field is made by `option`. Its type is str, bool, int, float or a list of int (`1..5`, `[1,5]`), each perhaps
     `| None`; metadata `bare=True` takes the bare words (a list of str, or one), `required=True` wants a value, and
-    `item` says what a bare word is.
-
-    Args:
-        kind: the dataclass.
-        words: the command line.
-        strict: keys and bare words that are left are problems; else somebody else reads them.
+    `item` says what a bare word is. Unless `strict`, somebody else reads the keys and bare words that are left.
     """
     known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for name, entry in known.items():
         if entry.metadata.get("bare"):
-            given[name] = _bare(entry, words)
+            many = "list" in str(entry.type)
+            taken, words.bare = (words.bare, []) if many else (words.bare[:1], words.bare[1:])
+            given[name] = taken if many else next(iter(taken), None)
         elif name in words.pairs:
             _read(entry, words.pairs.pop(name), given, words.problems)
         if entry.metadata.get("required") and not given.get(name):
             words.problems.append(f"{entry.metadata.get('item', f'{name}=')} is missing: {entry.metadata['help']}")
     if strict:
-        words.problems += [
-            f"'{key}={text}': unknown key{did_you_mean(key, known)}" for key, text in words.pairs.items()
-        ]
-        words.problems += [f"{word!r}: key=value is expected" for word in words.bare]
+        unknown = [f"'{key}={text}': unknown key{did_you_mean(key, known)}" for key, text in words.pairs.items()]
+        words.problems += [*unknown, *(f"{word!r}: key=value is expected" for word in words.bare)]
     return kind(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -137,12 +125,6 @@ def describe(kind: type[Any]) -> str:
     return "\n".join(lines)
 
 
-def _bare(entry: Field[Any], words: Words) -> Any:
-    many = "list" in str(entry.type)
-    taken, words.bare = (words.bare, []) if many else (words.bare[:1], words.bare[1:])
-    return taken if many else next(iter(taken), None)
-
-
 def _read(entry: Field[Any], text: str, given: dict[str, Any], problems: list[str]) -> None:
     name = entry.type.__name__ if isinstance(entry.type, type) else str(entry.type)
     reader, wanted = READERS[name.removesuffix(" | None")]
@@ -152,8 +134,7 @@ def _read(entry: Field[Any], text: str, given: dict[str, Any], problems: list[st
         problems.append(f"'{entry.name}={text[:80]}': {wanted} is expected")
         return
     items = value if isinstance(value, list) else [value]
-    broken = next((words for item in items if (words := limits_broken(item, entry.metadata))), "")
-    if broken:
+    if broken := next(filter(None, (limits_broken(item, entry.metadata) for item in items)), ""):
         problems.append(f"{entry.name}={text}: {broken}")
     else:
         given[entry.name] = value
