@@ -15,6 +15,7 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.usage import help_text
 from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
 from mbrl_lightning.runs import checkpoint
+from mbrl_lightning.runs.results import Results
 from mbrl_lightning.runs.run import Run
 from mbrl_lightning.runs.signals import StopFlag
 
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
 
     from mbrl_lightning.envs.family import TaskFamily
     from mbrl_lightning.loop import MetaLoop
-    from mbrl_lightning.runs.results import Results
 
 
-def fit(config: Config | None = None, **overrides: Any) -> "Results":
+def fit(config: Config | None = None, **overrides: Any) -> Results:
     """Train one seed and return its result rows.
 
     Args:
@@ -50,10 +50,12 @@ def fit(config: Config | None = None, **overrides: Any) -> "Results":
         return _train(Run(config), stop)
 
 
-def _train(run: Run, stop: StopFlag) -> "Results":
+def _train(run: Run, stop: StopFlag) -> Results:
     config = run.config
     if run.finished and not config.overwrite:
-        return _finished(run)
+        results, done = run.restored_results(), config.loop.iterations
+        print(f"{run.folder} is finished ({done} iterations); a larger loop.iterations= would extend it")
+        return results
     quiet_libraries()
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.runs.devices import make_fabric, together
@@ -100,10 +102,7 @@ def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag, fabric: "Fabric"
         log.warning("%s has no checkpoint yet: starting from the beginning", run.folder)
         loop.results.truncate(-1)
     if resuming or config.init_from:
-        source = run.folder if resuming else Path(config.init_from or "")
-        _, state = checkpoint.load(source / "checkpoints")
-        checkpoint.refuse_mismatch(state["algorithm"], loop.algorithm.state_dict(), str(source))
-        loop.load_state_dict(state, weights_only=not resuming)
+        loop.restore(run.folder if resuming else Path(config.init_from or ""), weights_only=not resuming)
     return loop
 
 
@@ -117,53 +116,35 @@ def _draw(loop: "MetaLoop", run: Run) -> None:
         diagnostics.film(loop, run.videos / "policy.mp4")
 
 
-def _finished(run: Run) -> "Results":
-    from mbrl_lightning.runs.results import Results
-
-    run.restore_results()
-    iterations = run.config.loop.iterations
-    print(f"{run.folder} is finished ({iterations} iterations); a larger loop.iterations= would extend it")
-    return Results(run.results, run.config.algorithm, run.config.conf, run.config.seed)
-
-
-def _fit_seeds(config: Config, words: Sequence[str], stop: StopFlag) -> int:
-    from mbrl_lightning.runs.seed_jobs import train_seeds
-
-    stop.heed("give the same command again")
-    status, folders = train_seeds(config, words)
-    if folders:
-        from mbrl_lightning.report import report
-
-        print(report(folders, folders[0].parent / "report"))
-    return status
-
-
 def _command(words: Sequence[str], stop: StopFlag) -> int:
     config = load_config([word for word in words if word != "--print-config"])
     if "--print-config" in words:
         print(to_yaml(config), end="")
         return 0
     if config.seeds is not None:
-        return _fit_seeds(config, words, stop)
+        from mbrl_lightning.runs.seed_jobs import train_seeds
+
+        stop.heed("give the same command again")
+        status, folders = train_seeds(config, words)
+        if folders:
+            _report(folders, folders[0].parent)
+        return status
     run = Run(config)
     _train(run, stop)
     if run.writer:
-        from mbrl_lightning.report import report
-
-        print(report([run.folder], run.folder / "report"))
+        _report([run.folder], run.folder)
         print(f"pictures of the run are in {run.figures}")
     return 0
 
 
+def _report(runs: Sequence[Path], folder: Path) -> None:
+    from mbrl_lightning.report import report
+
+    print(report(runs, folder / "report"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; see `--help`.
-
-    Args:
-        argv: words after the program's name; None: those of this process.
-
-    Returns:
-        Exit status, listed in `--help`.
-    """
+    """Command line; see `--help`."""
     with StopFlag() as stop:  # before PyTorch is loaded, which takes seconds
         return answer(argv, lambda: help_text(sys.argv if argv is None else argv), lambda words: _command(words, stop))
 

@@ -28,20 +28,17 @@ from mbrl_lightning.runs.results import Results, return_unit
 
 
 class Stop(Protocol):
-    """What the loop asks between stages: the signal that wants it to stop, or None."""
+    """What the loop asks between stages: the number of the signal that wants it to stop, or None."""
 
     @property
-    def requested(self) -> int | None:
-        """Number of the signal."""
+    def requested(self) -> int | None: ...  # noqa: D102
 
 
 class MetaLoop:
     """Meta-training (GSSM Algorithm 1) and meta-testing of one algorithm on one task family with one seed.
 
     Args:
-        cfg: the run's configuration.
-        family: tasks.
-        algorithm: model, policy, belief.
+        cfg, family, algorithm: what is run, on which tasks.
         folder: where checkpoints and results go; None keeps everything in memory.
         stop: asked at iteration boundaries.
         quiet: no progress lines.
@@ -85,8 +82,6 @@ class MetaLoop:
         """Outer iterations done."""
         return self.world.iteration
 
-    # -- the loop
-
     def fit(self) -> Results:
         """Run all iterations and the final meta-test; returns the rows.
 
@@ -108,27 +103,29 @@ class MetaLoop:
             self.world.iteration += 1
             require_finite(self._learned(), f"iteration {self.iteration}")
             last = self.iteration == loop.iterations
-            if last or (loop.evaluate_every and self.iteration % loop.evaluate_every == 0):
+            if self._due(loop.evaluate_every):
                 with self._timed("evaluate"):
                     metrics |= self.evaluate(full=last)
             self.times["total"] = self.times.get("total", 0.0) + time.perf_counter() - began
             began = time.perf_counter()
             self._record(metrics)
             self.progress.line(self.iteration, self.real.num_steps, metrics, self.times)
-            if last or self.iteration % loop.checkpoint_every == 0:
+            if self._due(loop.checkpoint_every):
                 self.save()
-            if self.watch and (last or (loop.figures_every and self.iteration % loop.figures_every == 0)):
+            if self.watch and self._due(loop.figures_every):
                 self._show()
             self._heed_signals()
         return self.results
+
+    def _due(self, every: int) -> bool:
+        """Whether it is time for what is done every so many iterations, 0 is never, and after the last."""
+        return self.iteration == self.cfg.loop.iterations or (every > 0 and self.iteration % every == 0)
 
     def _fit_dynamics(self) -> dict[str, float]:
         loop = self.cfg.loop
         steps = loop.first_model_steps if self.iteration == 0 else loop.model_steps
         steps += loop.last_model_steps * (self.iteration == loop.iterations - 1)
         return self.algorithm.fit(self.real, self.step, steps, self.streams["batches"])
-
-    # -- evaluation, rows, state
 
     def evaluate(self, full: bool, split: str | None = None, baselines: bool = False) -> dict[str, float]:
         """Meta-test on unseen tasks; draws from the evaluation stream alone, so it cannot change what is learned."""
@@ -223,3 +220,15 @@ class MetaLoop:
             self.results.record()
             checkpoint.save(self.folder / "checkpoints", self.iteration, self.state_dict(), self.cfg.loop.keep)
         self.fabric.barrier()
+
+    def restore(self, run: Path, weights_only: bool = False, last: int | None = None) -> int:
+        """Load the newest checkpoint of a run's folder, up to step `last`, as `load_state_dict` does; its step.
+
+        Raises:
+            ConfigError: its weights are not of this shape.
+            StorageError: there is no complete checkpoint.
+        """
+        step, state = checkpoint.load(run / "checkpoints", last)
+        checkpoint.refuse_mismatch(state["algorithm"], self.algorithm.state_dict(), str(run))
+        self.load_state_dict(state, weights_only)
+        return step

@@ -212,8 +212,7 @@ def plasticity_along_runs(folder: Path, draws: bool) -> str:
     for run in sorted(file.parent for file in folder.rglob("config.yaml")):
         loop, each = load_run(run), list[Plasticity]()
         for step in reversed(checkpoint.steps(run / "checkpoints")):
-            number, state = checkpoint.load(run / "checkpoints", step)
-            loop.load_state_dict(state, weights_only=True)
+            number = loop.restore(run, weights_only=True, last=step)
             each.append(Plasticity(run.name, number, states, *plasticity(loop.algorithm, states)))
         found.append(each)
     if draws:

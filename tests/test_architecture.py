@@ -41,7 +41,6 @@ LIGHT = (
     "runs.storage",
     "runs.checkpoint",
     "runs.results",
-    "runs.rows",
     "runs.run",
     "runs.signals",
     "runs.seed_jobs",

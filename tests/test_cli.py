@@ -226,7 +226,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_way_on_works(plain, m
     assert "search.lr" in caught.value.remedy
     assert len(added) == 2
     train(*words, *added, "search.lr=1e-6")
-    assert Run.open("runs_again/debug/dr_ppo/seed0").finished
+    assert Run(load_config(["resume=runs_again/debug/dr_ppo/seed0"])).finished
 
 
 def test_what_is_asked_for_and_not_here_is_a_configuration_error_and_leaves_nothing(monkeypatch):
@@ -276,7 +276,7 @@ def test_preempted_run_saves_and_can_be_resumed():
     _, text = process.communicate(timeout=300)
     assert process.returncode == 75
     assert "resume=" in text
-    run = Run.open("runs/debug/gssm_aps/seed0")
+    run = Run(load_config(["resume=runs/debug/gssm_aps/seed0"]))
     assert list(run.checkpoints.iterdir())
     assert run.manifest["ended"] == "E-PRE"
 

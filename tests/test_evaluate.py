@@ -14,7 +14,7 @@ from mbrl_lightning.evaluate import Options, evaluate, load_run, main
 from mbrl_lightning.fit import fit
 from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.runs.results import read_results
-from mbrl_lightning.runs.storage import Lock
+from mbrl_lightning.runs.storage import locked
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +150,8 @@ def test_rows_are_put_into_the_run_when_asked_and_replace_those_put_there_before
 def test_a_run_in_training_is_left_alone(hidden, tmp_path):
     copied = shutil.copytree(hidden, tmp_path / "seed0")
     before = contents(copied)
-    lock = Lock(copied / "lock")
-    lock.acquire()
-    with pytest.raises(StorageError, match="in use"):
+    with locked(copied), pytest.raises(StorageError, match="in use"):
         evaluate(copied, figures=False, into="results")
-    lock.release()
     assert contents(copied) == before
 
 

@@ -44,27 +44,19 @@ def make_fabric(config: Config) -> Fabric:
             precision=config.precision,  # type: ignore[arg-type]
         )
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "tensorboard=true, but the package is not here", "pip install tensorboard, or leave it out"
-        ) from error
+        remedy = "pip install tensorboard, or leave it out"
+        raise ConfigError("tensorboard=true, but the package is not here", remedy) from error
     except (OSError, OverflowError) as error:
         raise ConfigError(f"MASTER_PORT={port}: {error}", "unset it, or choose a free port") from error
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         asked = " ".join(f"{key}={getattr(config, key)}" for key in ("accelerator", "devices", "strategy", "precision"))
-        raise ConfigError(
-            f"{asked}: {' '.join(str(error).split())}",
-            "choose what this machine has, e.g. accelerator=cpu devices=1",
-        ) from error
+        remedy = "choose what this machine has, e.g. accelerator=cpu devices=1"
+        raise ConfigError(f"{asked}: {' '.join(str(error).split())}", remedy) from error
 
 
 @contextmanager
 def together(fabric: Fabric, folder: Path, grace: float = 10.0) -> Iterator[None]:
-    """Where one process of several fails, those that were started here end too, and the first cause is told.
-
-    Args:
-        fabric: whose launcher knows the processes.
-        folder: of the run.
-        grace: seconds until a process that has failed is gone.
+    """Where one process of several fails, those that were started here end too, after `grace` [s], and the cause is told.
 
     Raises:
         MBRLError: in place of what PyTorch says when a process is gone; of the kind of that process's exit status.

@@ -20,13 +20,7 @@ SHOWN = {
 
 
 class Progress:
-    """Prints the line, and logs scalars to TensorBoard.
-
-    Args:
-        cfg: the run's configuration.
-        active: print at all (rank 0).
-        folder: run folder, for TensorBoard's events.
-    """
+    """Prints the line if `active` (rank 0), and logs scalars to TensorBoard's events in the run's folder."""
 
     def __init__(self, cfg: Config, active: bool, folder: Path | None) -> None:
         self.cfg, self.loop, self.active, self.folder = cfg, cfg.loop, active, folder
@@ -38,25 +32,14 @@ class Progress:
             self.logger = TensorBoardLogger(folder, name="", version="events")
 
     def begin(self, done: int) -> None:
-        """Say what is run and where it goes, before the first iteration, which may take minutes.
-
-        Args:
-            done: iterations done so far.
-        """
+        """Say what is run and where it goes, before the first iteration, which may take minutes; `done` of them are."""
         if self.active and done < self.loop.iterations:
             what = f"{self.cfg.algorithm} on {self.cfg.conf}, seed {self.cfg.seed}"
             where = f" -> {self.folder}" if self.folder is not None else ""
             print(f"{what}{where}: iteration {done + 1} of {self.loop.iterations} began", flush=True)
 
     def line(self, iteration: int, steps: int, metrics: dict[str, float], times: dict[str, float]) -> None:
-        """Report one iteration.
-
-        Args:
-            iteration: done so far.
-            steps: real steps so far.
-            metrics: by name.
-            times: seconds by stage, with `total`.
-        """
+        """Report the iteration and real steps done so far, metrics by name, seconds by stage and their `total`."""
         if self.logger is not None:
             try:
                 self.logger.log_metrics(metrics | {f"time/{k}": v for k, v in times.items()}, step=steps)
@@ -65,15 +48,12 @@ class Progress:
                 self.logger = None
         if not self.active:
             return
+        total = self.loop.iterations
         values = [f"{label} {metrics[name]:.4g}" for name, label in SHOWN.items() if name in metrics]
         shares = [f"{stage} {times[stage] / times['total']:.0%}" for stage in STAGES if stage in times]
-        total = self.loop.iterations
         gone, left = (timedelta(seconds=round(s)) for s in (times["total"], self._left(iteration, times)))
-        print(
-            f"[{iteration:{len(str(total))}}/{total}] {steps} real steps | {', '.join(values)} | {', '.join(shares)} | "
-            f"{gone} gone, {left} to go",
-            flush=True,
-        )
+        head = f"[{iteration:{len(str(total))}}/{total}] {steps} real steps"
+        print(" | ".join([head, ", ".join(values), ", ".join(shares), f"{gone} gone, {left} to go"]), flush=True)
 
     def _left(self, iteration: int, times: dict[str, float]) -> float:
         """Seconds to go at the pace since this start, and those of the last iteration's longer fit."""

@@ -10,32 +10,49 @@ afterwards is noticed and mended from it. Only the standard library is used, so 
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from mbrl_lightning.config.console import log
 from mbrl_lightning.errors import StorageError
-from mbrl_lightning.runs.rows import COLUMNS, HEADER, Row, encode, load_rows, put_on_record, record_of
-from mbrl_lightning.runs.storage import MARK, append, move, replace_file
-
-__all__ = ["COLUMNS", "PathLike", "Results", "Row", "read_results", "return_unit"]
-
+from mbrl_lightning.runs.storage import MARK, append, move, read_file, replace_file
 
 PathLike = str | os.PathLike[str]
 
 
-def return_unit(unit: str, horizon: int) -> str:
-    """Words for the unit of a return, horizon included, to be stored in `Row.unit`.
+class Row(NamedTuple):
+    """One number. Field order is the column order of the CSV."""
 
-    Args:
-        unit: "step" (mean reward per step) or "episode" (sum of rewards), as in `EnvSpec.unit`.
-        horizon: steps of one episode.
+    algorithm: str
+    env: str
+    seed: int
+    iteration: int
+    real_steps: int
+    split: str
+    task: int
+    shot: int
+    metric: str
+    value: float
+    unit: str
+
+
+COLUMNS = Row._fields
+HEADER = (",".join(COLUMNS) + "\n").encode()
+
+
+def return_unit(unit: str, horizon: int) -> str:
+    """Words for the unit of a return over `horizon` steps, to be stored in `Row.unit`.
+
+    `unit` is "step" (mean reward per step) or "episode" (sum of rewards), as in `EnvSpec.unit`.
     """
-    if unit not in ("step", "episode"):
-        raise ValueError(f"unit is 'step' or 'episode', not {unit!r}")
-    return f"mean reward per step, {horizon} steps" if unit == "step" else f"sum of rewards, {horizon} steps"
+    words = {"step": "mean reward per step", "episode": "sum of rewards"}
+    return f"{words[unit]}, {horizon} steps"
 
 
 class Results:
@@ -54,7 +71,8 @@ class Results:
         rows: every row, buffered ones included, oldest first.
 
     Raises:
-        StorageError: the file cannot be read or written, or is not one of ours.
+        StorageError: the file cannot be read or written, or is not one of ours; also in the methods, which then have changed
+            nothing.
     """
 
     def __init__(self, path: PathLike | None, algorithm: str, env: str, seed: int) -> None:
@@ -63,7 +81,7 @@ class Results:
         self.rows: list[Row] = []
         self._size = self._flushed = 0  # bytes and rows of the file
         if self.path is not None:
-            found = load_rows(self.path)
+            found = _load(self.path)
             if found.fault:
                 log.warning("%s; restored from the record of the last checkpoint", found.fault)
                 if os.path.lexists(self.path):
@@ -89,11 +107,7 @@ class Results:
         self.rows.append(Row(*run, _word(split), int(task), int(shot), _word(metric), float(value), _word(unit)))
 
     def flush(self) -> None:
-        """Appends the buffered rows to the CSV and waits until they are on the disk.
-
-        Raises:
-            StorageError: the write failed; the file is as before and the rows stay buffered for another try.
-        """
+        """Appends the buffered rows to the CSV and waits until they are on the disk."""
         pending = self.rows[self._flushed :]
         if self.path is None or not pending:
             return
@@ -101,32 +115,22 @@ class Results:
             log.warning("%s was changed or removed meanwhile; written anew", self.path)
             self._write(self.path, self.rows)
             return
-        data = encode(pending)
+        data = _lines(pending)
         append(self.path, data)
         self._size, self._flushed = self._size + len(data), len(self.rows)
 
     def record(self) -> None:
-        """Puts a copy of all rows beside the checkpoints, before one is written; errors as in `flush`."""
+        """Puts a copy of all rows beside the checkpoints, before one is written."""
         self.flush()
         if self.path is not None:
-            put_on_record(self.path, self.rows)
+            _put_on_record(self.path, self.rows)
 
     def truncate(self, iteration: int) -> None:
-        """Keeps only rows up to and including `iteration`, as resuming from its checkpoint needs.
-
-        The file is replaced in one step: a crash leaves either the old rows or the new ones. Buffered rows
-        that are kept are written too.
-
-        Raises:
-            StorageError: the file cannot be written; nothing has changed.
-        """
+        """Keeps only rows up to and including `iteration`, as resuming from its checkpoint needs, in one step."""
         self._rewrite([row for row in self.rows if row.iteration <= iteration])
 
     def put_in_place(self, rows: Sequence[Row]) -> int:
-        """Puts rows in place of all those of the same iterations and splits, as measuring again needs.
-
-        The file is replaced in one step; errors as in `truncate`. Returns how many rows went.
-        """
+        """Puts rows in place of all those of the same iterations and splits, in one step; how many went."""
         places = {(row.iteration, row.split) for row in rows}
         kept = [row for row in self.rows if (row.iteration, row.split) not in places]
         gone = len(self.rows) - len(kept)
@@ -134,18 +138,18 @@ class Results:
         return gone
 
     def save_as(self, path: Path) -> None:
-        """Writes all rows into a CSV of their own, in place of what it held; errors as in `truncate`."""
-        replace_file(path, HEADER + encode(self.rows))
+        """Writes all rows into a CSV of their own, in place of what it held."""
+        replace_file(path, HEADER + _lines(self.rows))
 
     def _rewrite(self, rows: list[Row]) -> None:
         if self.path is not None:
             if record_of(self.path).exists():
-                put_on_record(self.path, rows)
+                _put_on_record(self.path, rows)
             self._write(self.path, rows)
         self.rows, self._flushed = rows, len(rows)
 
     def _write(self, path: Path, rows: list[Row]) -> None:
-        data = HEADER + encode(rows)
+        data = HEADER + _lines(rows)
         replace_file(path, data)
         self._size, self._flushed = len(data), len(rows)
 
@@ -164,28 +168,101 @@ def read_results(paths: PathLike | Iterable[PathLike]) -> list[Row]:
     owner: dict[tuple[str, str, int], Path] = {}
     rows: list[Row] = []
     for file in _find_files([paths] if isinstance(paths, (str, os.PathLike)) else list(paths)):
-        found = _read_file(file)
-        for run in {(row.algorithm, row.env, row.seed) for row in found}:
+        found = _load(file)
+        if found.fault:
+            log.warning("%s; read from the record of the last checkpoint, which resume= puts back", found.fault)
+        elif not found.size:
+            raise StorageError(f"{file} is missing or empty", "restore it from a copy")
+        elif found.torn:
+            log.warning("%s: its last line has no end (a crash, or a run still writing) and is left out", file)
+        for run in {(row.algorithm, row.env, row.seed) for row in found.rows}:
             if run in owner:
-                name = "{1} {0} seed {2}".format(*run)
-                raise StorageError(
-                    f"{owner[run]} and {file} both hold {name}",
-                    "name only one of the two, or give one run another seed",
-                )
+                cause = f"{owner[run]} and {file} both hold {run[1]} {run[0]} seed {run[2]}"
+                raise StorageError(cause, "name only one of the two, or give one run another seed")
             owner[run] = file
-        rows += found
+        rows += found.rows
     return rows
 
 
-def _read_file(path: Path) -> list[Row]:
-    found = load_rows(path)
-    if found.fault:
-        log.warning("%s; read from the record of the last checkpoint, which resume= puts back", found.fault)
-    elif not found.size:
-        raise StorageError(f"{path} is missing or empty", "restore it from a copy")
-    elif found.torn:
-        log.warning("%s: its last line has no end (a crash, or a run still writing) and is left out", path)
-    return found.rows
+def has_rows(path: Path) -> bool:
+    """Whether anything that was measured is in a CSV or on record for it."""
+    return record_of(path).exists() or (path.is_file() and path.stat().st_size > len(HEADER))
+
+
+def record_of(path: Path) -> Path:
+    """Where the record of a CSV is."""
+    return path.parent / "checkpoints" / "rows"
+
+
+def _put_on_record(path: Path, rows: Sequence[Row]) -> None:
+    data = HEADER + _lines(rows)
+    replace_file(record_of(path), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+
+
+def _recorded(path: Path) -> bytes:
+    """The rows on record for a CSV, none if there is no whole record."""
+    if not record_of(path).exists():
+        return b""
+    digest, _, data = read_file(record_of(path)).partition(b"\n")
+    if hashlib.sha256(data).hexdigest().encode() == digest:
+        return data
+    log.warning("%s is damaged: %s cannot be compared with it", record_of(path), path)
+    return b""
+
+
+class _Found(NamedTuple):
+    """What stands in a CSV; `fault`: what is wrong with it if the rows are those on record in its place."""
+
+    rows: list[Row]
+    size: int
+    torn: bool
+    fault: str
+
+
+def _load(path: Path) -> _Found:
+    """Reads a CSV and compares it with its record; an error where there is none and the file is damaged or not one of ours."""
+    recorded = _recorded(path)
+    lines = recorded.count(b"\n")
+    try:
+        data = read_file(path) if os.path.lexists(path) else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole and not HEADER.startswith(data):
+            raise StorageError(f"{path} is not a file of result rows", "move it away")
+        rows = _parse(whole, path) if whole else []
+        last = max((row.iteration for row in rows[: lines - 1]), default=-1)
+        if not whole.startswith(recorded):
+            raise StorageError(f"{path} does not hold the {lines - 1} rows that it had", "")
+        if recorded and any(row.iteration <= last for row in rows[lines - 1 :]):
+            raise StorageError(f"{path} holds rows twice", "")
+    except StorageError as error:
+        if not recorded:
+            raise
+        return _Found(_parse(recorded, path), -1, False, error.cause)
+    return _Found(rows, len(data), len(whole) < len(data), "")
+
+
+def _lines(rows: Sequence[Row]) -> bytes:
+    """Rows as lines of the CSV, whose floats read back to the same bits."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _parse(data: bytes, path: Path) -> list[Row]:
+    """Whole lines to rows; the line number of a damaged one goes into the error."""
+    rows, number = [], 1
+    try:
+        lines = csv.reader(io.StringIO(data.decode(), newline=""))
+        if tuple(next(lines, ())) != COLUMNS:
+            raise StorageError(f"{path} does not start with our header", "give a CSV written by this library")
+        for number, cells in enumerate(lines, start=2):  # noqa: B007  (read by the handler below)
+            name, env, seed, iteration, steps, split, task, shot, metric, value, unit = cells
+            when = (int(seed), int(iteration), int(steps))
+            rows.append(Row(name, env, *when, split, int(task), int(shot), metric, float(value), unit))
+    except (ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        remedy = "restore it from a copy, or delete the damaged line"
+        raise StorageError(f"{path}, line {number} is damaged: {error}", remedy) from error
+    return rows
 
 
 def _word(text: str) -> str:
@@ -207,8 +284,7 @@ def _find_files(paths: Sequence[PathLike]) -> list[Path]:
             found = [file for file in sorted(path.rglob("*.csv")) if _is_ours(file)]
         if not found:
             where = "no results.csv in or below it" if path.exists() else "no such file or folder"
-            remedy = "name a run folder, a folder above runs, or a CSV"
-            raise StorageError(f"no results at {path}: {where}", remedy)
+            raise StorageError(f"no results at {path}: {where}", "name a run folder, a folder above runs, or a CSV")
         files.update((Path(os.path.realpath(file)), None) for file in found)
     return list(files)
 

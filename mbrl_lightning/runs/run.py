@@ -13,25 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from mbrl_lightning import __version__
-from mbrl_lightning.config import read_run_config, to_yaml
+from mbrl_lightning.config import to_yaml
 from mbrl_lightning.config.console import log, rank
 from mbrl_lightning.config.schema import Config, EnvConfig
 from mbrl_lightning.errors import ConfigError, MBRLError, StorageError
-from mbrl_lightning.runs import checkpoint
-from mbrl_lightning.runs.results import Results
-from mbrl_lightning.runs.rows import has_rows
-from mbrl_lightning.runs.storage import (
-    MARK,
-    REPLACED,
-    Lock,
-    move,
-    probe,
-    read_file,
-    remove,
-    replace_file,
-    storage_errors,
-    sweep,
-)
+from mbrl_lightning.runs import checkpoint, storage
+from mbrl_lightning.runs.results import Results, has_rows
 
 _LIBRARIES = ("torch", "torchrl", "tensordict", "lightning", "gymnasium", "mujoco", "omegaconf", "numpy")
 _LOW_SPACE = 200 * 2**20  # bytes
@@ -39,9 +26,7 @@ _LOW_SPACE = 200 * 2**20  # bytes
 
 def run_folder(config: Config) -> Path:
     """Where a run with this configuration lives: the folder it resumes, or out/conf/algorithm/seed<k>."""
-    if config.resume:
-        return Path(config.resume)
-    return Path(config.out) / config.conf / config.algorithm / f"seed{config.seed}"
+    return Path(config.resume or f"{config.out}/{config.conf}/{config.algorithm}/seed{config.seed}")
 
 
 def absolute(env: EnvConfig) -> EnvConfig:
@@ -53,9 +38,6 @@ class Run:
     """One run on disk. Making the object only checks; as a context manager it owns the folder.
 
     Of the processes of a distributed run only rank 0 makes, locks and writes anything (`writer`).
-
-    Args:
-        config: the run's configuration.
 
     Raises:
         ConfigError: if something was learned in the folder already and neither resume nor overwrite was asked for.
@@ -70,27 +52,16 @@ class Run:
         self.results = self.folder / "results.csv"
         self.writer = config.devices * config.num_nodes == 1 or rank() == 0
         whole = Path(os.path.abspath(self.folder))
-        self._aside = whole.parent / f"{whole.name}{REPLACED}"
-        self._lock = Lock(self.folder / "lock")
+        self._aside = whole.with_name(f"{whole.name}{storage.REPLACED}")
+        self._lock = contextlib.ExitStack()
         if self.writer:
             self._refuse_reuse()
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "Run":
-        """An existing run, to be read.
-
-        Raises:
-            ConfigError: if the folder holds no run.
-        """
-        config = read_run_config(folder)
-        config.resume = os.fspath(folder)
-        return cls(config)
 
     @property
     def manifest(self) -> dict[str, Any]:
         """Versions, wall-clock and state of the run so far; empty before it began."""
         try:
-            content = json.loads(read_file(self.folder / "manifest.json", most=2**20))
+            content = json.loads(storage.read_file(self.folder / "manifest.json", most=2**20))
         except (StorageError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
@@ -106,44 +77,34 @@ class Run:
         return checkpoint.newest(self.checkpoints) >= self.config.loop.iterations
 
     def finish(self, seconds: dict[str, float]) -> None:
-        """Note where the time went.
-
-        Args:
-            seconds: wall-clock by stage [s].
-        """
+        """Note where the time went: wall-clock by stage [s]."""
         self._note(finished_iterations=self.config.loop.iterations, seconds=seconds)
 
-    def restore_results(self) -> None:
-        """Mend the rows of a finished run from their record, should something have happened to them."""
-        if self.writer:
-            self._lock.acquire()
-            try:
-                Results(self.results, self.config.algorithm, self.config.conf, self.config.seed)
-            finally:
-                self._lock.release()
+    def restored_results(self) -> Results:
+        """Rows of a finished run, mended from their record, should something have happened to them."""
+        with storage.locked(self.folder) if self.writer else contextlib.nullcontext():
+            return Results(self.results, self.config.algorithm, self.config.conf, self.config.seed)
 
     def __enter__(self) -> "Run":
-        if not self.writer:
-            return self
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
-        try:
-            self._begin()
-        except BaseException:
-            self._settle()
-            raise
+        if self.writer:
+            with storage.storage_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(storage.locked(self.folder))
+            try:
+                self._begin()
+            except BaseException:
+                self._settle()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.writer:
-            return
-        ended = error.code if isinstance(error, MBRLError) else kind.__name__ if kind else "done"
-        with contextlib.suppress(StorageError):  # must not hide the error that ended the run
-            self._note(ended=ended)
-        self._settle()
+        if self.writer:
+            ended = error.code if isinstance(error, MBRLError) else kind.__name__ if kind else "done"
+            with contextlib.suppress(StorageError):  # must not hide the error that ended the run
+                self._note(ended=ended)
+            self._settle()
 
     def _begin(self) -> None:
         self._refuse_reuse()  # again: another process may have been faster
@@ -151,55 +112,50 @@ class Run:
         if self.config.overwrite:
             self._set_aside()
         once: dict[str, Any] = {"resume": None, "overwrite": False, "seeds": None, "jobs": 1}  # not of the run
-        once["env"] = absolute(self.config.env)
-        replace_file(self.folder / "config.yaml", to_yaml(dataclasses.replace(self.config, **once)).encode())
+        kept = dataclasses.replace(self.config, **once, env=absolute(self.config.env))
+        storage.replace_file(self.folder / "config.yaml", to_yaml(kept).encode())
         for folder in (self.folder, self.checkpoints, self.figures, self.videos):
-            probe(folder)
-            sweep(folder)
+            storage.probe(folder)
+            storage.sweep(folder)
         free = shutil.disk_usage(self.folder).free
         if free < _LOW_SPACE:
             log.warning("%s: only %d MB free; checkpoints may fail", self.folder, free // 2**20)
         self._note(**fresh, ended=None, **_provenance())
 
     def _refuse_reuse(self) -> None:
-        if self.config.resume or self.config.overwrite or not self.learned:
-            return
-        raise ConfigError(
-            f"{self.folder} already holds a run",
-            f"continue it with resume={self.folder}, replace it with overwrite=true, or set out= or seed=",
-        )
+        if self.learned and not self.config.resume and not self.config.overwrite:
+            raise ConfigError(
+                f"{self.folder} already holds a run",
+                f"continue it with resume={self.folder}, replace it with overwrite=true, or set out= or seed=",
+            )
 
     def _set_aside(self) -> None:
         """An older run steps aside as a whole, if it is one: the folder name may have been mistyped."""
-        sweep(self.folder)
-        strange = [path for path in self.folder.iterdir() if path != self._lock.path]
+        storage.sweep(self.folder)
+        strange = [path for path in self.folder.iterdir() if path.name != "lock"]
         if strange and not (self.folder / "config.yaml").is_file():
-            raise ConfigError(
-                f"overwrite=true, but {self.folder} does not hold a run",
-                "empty the folder by hand, or set out=",
-            )
+            cause = f"overwrite=true, but {self.folder} does not hold a run"
+            raise ConfigError(cause, "empty the folder by hand, or set out=")
         if self.learned:
-            remove(self._aside)  # of a start before this one, which has learned since
-            move(self.folder, self._aside)  # our lock with it
-            before, self._lock = self._lock, Lock(self.folder / "lock")
-            with storage_errors(self.folder):
+            storage.remove(self._aside)  # of a start before this one, which has learned since
+            storage.move(self.folder, self._aside)  # our lock with it
+            with self._lock.pop_all(), storage.storage_errors(self.folder):
                 self.folder.mkdir()
-            self._lock.acquire()
-            before.release()
+                self._lock.enter_context(storage.locked(self.folder))
 
     def _settle(self) -> None:
         """The run that stepped aside goes once the new one has a checkpoint, and comes back if that failed before."""
-        with contextlib.suppress(StorageError):
+        with self._lock, contextlib.suppress(StorageError):
             if self._aside.is_dir() and checkpoint.newest(self.checkpoints) >= 0:
-                remove(self._aside)
+                storage.remove(self._aside)
             elif self._aside.is_dir():
-                remove(self.folder)
-                move(self._aside, self.folder)
-            sweep(self.folder.parent, f"{self._aside.name}{MARK}*")
-        self._lock.release()
+                storage.remove(self.folder)
+                storage.move(self._aside, self.folder)
+            storage.sweep(self.folder.parent, f"{self._aside.name}{storage.MARK}*")
 
     def _note(self, **facts: Any) -> None:
-        replace_file(self.folder / "manifest.json", (json.dumps(self.manifest | facts, indent=1) + "\n").encode())
+        text = json.dumps(self.manifest | facts, indent=1) + "\n"
+        storage.replace_file(self.folder / "manifest.json", text.encode())
 
 
 def _provenance() -> dict[str, Any]:
@@ -223,9 +179,8 @@ def _git_revision() -> str | None:
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()

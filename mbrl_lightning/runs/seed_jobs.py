@@ -10,9 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbrl_lightning.config import differences, read_run_config
+from mbrl_lightning.config import differences, each_seed, read_run_config
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.config.words import number_list
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.runs.run import Run, absolute, run_folder
 from mbrl_lightning.runs.signals import StopFlag
@@ -24,36 +23,29 @@ _POLL = 0.1  # seconds
 
 @dataclasses.dataclass
 class Job:
-    """One seed to train.
-
-    Attributes:
-        seed: root seed.
-        folder: of its run.
-        words: command line of its process.
-        status: exit status once done; 0 from the start if the run is finished already.
-    """
+    """One seed to train: folder of its run, words of its process, exit status once done (at once if it is finished)."""
 
     seed: int
     folder: Path
     words: list[str]
     status: int | None = None
 
+    @property
+    def log(self) -> Path:
+        """Where it prints to when several run side by side."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
 
 def plan(config: Config, words: Sequence[str]) -> list[Job]:
-    """What is to be done for each seed: start, resume, or nothing.
-
-    Args:
-        config: the checked configuration, with `seeds`.
-        words: the command line it came from.
+    """What is to be done for each seed of a checked configuration, made of these words: start, resume, or nothing.
 
     Raises:
         ConfigError: if a run of one of the seeds exists with another configuration.
     """
     kept = [word for word in words if word.partition("=")[0] not in _OWN_KEYS]
     jobs, problems = [], []
-    for seed in number_list(config.seeds or ""):
-        one = dataclasses.replace(config, seed=seed, seeds=None)
-        job = Job(seed, run_folder(one), [*kept, f"seed={seed}"])
+    for one in each_seed(config):
+        job = Job(one.seed, run_folder(one), [*kept, f"seed={one.seed}"])
         jobs.append(job)
         run = Run(dataclasses.replace(one, resume=str(job.folder)))
         if config.overwrite:
@@ -72,13 +64,9 @@ def plan(config: Config, words: Sequence[str]) -> list[Job]:
 
 
 def train_seeds(config: Config, words: Sequence[str]) -> tuple[int, list[Path]]:
-    """Train all seeds.
+    """Train all seeds; arguments and errors as in `plan`.
 
     A signal is passed on once to every running process; they save and end, and no further one is started.
-
-    Args:
-        config: the checked configuration, with `seeds`.
-        words: the command line it came from.
 
     Returns:
         Exit status of the first seed, in the order given, that failed, 0 if none did; and the folders of the finished
@@ -109,8 +97,8 @@ def _work_through(waiting: list[Job], config: Config, stop: StopFlag) -> None:
                 for _, process in running.values():
                     process.send_signal(stop.requested)
             for slot, (job, process) in list(running.items()):
-                job.status = process.poll()
-                if job.status is not None:
+                if (status := process.poll()) is not None:
+                    job.status = status if status >= 0 else 128 - status  # by a signal: told the way shells do
                     del running[slot]
                     _announce(job, config)
             time.sleep(_POLL)
@@ -129,27 +117,19 @@ def _start(job: Job, slot: int, config: Config) -> subprocess.Popen[bytes]:
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     print(f"seed {job.seed}: {job.folder}", flush=True)
-    log = _log_file(job) if config.jobs > 1 else None  # side by side their lines would mix
-    with storage_errors(_log_file(job)), contextlib.ExitStack() as opened:
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-        output = opened.enter_context(open(log, "ab")) if log is not None else None
+    with storage_errors(job.log), contextlib.ExitStack() as opened:
+        output = None
+        if config.jobs > 1:  # side by side their lines would mix
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            output = opened.enter_context(open(job.log, "ab"))
+        words, null, errors = _command(job), subprocess.DEVNULL, output and subprocess.STDOUT
         return subprocess.Popen(
-            _command(job),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output and subprocess.STDOUT,
-            start_new_session=True,
+            words, env=environment, stdin=null, stdout=output, stderr=errors, start_new_session=True
         )
 
 
 def _command(job: Job) -> list[str]:
     return [sys.executable, "-m", "mbrl_lightning.fit", *job.words]
-
-
-def _log_file(job: Job) -> Path:
-    return job.folder.with_name(f"{job.folder.name}.log")
 
 
 def _cuda_devices() -> list[str]:
@@ -160,13 +140,10 @@ def _cuda_devices() -> list[str]:
 
 
 def _announce(job: Job, config: Config) -> None:
-    assert job.status is not None
-    if job.status < 0:  # ended by a signal, told the way shells do
-        job.status = 128 - job.status
     if job.status == 0:
         print(f"seed {job.seed}: done", flush=True)
         return
     print(f"seed {job.seed}: failed with exit status {job.status}", file=sys.stderr, flush=True)
     if config.jobs > 1:
-        tail = _log_file(job).read_text(errors="replace").splitlines()[-5:]
-        print("\n".join([f"  the end of {_log_file(job)}:", *(f"  {line}" for line in tail)]), file=sys.stderr)
+        tail = job.log.read_text(errors="replace").splitlines()[-5:]
+        print("\n".join([f"  the end of {job.log}:", *(f"  {line}" for line in tail)]), file=sys.stderr)

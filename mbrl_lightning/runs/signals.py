@@ -12,6 +12,7 @@ from typing import Any
 from mbrl_lightning.errors import Interrupted, Preempted
 
 _DEAF = 60.0  # seconds
+_NUMBERS = [int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class StopFlag:
@@ -20,9 +21,6 @@ class StopFlag:
     A second signal ends the process at once by SystemExit (open files and locks are released); a third one
     without any clean-up, and so does one that is not heard for a minute, since the process waits for another one that
     stands still. Outside the main thread no handler can be set, and the flag stays down.
-
-    Attributes:
-        requested: number of the signal that came, or None.
     """
 
     PARENT = "MBRL_PARENT"  # set for processes that must not outlive the one that started them
@@ -36,31 +34,25 @@ class StopFlag:
 
     @property
     def requested(self) -> int | None:
-        """Number of the signal that came; SIGTERM also when the starting process is gone."""
+        """Number of the signal that came, or None; SIGTERM also when the starting process is gone."""
         if self._signal is None and self._parent and os.getppid() != self._parent:
             return int(signal.SIGTERM)
         return self._signal
 
     def heed(self, remedy: str) -> None:
-        """Stop here if a signal came.
-
-        Raises:
-            Interrupted, Preempted: with that remedy.
-        """
+        """Stop here, by an Interrupted or Preempted with that remedy, if a signal came."""
         if self.requested is not None:
             kind = Interrupted if self.requested == signal.SIGINT else Preempted
             raise kind(f"stopped by signal {self.requested} before anything was done", remedy)
 
     def __enter__(self) -> "StopFlag":
         with contextlib.suppress(ValueError):  # not the main thread
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):
-                    number = int(getattr(signal, name))
-                    self._before[number] = signal.signal(number, self._receive)
+            for number in _NUMBERS:
+                self._before[number] = signal.signal(number, self._receive)
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            threading.Thread(target=self._watch, args=(reader, set(self._before)), daemon=True).start()
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,11 +63,11 @@ class StopFlag:
             os.close(self._writer)
         self._before.clear()
 
-    def _watch(self, reader: int, numbers: set[int]) -> None:
+    def _watch(self, reader: int) -> None:
         came = 0
         with os.fdopen(reader, "rb", buffering=0) as signals:
             while number := signals.read(1):
-                came += number[0] in numbers
+                came += number[0] in _NUMBERS
                 until = time.monotonic() + _DEAF
                 while self._count < came and time.monotonic() < until:
                     time.sleep(0.05)

@@ -10,7 +10,6 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from mbrl_lightning.errors import StorageError
 
@@ -21,11 +20,7 @@ MOST = 2**30  # bytes of a file that is read as a whole
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError.
-
-    Raises:
-        StorageError: in place of any OSError.
-    """
+    """Turn an OSError of the block into a StorageError."""
     try:
         yield
     except OSError as error:
@@ -33,11 +28,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def read_file(path: Path, most: int = MOST) -> bytes:
-    """The content of a regular file; pipes, devices and huge files are refused before anything is read.
-
-    Raises:
-        StorageError: if it cannot be read.
-    """
+    """The content of a regular file; pipes, devices and huge files are refused before anything is read."""
     with storage_errors(path):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
         with os.fdopen(handle, "rb") as file:
@@ -49,29 +40,23 @@ def read_file(path: Path, most: int = MOST) -> bytes:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file as a whole, its folder included.
+    """Write a file as a whole, its folder included; on any failure the old content is still there."""
+    with _staged(path) as stage:
+        _write(stage, data, os.O_CREAT | os.O_EXCL)
 
-    Raises:
-        StorageError: if it cannot be written; the old content is then still there.
-    """
-    stage = _stage(path)
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write(stage, data, os.O_CREAT | os.O_EXCL)
-            os.replace(stage, path)
-        except BaseException:
-            _discard(stage)
-            raise
-        _sync(path.parent)
+
+def publish(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files as a whole, in the order given, in place of what has that name, which stays on any failure."""
+    with _staged(target) as stage:
+        os.mkdir(stage)
+        for name, data in files.items():
+            _write(stage / name, data, os.O_CREAT | os.O_EXCL)
+        _sync(stage)
+        remove(target)
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to a file all of `data` or, on any failure, nothing.
-
-    Raises:
-        StorageError: if it cannot be written; the file is as before.
-    """
+    """Add to a file all of `data` or, on any failure, nothing."""
     with storage_errors(path):
         size = os.stat(path).st_size
         try:
@@ -82,45 +67,15 @@ def append(path: Path, data: bytes) -> None:
             raise
 
 
-def publish(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files as a whole, in the order given, in place of what has that name.
-
-    Raises:
-        StorageError: if it cannot be written; what was there is still there.
-    """
-    stage = _stage(target)
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.mkdir(stage)
-            for name, data in files.items():
-                _write(stage / name, data, os.O_CREAT | os.O_EXCL)
-            _sync(stage)
-            remove(target)
-            os.rename(stage, target)
-            _sync(target.parent)
-        except BaseException:
-            _discard(stage)
-            raise
-
-
 def move(source: Path, target: Path) -> None:
-    """Give a file or folder another name beside it.
-
-    Raises:
-        StorageError: if that is not possible.
-    """
+    """Give a file or folder another name beside it."""
     with storage_errors(source):
         os.rename(source, target)
         _sync(target.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if there: it is gone at once or not at all.
-
-    Raises:
-        StorageError: if it cannot be renamed; what only cannot be deleted is left to `sweep`.
-    """
+    """Remove a file or folder, if there: it is gone at once or not at all; what cannot be deleted is left to `sweep`."""
     if os.path.lexists(path):
         dying = _stage(path)
         move(path, dying)
@@ -134,11 +89,7 @@ def sweep(folder: Path, names: str = f"*{MARK}*") -> None:
 
 
 def probe(folder: Path) -> None:
-    """Make a folder; write and remove a file: what is read-only must show before hours of training, not after.
-
-    Raises:
-        StorageError: if the folder cannot be made or written.
-    """
+    """Make a folder; write and remove a file: what is read-only must show before hours of training, not after."""
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         stage = _stage(folder / "probe")
@@ -146,45 +97,47 @@ def probe(folder: Path) -> None:
         os.unlink(stage)
 
 
-class Lock:
-    """Keeps two processes out of one folder. The system gives it back when its holder ends, however that ends.
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder that is there. The system gives the lock back when its holder ends, however that ends.
 
-    Args:
-        path: of the lock file, which stays; its folder must exist when the lock is taken.
+    Raises:
+        StorageError: if another process holds it, or the folder cannot be written.
     """
+    from filelock import FileLock, Timeout
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock: Any = None
-
-    def acquire(self) -> None:
-        """Take the lock.
-
-        Raises:
-            StorageError: if another process holds it, or the folder cannot be written.
-        """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path, timeout=0)
-        with storage_errors(self.path):
-            try:
-                lock.acquire()
-            except Timeout as error:
-                cause = f"{self.path.parent} is in use by another process"
-                raise StorageError(cause, "wait for it to end, or end it") from error
-        self._lock = lock
-
-    def release(self) -> None:
-        """Give the lock back, if held."""
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                self._lock.release()
-            self._lock = None
+    path = folder / "lock"  # which stays
+    lock = FileLock(path, timeout=0)
+    with storage_errors(path):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StorageError(f"{folder} is in use by another process", "wait for it to end, or end it") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.release()
 
 
 def _stage(target: Path) -> Path:
     """A fresh path beside `target`: on the same file system, so that renaming it is atomic."""
     return target.with_name(f"{target.name}{MARK}{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A fresh path beside `target`, in place of which it is put at the end of the block, or which goes if that fails."""
+    stage = _stage(target)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield stage
+            os.rename(stage, target)
+        except BaseException:
+            _discard(stage)
+            raise
+        _sync(target.parent)
 
 
 def _write(path: Path, data: bytes, how: int) -> None:

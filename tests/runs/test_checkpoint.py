@@ -210,14 +210,14 @@ def test_nothing_to_load_is_an_error_that_names_the_file(tmp_path):
 
 def test_a_checkpoint_that_is_rotated_away_while_it_is_loaded_is_looked_for_anew(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, state(1), keep=1)
-    read = checkpoint._read
+    look = checkpoint._look
 
-    def slow(path):
-        if path.name == "step_00000001":
+    def slow(path, quick=False):
+        if path.name == "step_00000001" and not quick:
             checkpoint.save(tmp_path, 2, state(2), keep=1)
-        return read(path)
+        return look(path, quick)
 
-    monkeypatch.setattr(checkpoint, "_read", slow)
+    monkeypatch.setattr(checkpoint, "_look", slow)
     assert checkpoint.load(tmp_path)[0] == 2
 
 
@@ -295,7 +295,7 @@ def test_other_format_and_other_content_are_refused(tmp_path):
 
 
 def test_objects_that_need_code_are_refused_when_saving(tmp_path):
-    with pytest.raises(TypeError, match=r"state\['a'\]\[0\]\['b'\] is a float64"):
+    with pytest.raises(TypeError, match="the state holds numpy"):
         checkpoint.save(tmp_path, 1, {"a": [{"b": torch.zeros(1).double().numpy()[0]}]}, keep=1)
     assert names(tmp_path) == []
 

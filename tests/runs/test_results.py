@@ -165,25 +165,25 @@ from mbrl_lightning.runs.results import Results
 results = Results(sys.argv[1], "gssm_aps", "cartpole", 0)
 def dying(name, real=None):
     def call(*args):
-        if name == "after-replace":
+        if name == "after-rename":
             real(*args)
         os._exit(9)
     return call
-if sys.argv[2] == "after-replace":
-    os.replace = dying("after-replace", os.replace)
+if sys.argv[2] == "after-rename":
+    os.rename = dying("after-rename", os.rename)
 else:
     setattr(os, sys.argv[2], dying(sys.argv[2]))
 results.truncate(0)
 """
 
 
-@pytest.mark.parametrize("point", ["fsync", "replace", "after-replace"])
+@pytest.mark.parametrize("point", ["fsync", "rename", "after-rename"])
 def test_a_kill_during_truncation_leaves_old_or_new(tmp_path: Path, point: str) -> None:
     file = tmp_path / "results.csv"
     rows = run_with_rows(file).rows
     done = subprocess.run([sys.executable, "-c", KILLED, str(file), point], check=False)
     assert done.returncode == 9
-    expected = rows[:2] if point == "after-replace" else rows
+    expected = rows[:2] if point == "after-rename" else rows
     assert read_results(tmp_path) == expected
 
 

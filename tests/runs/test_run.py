@@ -17,7 +17,7 @@ from mbrl_lightning.errors import ConfigError, DivergedError, MBRLError, Storage
 from mbrl_lightning.runs import checkpoint, storage
 from mbrl_lightning.runs.run import Run, run_folder
 from mbrl_lightning.runs.signals import StopFlag
-from mbrl_lightning.runs.storage import Lock
+from mbrl_lightning.runs.storage import locked
 
 
 @pytest.fixture(autouse=True)
@@ -147,21 +147,19 @@ def test_the_end_of_a_failed_run_is_noted():
 
 def test_a_lock_excludes_others_and_ends_with_its_holder(tmp_path):
     code = (
-        "import pathlib as p, sys; from mbrl_lightning.runs.storage import Lock\n"
-        "lock = Lock(p.Path(sys.argv[1])); lock.acquire(); print('held', flush=True); input()"
+        "import pathlib as p, sys; from mbrl_lightning.runs.storage import locked\n"
+        "with locked(p.Path(sys.argv[1])): print('held', flush=True); input()"
     )
-    lock = Lock(tmp_path / "lock")
-    command = [sys.executable, "-c", code, lock.path]
+    command = [sys.executable, "-c", code, tmp_path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(StorageError, match="in use by another process"):
-            lock.acquire()
+        with pytest.raises(StorageError, match="in use by another process"), locked(tmp_path):
+            pytest.fail("two hold it")
         holder.kill()
-    lock.acquire()
-    with pytest.raises(StorageError, match="in use"):
-        Lock(lock.path).acquire()
-    lock.release()
-    Lock(lock.path).acquire()
+    with locked(tmp_path), pytest.raises(StorageError, match="in use"), locked(tmp_path):
+        pytest.fail("two hold it")
+    with locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"pid": 1, "host": "elsewhere"}'])
