@@ -187,11 +187,11 @@ def tabulate(name: str, folder: Path) -> str:
 
 def tables_of(name: str, rows: Sequence[Row]) -> list[Table]:
     """Returns of all arms, how far their bodies got, and how their training went."""
-    from mbrl_lightning.report.kinds import BODY, RETURN
-    from mbrl_lightning.report.tables import build, training_table
+    from mbrl_lightning.report.kinds import BODY, RETURN, TRAINING
+    from mbrl_lightning.report.tables import build
 
     env = f"{rows[0].env}, study '{name}'"
-    tables = build(rows, env, "test", RETURN), build(rows, env, "test", BODY), training_table(rows, env)
+    tables = (build(rows, env, split, kind) for split, kind in (("test", RETURN), ("test", BODY), ("", TRAINING)))
     return [table for table in tables if table is not None]
 
 

@@ -16,7 +16,7 @@ from mbrl_lightning.bounds.guarantees import (
 )
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.report import canvas
-from mbrl_lightning.report.curves import Array
+from mbrl_lightning.report.statistics import Array
 from mbrl_lightning.report.tables import Table, number
 from mbrl_lightning.runs.results import PathLike, read_results
 

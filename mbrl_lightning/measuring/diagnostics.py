@@ -22,7 +22,6 @@ from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.models.measures import until_fall
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.report import figures, video
-from mbrl_lightning.report.outputs import before_and_after
 from mbrl_lightning.report.switches import switches
 from mbrl_lightning.runs.results import Results
 
@@ -144,7 +143,7 @@ def _outputs(loop: Trained, path: Path) -> Path | None:
     panels = {"training": (errors / trained).numpy(), "these episodes": (errors / now).numpy()}
     note = "squared error of the next changes: hollow, as the model is; filled, adapted to the last transitions"
     titled = {f"share of its variance in {where}": share for where, share in panels.items()}
-    return before_and_after(titled, spec.observation_names, path, note)
+    return figures.before_and_after(titled, spec.observation_names, path, note)
 
 
 def _latent_space(loop: Trained, path: Path) -> Path:

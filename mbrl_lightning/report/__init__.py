@@ -90,11 +90,12 @@ def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> st
 
 def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
     """All tables of one env that its rows have entries for."""
-    from mbrl_lightning.report.kinds import KINDS
-    from mbrl_lightning.report.tables import build, training_table
+    from mbrl_lightning.report.kinds import KINDS, TRAINING
+    from mbrl_lightning.report.tables import build
 
-    made = [build(rows, env, split, kind) for split in SPLITS for kind in KINDS]
-    return [table for table in made if table is not None] + [training_table(rows, env)]
+    wanted = [(split, kind) for split in SPLITS for kind in KINDS] + [("", TRAINING)]
+    made = (build(rows, env, split, kind) for split, kind in wanted)
+    return [table for table in made if table is not None]
 
 
 def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:

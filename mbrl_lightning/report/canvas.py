@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbrl_lightning.report.curves import Array
+from mbrl_lightning.report.statistics import Array
 from mbrl_lightning.runs.results import PathLike
 
 if TYPE_CHECKING:

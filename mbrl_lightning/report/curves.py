@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mbrl_lightning.report.metrics import place_in_order
-from mbrl_lightning.report.statistics import iqm, stratified_bootstrap
+from mbrl_lightning.report.statistics import Array, iqm, score_matrix, stratified_bootstrap
 from mbrl_lightning.runs.results import Row
 
-Array = NDArray[np.float64]
 REPS = 1000  # resamples for each point of a band
 GRID = 40  # most places at which seeds are compared
 
@@ -52,34 +50,26 @@ def curve(rows: Sequence[Row], place: Literal["real_steps", "shot"]) -> Curve:
     are compared over the range all of them cover, or measurement by measurement where the places differ by
     little. Tasks that a seed lacks somewhere are left out for all.
     """
-    values: dict[int, dict[int, dict[int, list[float]]]] = {}  # seed, place, task
-    for row in rows:
-        values.setdefault(row.seed, {}).setdefault(getattr(row, place), {}).setdefault(row.task, []).append(row.value)
-    tasks = sorted(set.intersection(*(set(there) for places in values.values() for there in places.values())))
-    own: list[tuple[Array, Array]] = []
-    for _, places in sorted(values.items()):
-        at = np.array(sorted(places), dtype=np.float64)
-        own.append((at, np.array([[np.mean(places[int(x)][task]) for task in tasks] for x in at])))
-    seeds = [(at, cells.mean(1)) for at, cells in own]
-    common = _aligned([at for at, _ in own])
-    if common is not None:
-        return Curve(seeds, common, np.stack([cells for _, cells in own], axis=1))
-    grid = _grid([at for at, _ in own])
-    scores = np.stack([[np.interp(grid, at, column) for column in cells.T] for at, cells in own])
-    return Curve(seeds, grid, scores.transpose(2, 0, 1))
+    spots, _, scores = score_matrix(rows, "seed", place)
+    which, at = np.array(spots, dtype=np.float64).T
+    own = [(at[which == seed], scores[which == seed]) for seed in np.unique(which)]
+    seeds, places = [(at, cells.mean(1)) for at, cells in own], [at for at, _ in own]
+    grid = _aligned(places)
+    if grid is not None:
+        return Curve(seeds, grid, np.stack([cells for _, cells in own], axis=1))
+    grid = _grid(places)
+    cells = np.stack([[np.interp(grid, at, column) for column in cells.T] for at, cells in own])
+    return Curve(seeds, grid, cells.transpose(2, 0, 1))
 
 
 def choose(rows: Sequence[Row], metric: str, split: str | None = None, shot: int | None = None) -> list[Row]:
-    """Rows of one metric, one split and, of each algorithm, one shot.
+    """Rows of one env and metric, of one split and, of each algorithm, one shot.
 
     Args:
-        rows: of one env.
+        rows: of one env, or a ValueError says of which.
         metric: its name.
         split: None takes "test" where there is one, else the first that comes.
         shot: None takes each algorithm's own: the one measured at most iterations, the longest among equals.
-
-    Raises:
-        ValueError: no such rows, or rows of several envs.
     """
     chosen = [row for row in rows if row.metric == metric and split in (None, row.split)]
     splits = [row.split for row in chosen]
@@ -104,10 +94,8 @@ def last(rows: Sequence[Row]) -> list[Row]:
 
 def by_algorithm(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of each algorithm, algorithms in their order (`metrics.place_in_order`)."""
-    groups: dict[str, list[Row]] = {name: [] for name in sorted({row.algorithm for row in rows}, key=place_in_order)}
-    for row in rows:
-        groups[row.algorithm].append(row)
-    return groups
+    names = sorted({row.algorithm for row in rows}, key=place_in_order)
+    return {name: [row for row in rows if row.algorithm == name] for name in names}
 
 
 def one_env(rows: Sequence[Row], what: str) -> None:

@@ -1,8 +1,7 @@
-"""Figures of a run: curves, rollouts, the latent space. Each function draws one PNG, making its folder, and returns its path.
+"""Figures of a run. Each function draws one PNG at `path`, making its folder, and returns its path.
 
-Matplotlib is imported on first use and drawn on directly (no pyplot, no global state, no display). Nothing
-here reads or changes a random stream of the training. How rows become lines is in `curves.py`; rows are of one env, or a
-ValueError says of which. Values are tensors or arrays.
+Matplotlib is imported on first use and drawn on directly (no pyplot, no global state, no display). Nothing here reads or
+changes a random stream of the training. Rows are of one env, values tensors or arrays; a ValueError says what is not so.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbrl_lightning.report import canvas
-from mbrl_lightning.report.curves import Array, Curve, by_algorithm, choose, curve, last, one_env, seed_count
+from mbrl_lightning.report.curves import Curve, by_algorithm, choose, curve, last, one_env, seed_count
 from mbrl_lightning.report.metrics import metric as named
 from mbrl_lightning.report.paper import full_unit
-from mbrl_lightning.report.statistics import score_matrix
+from mbrl_lightning.report.statistics import Array, score_matrix
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 PANELS = 12  # most observation entries in one figure
 ROLLOUTS = 3  # most rollouts in one panel
 POINTS = 1000  # most latents embedded: t-SNE's time grows faster than their number
+LEAST = 1e-8  # drawn in place of no error at all, which has no logarithm
 
 
 def learning_curve(
@@ -45,16 +45,8 @@ def learning_curve(
     """A metric against real environment steps, one colour for each algorithm.
 
     Thick line: mean over seeds and tasks. Dashed line and band: interquartile mean with its 95 % stratified
-    bootstrap interval (two seeds or more). Thin lines: each seed's mean over tasks.
-
-    Args:
-        rows: of one env.
-        metric: which of them to draw.
-        path: the PNG.
-        reference: label to value, each drawn as a horizontal line.
-        split: task split; None takes "test" where there is one.
-        shot: context transitions; None takes, for each algorithm, the shot measured most often, the longest among equals.
-        title: a line above the usual one.
+    bootstrap interval (two seeds or more). Thin lines: each seed's mean over tasks. `reference`: label to value, each a
+    horizontal line; `title`: a line above the usual one; `split` and `shot` as in `curves.choose`.
     """
     chosen = choose(rows, metric, split, shot)
     figure, (axes,) = canvas.blank(1, 1, 7.5, 5.0)
@@ -140,19 +132,10 @@ def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
 
 
 def imagined_against_real(imagined: Any, real: Any, names: Sequence[str], path: PathLike) -> Path:
-    """The model's rollouts beside the real ones from the same start under the same actions.
+    """The model's rollouts `[B, H, S]` beside real ones from the same starts under the same actions, NaN when they were over.
 
     Up to three rollouts are drawn. With more than twelve observation entries the worst predicted twelve are
     shown (error over the real entry's spread). An imagined line that leaves the frame is far from the data.
-
-    Args:
-        imagined: `[B, H, S]`.
-        real: `[B, H, S]`; NaN where an episode was over.
-        names: S names of the observation's entries.
-        path: the PNG.
-
-    Raises:
-        ValueError: shapes that do not agree.
     """
     dreamt, truth = canvas.array(imagined), canvas.array(real)
     if dreamt.ndim != 3 or dreamt.shape != truth.shape or dreamt.shape[2] != len(names):
@@ -174,20 +157,36 @@ def imagined_against_real(imagined: Any, real: Any, names: Sequence[str], path: 
     return canvas.save(figure, path, "one colour for each rollout; vertical axes in the units of the observation")
 
 
+def before_and_after(panels: Mapping[str, Array], names: Sequence[str], path: PathLike, note: str = "") -> Path:
+    """What each of S outputs of a model is off by, from before it adapts (hollow) to after (filled), on logarithmic axes.
+
+    `panels`: title to errors `[2, S]`, first before, then after; outputs that are NaN or infinite are left out.
+    """
+    figure, all_axes = canvas.blank(1, len(panels), 4.2, 1.2 + 0.2 * len(names), share_y=True)
+    places = np.arange(len(names))
+    for axes, (title, errors) in zip(all_axes, panels.items(), strict=True):
+        before, after = np.maximum(errors, LEAST)
+        better = after <= before
+        finite = np.isfinite(before) & np.isfinite(after)
+        for index, word, chosen in ((0, "less after", better & finite), (1, "more after", ~better & finite)):
+            shade = canvas.colour(index)
+            axes.hlines(places[chosen], before[chosen], after[chosen], color=shade, label=word)
+            axes.plot(before[chosen], places[chosen], "o", color=shade, markerfacecolor="white", markersize=4)
+            axes.plot(after[chosen], places[chosen], "o", color=shade, markersize=4)
+        axes.axvline(1.0, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set_xscale("log")
+        axes.set_title(title, fontsize=9)
+        axes.set_yticks(places, names, fontsize=7)
+    all_axes[0].invert_yaxis()
+    all_axes[0].legend(fontsize=7)
+    return canvas.save(figure, path, note)
+
+
 def latent_space(latents: Any, colour: Any, names: Sequence[str], path: PathLike) -> Path:
-    """The latents of many tasks in two dimensions, a panel for each true parameter that colours them.
+    """Latents `[N, Z]` in two dimensions, a panel for each of the P true task parameters `[N, P]` that colour them.
 
     t-SNE (scikit-learn) where it is installed and there are at least five different points, else the first
     two principal components. Latents that are not finite are left out and counted in the title.
-
-    Args:
-        latents: `[N, Z]`.
-        colour: `[N, P]` true task parameters.
-        names: P names.
-        path: the PNG.
-
-    Raises:
-        ValueError: shapes that do not agree, or no finite latent.
     """
     points, values = canvas.array(latents), canvas.array(colour)
     if points.ndim != 2 or values.shape != (len(points), len(names)):

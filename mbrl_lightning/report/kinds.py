@@ -7,9 +7,8 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from mbrl_lightning.report.curves import Array
-from mbrl_lightning.report.statistics import iqm, sign_test, stratified_bootstrap
-from mbrl_lightning.report.tables import Cell, Column, Group, Kind, mean_and_deviation, number
+from mbrl_lightning.report.statistics import Array, iqm, sign_test, stratified_bootstrap
+from mbrl_lightning.report.tables import Cell, Column, Group, Kind, mean_and_deviation, number, seeds_of
 
 
 def interval(scores: Array) -> str:
@@ -145,5 +144,44 @@ PROBE = Kind(
     "latent [R2 of a linear probe, 1 is perfect]",
     "probe/r2/*",
     (Column("probe/r2/*", None, _with_least), Column("latent/*")),
+)
+
+
+def _gap(group: Group, real: str) -> str:
+    ours, imagined = group.scores(real), group.scores("imagined/return")
+    both = ours is not None and imagined is not None and imagined.shape == ours.shape
+    return mean_and_deviation(imagined - ours) if both else "-"  # type: ignore[operator]
+
+
+def _times(group: Group) -> dict[str, float]:
+    """Seconds of all seeds by stage, `total` first. `time/<stage>` rows add up from the start of a run."""
+    spent = {"total": 0.0}
+    for row in group.rows:
+        if row.metric.startswith("time/"):
+            stage = row.metric.removeprefix("time/")
+            spent[stage] = spent.get(stage, 0.0) + row.value
+    stages = sum(spent.values()) - spent["total"]
+    return spent | {"total": max(spent["total"], stages), "other": max(spent["total"] - stages, 0.0)}
+
+
+def _minutes(group: Group, _: str) -> str:
+    return number(_times(group)["total"] / 60 / len(seeds_of(group.rows)))
+
+
+def _stages(group: Group, _: str) -> str:
+    total, *rest = _times(group).items()
+    return ", ".join(f"{stage} {seconds / (total[1] or 1.0):.0%}" for stage, seconds in rest)
+
+
+TRAINING = Kind(
+    "return of the last iteration [{unit}]",
+    "time/total",
+    (
+        Column("imagined/return", "imagined"),
+        Column("real/return", "real"),
+        Column("real/return", "imagined - real", _gap),
+        Column("time/total", "minutes a seed", _minutes),
+        Column("time/*", "time by stage", _stages),
+    ),
 )
 KINDS = (RETURN, REWARD, BODY, MODEL, EXPLORED, ADAPTATION, HISTORY, PROBE)

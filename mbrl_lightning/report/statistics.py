@@ -8,37 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mbrl_lightning.runs.results import Row
 
+Array = NDArray[np.float64]
 
-def score_matrix(rows: Sequence[Row]) -> tuple[list[int], list[int], NDArray[np.float64]]:
-    """Arranges rows of one metric as scores per seed and task.
 
-    Rows that agree in seed and task (repeated episodes) are averaged. A task that not every seed has is left
-    out.
+def score_matrix(rows: Sequence[Row], *spot: str) -> tuple[list[Any], list[int], Array]:
+    """Scores of one metric by seed (or other fields of the rows) and task: seeds, tasks, `[len(seeds), len(tasks)]`.
 
-    Returns:
-        seeds, tasks (both ascending) and scores `[len(seeds), len(tasks)]`.
+    Repeated episodes are averaged. A task that not every seed has is left out.
     """
-    cells: dict[tuple[int, int], list[float]] = {}
+    cells: dict[tuple[Any, int], list[float]] = {}
     for row in rows:
-        cells.setdefault((row.seed, row.task), []).append(row.value)
-    seeds = sorted({seed for seed, _ in cells})
-    tasks = sorted(task for task in {task for _, task in cells} if all((seed, task) in cells for seed in seeds))
-    scores = [[float(np.mean(cells[seed, task])) for task in tasks] for seed in seeds]
-    return seeds, tasks, np.asarray(scores, dtype=np.float64).reshape(len(seeds), len(tasks))
+        place = tuple(getattr(row, name) for name in spot) if spot else row.seed
+        cells.setdefault((place, row.task), []).append(row.value)
+    spots = sorted({place for place, _ in cells})
+    tasks = sorted(task for task in {task for _, task in cells} if all((place, task) in cells for place in spots))
+    scores = [[float(np.mean(cells[place, task])) for task in tasks] for place in spots]
+    return spots, tasks, np.asarray(scores, dtype=np.float64).reshape(len(spots), len(tasks))
 
 
 def iqm(values: ArrayLike) -> float:
     """Interquartile mean of all entries: what is left when the lowest and the highest quarter are cut off; a NaN gives NaN.
 
-    With n values `floor(n / 4)` are cut at each end, as `scipy.stats.trim_mean(values, 0.25)` does and with it `rliable`;
-    below four values it is the plain mean.
+    With n values `floor(n / 4)` are cut at each end, as `scipy.stats.trim_mean(values, 0.25)` does and with it `rliable`.
 
     Raises:
         ValueError: no values.
@@ -52,26 +50,14 @@ def iqm(values: ArrayLike) -> float:
 
 
 def stratified_bootstrap(
-    scores: ArrayLike,
-    statistic: Callable[[NDArray[np.float64]], float] = iqm,
-    reps: int = 2000,
-    seed: int = 0,
+    scores: ArrayLike, statistic: Callable[[Array], float] = iqm, reps: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of a statistic; seeds are drawn with replacement within each task on its own.
+    """Ends of the 95 % percentile interval of a statistic of `[seeds, tasks]`, from `reps` resamples.
 
-    The interval says how far the statistic would move with other seeds on the same tasks. Drawing per task
-    treats the tasks of one seed as independent; where one policy serves all tasks of a seed, look at the
-    spread between seeds too, which may be wider. With a single seed low equals high; both ends are NaN where
-    a score is NaN or infinite.
-
-    Args:
-        scores: `[seeds, tasks]`.
-        statistic: takes `[seeds, tasks]`, gives a number.
-        reps: number of resamples.
-        seed: of the resampling's own generator; no global random state is read or changed.
-
-    Returns:
-        The 2.5 % and 97.5 % percentiles.
+    Seeds are drawn with replacement within each task on its own: how far would the statistic move with other seeds on the
+    same tasks? That treats the tasks of one seed as independent; where one policy serves all tasks of a seed, look at
+    the spread between seeds too, which may be wider. With a single seed low equals high; both ends are NaN where
+    a score is NaN or infinite. No global random state is read or changed.
     """
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 2 or array.size == 0:
@@ -94,10 +80,7 @@ class SignTest(NamedTuple):
 
 
 def sign_test(differences: ArrayLike) -> SignTest:
-    """Exact two-sided sign test: is a difference as often above zero as below? Zeros are left out.
-
-    Args:
-        differences: one per task, any shape, for instance error with a wrong context minus the right one's.
+    """Exact two-sided sign test: is a difference (one per task) as often above zero as below? Zeros are left out.
 
     Raises:
         ValueError: a difference is NaN, which has no sign.

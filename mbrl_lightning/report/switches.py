@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbrl_lightning.report import canvas
-from mbrl_lightning.report.curves import Array
+from mbrl_lightning.report.statistics import Array
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,15 +25,9 @@ def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: 
     """Above, reward per step against steps since the last switch; below, the rewards of one episode.
 
     Above: mean and deviation over switches, one line for each task switched to, as far as half of its switches go on without
-    another. Below: the background is the task in force.
-
-    Args:
-        after: rewards after each of W switches `[W, H]`, NaN from the next switch on; tensors or arrays.
-        tasks: first parameter of the tasks switched to `[W]`.
-        reward: of one episode `[T]`.
-        hidden: first parameter of the task in force at each of its steps `[T]`.
-        name: of that parameter.
-        path: the PNG; its folder is made.
+    another; `after`: the rewards after each of W switches `[W, H]`, NaN from the next switch on, and `tasks`: the first
+    parameter, called `name`, of the tasks switched to `[W]`. Below: the rewards of one episode `[T]`, on the task in force,
+    `hidden`: that parameter at each of its steps `[T]`. Tensors or arrays.
     """
     after, tasks, reward, hidden = map(canvas.array, (after, tasks, reward, hidden))
     values = np.unique(np.concatenate([tasks, hidden]))

@@ -8,25 +8,16 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from mbrl_lightning.report.curves import Array, by_algorithm, last
+from mbrl_lightning.report.curves import by_algorithm, last
 from mbrl_lightning.report.metrics import FREE, in_order, metric
 from mbrl_lightning.report.paper import PAPER
-from mbrl_lightning.report.statistics import score_matrix
+from mbrl_lightning.report.statistics import Array, score_matrix
 from mbrl_lightning.runs.results import Row
-
-OPENING = ["algorithm", "context", "seeds", "real steps"]
 
 
 @dataclass
 class Table:
-    """A table of words. Columns without any entry are left out when it is written.
-
-    Attributes:
-        title: one line, with the unit of its numbers.
-        header: one phrase for each column.
-        rows: as many cells each as `header`.
-        notes: lines below.
-    """
+    """A table of words, `rows` of as many cells each as `header`. Columns without any entry are left out when it is written."""
 
     title: str
     header: list[str]
@@ -83,12 +74,9 @@ Cell = Callable[[Group, str], str]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: a metric or a pattern of metrics (each that is there has a column), and what is said of it.
+    """A column: a metric, its heading (None is the metric's own), and what is said of it.
 
-    Attributes:
-        metrics: name, or pattern with `*`; names that have a column of their own are not of a pattern.
-        heading: None is the metric's own.
-        cell: group and metric -> text.
+    A pattern with `*` and no heading stands for a column for each metric that is there and has none of its own.
     """
 
     metrics: str
@@ -98,14 +86,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of table: a line for each algorithm and context length at which `anchor` was measured last.
+    """A kind of table: a line for each algorithm and context length at which the metric `anchor` was measured last.
 
-    Attributes:
-        title: with `{unit}` of the anchor.
-        anchor: a metric; others count if they belong to the same iteration.
-        columns: metrics by name, or `Column`.
-        notes: lines below.
-        paper: heading of the column in which the papers' numbers of the anchor stand, if there are any.
+    Other metrics count if they belong to the same iteration. `title` may have the `{unit}` of returns; `paper` is the heading
+    of the column in which the papers' numbers of the anchor stand, if there are any.
     """
 
     title: str
@@ -116,21 +100,17 @@ class Kind:
 
 
 def build(rows: Sequence[Row], env: str, split: str, kind: Kind, each_seed: bool = False) -> Table | None:
-    """The table of one kind, or None where its rows have nothing for it.
+    """The table of one kind for one env and split of its tasks, or None where its rows have nothing for it.
 
-    Args:
-        rows: of one env.
-        env: its name.
-        split: of tasks.
-        kind: what to show.
-        each_seed: a line for every seed in place of their mean.
+    `each_seed`: a line for every seed in place of their mean.
     """
     mine = [row for row in rows if row.split == split]
     columns = _columns(kind, {row.metric for row in mine})
-    unit = next((row.unit for row in mine if row.metric == kind.anchor), "")
-    opening = [*OPENING[:2], "seed" if each_seed else "seeds", OPENING[3]]
+    unit = next((row.unit for row in mine if row.unit), "")
+    opening = ["algorithm", "context", "seed" if each_seed else "seeds", "real steps"]
     headings = [metric(column.metrics).heading if column.heading is None else column.heading for column in columns]
-    table = Table(f"{env}, {split} tasks: {kind.title.format(unit=unit)}", [*opening, *headings])
+    title = kind.title.format(unit=unit).replace(" []", "")
+    table = Table(f"{env}, {f'{split} tasks' if split else 'training'}: {title}", [*opening, *headings])
     for group in groups(mine, kind.anchor):
         for part in group.by_seed() if each_seed else [group]:
             cells = [column.cell(part, column.metrics) for column in columns]
@@ -143,8 +123,13 @@ def build(rows: Sequence[Row], env: str, split: str, kind: Kind, each_seed: bool
     if not table.rows:
         return None
     table.notes.extend(kind.notes)
-    if kind.paper and split == "test":
-        _add_paper(table, env, kind)
+    for entry in PAPER if kind.paper and split == "test" else ():
+        if (entry.env, entry.metric) == (env, kind.anchor):
+            cells = ["-"] * len(table.header)
+            cells[0] = f"paper: {entry.method}"
+            cells[table.header.index(kind.paper)] = number(entry.value)
+            table.rows.append(cells)
+            table.notes.append(f"paper: {entry.method} from {entry.source}")
     return table
 
 
@@ -175,16 +160,6 @@ def groups(rows: Sequence[Row], anchor: str) -> list[Group]:
     return found
 
 
-def _add_paper(table: Table, env: str, kind: Kind) -> None:
-    for entry in PAPER:
-        if (entry.env, entry.metric) == (env, kind.anchor):
-            cells = ["-"] * len(table.header)
-            cells[0] = f"paper: {entry.method}"
-            cells[table.header.index(kind.paper)] = number(entry.value)
-            table.rows.append(cells)
-            table.notes.append(f"paper: {entry.method} from {entry.source}")
-
-
 def number(value: float, digits: int = 3) -> str:
     """Some digits, or all before the point where there are more; thousands are separated."""
     return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:.{digits}g}"
@@ -210,35 +185,3 @@ def mean_and_deviation(scores: Array, digits: int = 3) -> str:
     deviation = means.std(ddof=1)
     rounded = deviation < 1e-12 * np.abs(means).max()  # equal but for the last bits of a sum
     return f"{number(means.mean(), digits)} +- {0 if rounded else number(deviation, 2)}"
-
-
-def training_table(rows: Sequence[Row], env: str) -> Table:
-    """Last iteration's imagined beside real return, and where the wall-clock time went."""
-    returns = {"imagined/return": "imagined", "real/return": "real"}
-    unit = next((f" [{row.unit}]" for row in rows if row.metric in returns and row.unit), "")
-    header = ["algorithm", "seeds", "real steps", *returns.values(), "imagined - real", "minutes a seed"]
-    table = Table(f"{env}, training: return of the last iteration{unit}", [*header, "time by stage"])
-    for algorithm, mine in by_algorithm(rows).items():
-        ends = [row for name in returns for row in last([row for row in mine if row.metric == name])]
-        group = Group(algorithm, -1, ends)
-        imagined, real = (group.scores(name) for name in returns)
-        both = imagined is not None and real is not None and imagined.shape == real.shape
-        gap = mean_and_deviation(imagined - real) if both else "-"  # type: ignore[operator]
-        final = {seed: max(row.real_steps for row in mine if row.seed == seed) for seed in seeds_of(mine)}
-        opening = [algorithm, str(len(final)), span(final.values())]
-        table.rows.append([*opening, *map(group.mean, returns), gap, *_times(mine, len(final))])
-    return table
-
-
-def _times(rows: Sequence[Row], seeds: int) -> list[str]:
-    """Minutes a seed and each stage's share. `time/<stage>` rows add up from the start of the run."""
-    spent: dict[str, float] = {}
-    for row in last([row for row in rows if row.metric.startswith("time/")]):
-        stage = row.metric.removeprefix("time/")
-        spent[stage] = spent.get(stage, 0.0) + row.value
-    total = max(spent.pop("total", 0.0), sum(spent.values()))
-    if not total:
-        return ["-", "-"]
-    spent["other"] = total - sum(spent.values())
-    shares = [f"{stage} {seconds / total:.0%}" for stage, seconds in spent.items()]
-    return [number(total / 60 / seeds), ", ".join(shares)]

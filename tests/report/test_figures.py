@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mbrl_lightning.report.curves import choose, curve
-from mbrl_lightning.report.outputs import before_and_after
 from mbrl_lightning.report.video import write_video
 from mbrl_lightning.runs.results import Row
 
@@ -202,7 +201,7 @@ def latents(count: int) -> tuple[np.ndarray, np.ndarray]:
 def test_outputs_are_drawn_from_before_to_after(tmp_path: Path, drawn: list[Any]) -> None:
     errors = np.array([[1.0, 0.2, np.nan], [0.5, 0.4, 1.0]])  # the last was not measured
     panels = {"in training": errors, "in these": 10 * errors}
-    assert is_png(before_and_after(panels, ["x", "y", "still"], tmp_path / "outputs.png"))
+    assert is_png(figures.before_and_after(panels, ["x", "y", "still"], tmp_path / "outputs.png"))
     for axes, factor in zip(drawn[-1].axes, (1, 10), strict=True):
         less, more = ([segment.tolist() for segment in lines.get_segments()] for lines in axes.collections)
         assert less == [[[1.0 * factor, 0.0], [0.5 * factor, 0.0]]]

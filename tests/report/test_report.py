@@ -12,7 +12,7 @@ import pytest
 
 from mbrl_lightning import report as reporting
 from mbrl_lightning.report import main, report, tables
-from mbrl_lightning.report.kinds import ADAPTATION, BODY, MODEL, PROBE, RETURN
+from mbrl_lightning.report.kinds import ADAPTATION, BODY, MODEL, PROBE, RETURN, TRAINING
 from mbrl_lightning.report.tables import build
 from mbrl_lightning.runs.results import Results, Row, read_results, return_unit
 
@@ -136,7 +136,7 @@ def test_other_tables_by_hand(rows: list[Row]) -> None:
     assert body is not None
     assert "upright [share of steps]" in body.text()
     assert "distance" not in body.text()  # not measured: no empty column
-    training = cells_of(line_of(tables.training_table(rows, "half_cheetah").text(), "gssm_aps"))
+    training = cells_of(line_of(build(rows, "half_cheetah", "", TRAINING).text(), "gssm_aps"))
     assert training[3:6] == ["950 +- 0.71", "900 +- 0", "50.5 +- 0.71"]
     assert training[6:] == ["2", "model 75%, policy 15%, other 10%"]  # 60 s an iteration, added up over two
 
