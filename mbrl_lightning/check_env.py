@@ -89,11 +89,11 @@ def check_family(family: TaskFamily) -> Iterator[Check]:
             if isinstance(error, HangError):
                 return
     try:
-        start = time.perf_counter()
-        data = _walk(family, family.simulate(family.test[:TASKS]), family.spec.horizon)
-        speed = data.following[..., 0].numel() / (time.perf_counter() - start)
-        detail = f"{family.spec.horizon} random steps finite, |obs| <= {data.following.abs().amax():.3g}, {speed:.0f} steps/s"
-        yield Check("episode", True, detail)
+        start, steps = time.perf_counter(), family.spec.horizon
+        data = _walk(family, _few(family), steps)
+        speed = data["following"][..., 0].numel() / (time.perf_counter() - start)
+        size = data["following"].abs().amax()
+        yield Check("episode", True, f"{steps} random steps finite, |obs| <= {size:.3g}, {speed:.0f} steps/s")
         for judge in (_reward, _termination, _target):
             yield Check(judge.__name__.strip("_"), *judge(family, data))
     except MBRLError as error:
@@ -106,34 +106,29 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class Transitions(NamedTuple):
-    """Random-policy transitions, each tensor [steps, tasks, ...]; the environment's own numbers where it has some."""
-
-    observation: torch.Tensor
-    action: torch.Tensor
-    following: torch.Tensor
-    own_reward: torch.Tensor | None
-    own_terminated: torch.Tensor | None
+def _few(family: TaskFamily) -> Any:
+    return family.simulate(family.test[:TASKS])
 
 
-def _walk(family: TaskFamily, simulator: Any, steps: int, seed: int = 0) -> Transitions:
-    """Random-policy steps from a reset; rows start anew on the step after their termination."""
+def _walk(family: TaskFamily, simulator: Any, steps: int = STEPS, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random-policy steps from a reset; rows start anew on the step after their termination.
+
+    Each [steps, tasks, ...]; with the environment's own ``reward`` and ``terminated`` where it has some.
+    """
     import torch
 
-    generator = _generator(seed)
+    generator, rows = _generator(seed), []
     observation = following = simulator.reset(generator)
-    rows, own = [], []
     for step in range(steps):
         ended = family.spec.termination(following)
         observation = simulator.reset(generator, ended) if step and ended.any() else following
         action = family.spec.random_action((simulator.batch_size,), generator)
         following = simulator.step(action)
-        rows.append((observation, action, following))
-        if getattr(simulator, "last_reward", None) is not None:
-            own.append((simulator.last_reward.clone(), simulator.last_terminated.clone()))
-    parts = [torch.stack(part) for part in zip(*rows, strict=True)]
-    reward, terminated = [torch.stack(part) for part in zip(*own, strict=True)] if own else [None, None]
-    return Transitions(parts[0], parts[1], parts[2], reward, terminated)
+        row = {"observation": observation, "action": action, "following": following}
+        if hasattr(simulator, "last_reward"):
+            row |= {"reward": simulator.last_reward.clone(), "terminated": simulator.last_terminated.clone()}
+        rows.append(row)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _splits(family: TaskFamily) -> tuple[bool, str]:
@@ -161,7 +156,7 @@ def _training(family: TaskFamily) -> tuple[bool, str]:
 def _shapes(family: TaskFamily) -> tuple[bool, str]:
     import torch
 
-    spec, simulator = family.spec, family.simulate(family.test[:TASKS])
+    spec, simulator = family.spec, _few(family)
     observation = simulator.reset(_generator())
     action = spec.random_action((simulator.batch_size,), _generator())
     following, expected = simulator.step(action), (simulator.batch_size, spec.observation_dim)
@@ -177,33 +172,32 @@ def _shapes(family: TaskFamily) -> tuple[bool, str]:
 
 
 def _seeding(family: TaskFamily) -> tuple[bool, str]:
-    simulator = family.simulate(family.test[:TASKS])
-    first = _walk(family, simulator, STEPS).following
-    if not first.equal(_walk(family, family.simulate(family.test[:TASKS]), STEPS).following):
+    simulator = _few(family)
+    first, *again = (_walk(family, each)["following"] for each in (simulator, _few(family), simulator))
+    if not first.equal(again[0]):
         return False, f"two runs of {STEPS} steps from one seed differ"
     # Hidden tasks are drawn anew with each episode.
-    hidden = getattr(simulator, "tasks", None) is not None
-    again = hidden or first.equal(_walk(family, simulator, STEPS).following)
+    same = hasattr(simulator, "tasks") or first.equal(again[1])
     detail = (
-        "agree bit for bit" if again else "differ in an environment used before: does set_task build on its own work?"
+        "agree bit for bit" if same else "differ in an environment used before: does set_task build on its own work?"
     )
-    return again, f"runs of {STEPS} steps from one seed {detail}"
+    return same, f"runs of {STEPS} steps from one seed {detail}"
 
 
 def _masking(family: TaskFamily) -> tuple[bool, str]:
     import torch
 
-    simulator = family.simulate(family.test[:TASKS])
-    data = _walk(family, simulator, STEPS)
-    mask, last = torch.arange(simulator.batch_size) % 2 == 0, data.following[-1]
-    kept = simulator.step(data.action[0], mask)[~mask].equal(last[~mask])
+    simulator = _few(family)
+    data = _walk(family, simulator)
+    mask, last = torch.arange(simulator.batch_size) % 2 == 0, data["following"][-1]
+    kept = simulator.step(data["action"][0], mask)[~mask].equal(last[~mask])
     kept &= simulator.reset(_generator(), mask)[~mask].equal(last[~mask])
     return kept, "rows outside the mask keep their observation"
 
 
 def _state(family: TaskFamily) -> tuple[bool, str]:
-    simulator = family.simulate(family.test[:TASKS])
-    action = _walk(family, simulator, STEPS).action
+    simulator = _few(family)
+    action = _walk(family, simulator)["action"]
     saved = simulator.state()
     first = [simulator.step(a) for a in action]
     simulator.set_state(saved)
@@ -217,7 +211,7 @@ def _parameters(family: TaskFamily) -> tuple[bool, str]:
     for j, column in enumerate(drawn.unbind(1)):
         tasks[j + 1, j] = column[(column - tasks[0, j]).abs().argmax()]
     # Simulators of one row each, so that all get the same initial state and actions.
-    base, *others = [_walk(family, family.simulate(task[None]), STEPS, seed=2).following for task in tasks]
+    base, *others = [_walk(family, family.simulate(task[None]), seed=2)["following"] for task in tasks]
     size = base.abs().amax((0, 1)).clamp_min(1e-30)
     effects = dict(zip(family.parameters, [((run - base).abs() / size).max().item() for run in others], strict=True))
     near = [value for name, value in effects.items() if name not in family.distant]
@@ -225,28 +219,28 @@ def _parameters(family: TaskFamily) -> tuple[bool, str]:
     return min(near, default=1.0) > 1e-6, f"largest change of an observation in {STEPS} steps, of its size: {detail}"
 
 
-def _reward(family: TaskFamily, data: Transitions) -> tuple[bool, str]:
-    reward = family.spec.reward(data.observation, data.action, data.following)
+def _reward(family: TaskFamily, data: dict[str, torch.Tensor]) -> tuple[bool, str]:
+    reward = family.spec.reward(data["observation"], data["action"], data["following"])
     good, detail = bool(reward.isfinite().all()), f"within [{reward.min():.3g}, {reward.max():.3g}]"
-    if data.own_reward is None:
+    if "reward" not in data:
         return good, f"{detail}; the only definition there is"
-    error, size = (reward - data.own_reward).abs().max(), data.own_reward.abs().max()
+    error, size = (reward - data["reward"]).abs().max(), data["reward"].abs().max()
     return good and bool(error <= CLOSE * size), f"{detail}; differs from the environment's own by {error:.2g} at most"
 
 
-def _termination(family: TaskFamily, data: Transitions) -> tuple[bool, str]:
-    spec, ended = family.spec, family.spec.termination(data.following)
-    good, detail = True, f"{int(ended.sum())} of {ended.numel()} random steps end"
+def _termination(family: TaskFamily, data: dict[str, torch.Tensor]) -> tuple[bool, str]:
+    spec, following = family.spec, data["following"]
+    ended, own = spec.termination(following), data.get("terminated")
+    detail = f"{int(ended.sum())} of {ended.numel()} random steps end"
     if spec.training_termination is not None:
-        detail += f", training is cut at {int(spec.training_termination(data.following).sum())}"
-    if data.own_terminated is not None:
-        good = ended.equal(data.own_terminated)
-        detail += f", the environment's own: {int(data.own_terminated.sum())}"
-    return good, detail
+        detail += f", training is cut at {int(spec.training_termination(following).sum())}"
+    return own is None or ended.equal(own), detail + (
+        f", the environment's own: {int(own.sum())}" if own is not None else ""
+    )
 
 
-def _target(family: TaskFamily, data: Transitions) -> tuple[bool, str]:
-    observation, following = data.observation.double(), data.following.double()
+def _target(family: TaskFamily, data: dict[str, torch.Tensor]) -> tuple[bool, str]:
+    observation, following = data["observation"].double(), data["following"].double()
     change = family.spec.target(observation, following)
     rebuilt = family.spec.untarget(observation, change)
     again = (family.spec.target(observation, rebuilt) - change).abs().amax((0, 1))

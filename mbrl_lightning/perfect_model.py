@@ -136,19 +136,6 @@ def perfect_model(cfg: Config, tasks: int) -> dict[str, Tensor]:
     return returns
 
 
-def write(cfg: Config, returns: dict[str, Tensor], path: Path) -> None:
-    """Rows of one seed, in place of what `path` held."""
-    from mbrl_lightning.envs import family_of
-    from mbrl_lightning.runs.results import Results, return_unit
-
-    spec, results = family_of(cfg.env).spec, Results(None, "perfect_model", cfg.conf, cfg.seed)
-    unit = return_unit(spec.unit, spec.horizon)
-    for name, values in returns.items():
-        for task, value in enumerate(values.tolist()):
-            results.add(f"return/{name}", value, iteration=0, real_steps=0, split="train", task=task, unit=unit)
-    results.save_as(path)
-
-
 def parse(argv: Sequence[str]) -> tuple[Config, int]:
     """Configuration and number of tasks."""
     words = read(argv)
@@ -165,15 +152,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = f"{cfg.planner.kind}, {cfg.planner.candidates} candidates, {cfg.planner.horizon} steps ahead"
         print(f"{cfg.conf}, {tasks} training tasks, planner in the true simulator ({kind})", flush=True)
         for one in each_seed(cfg):
-            returns = perfect_model(one, tasks)
-            write(one, returns, Path(cfg.out) / cfg.conf / "perfect_model" / f"seed{one.seed}" / "perfect_model.csv")
-            print(f"seed {one.seed}", *(_line(name, values) for name, values in returns.items()), sep="\n", flush=True)
+            print(_told(one, perfect_model(one, tasks)), flush=True)
 
     return answer(argv, lambda: HELP, command)
 
 
-def _line(name: str, values: Tensor) -> str:
-    return f"  {name:<8} {values.mean():8.4g}   each task {' '.join(f'{value:.4g}' for value in values)}"
+def _told(cfg: Config, returns: dict[str, Tensor]) -> str:
+    """Lines about one seed, whose rows are put in the place of earlier ones."""
+    from mbrl_lightning.envs import family_of
+    from mbrl_lightning.runs.results import Results, return_unit
+
+    spec, results, lines = family_of(cfg.env).spec, Results(None, "perfect_model", cfg.conf, cfg.seed), []
+    unit = return_unit(spec.unit, spec.horizon)
+    for name, values in returns.items():
+        lines.append(f"  {name:<8} {values.mean():8.4g}   each task {' '.join(f'{value:.4g}' for value in values)}")
+        for task, value in enumerate(values.tolist()):
+            results.add(f"return/{name}", value, iteration=0, real_steps=0, split="train", task=task, unit=unit)
+    results.save_as(Path(cfg.out) / cfg.conf / "perfect_model" / f"seed{cfg.seed}" / "perfect_model.csv")
+    return "\n".join([f"seed {cfg.seed}", *lines])
 
 
 make_callable(__name__)

@@ -22,6 +22,26 @@ STEP = ("observation", "reward", "terminated", "truncated", "info")
 ROUNDING = 1e-6  # relative; a float32 has 6e-8
 
 
+def read_state(env: gymnasium.Env) -> np.ndarray:
+    """The hidden state of a MuJoCo environment, or of one that keeps it in an attribute ``state``."""
+    inner: Any = env.unwrapped
+    if hasattr(inner, "model") and hasattr(inner, "data"):
+        return read_physics(inner.model, inner.data)
+    if not hasattr(inner, "state"):
+        cause = f"no way is known to read the state of {type(inner).__name__}."
+        raise EnvError(cause, "Give gym_family(state_access=(read, write)).")
+    return np.asarray(inner.state)
+
+
+def write_state(env: gymnasium.Env, values: np.ndarray) -> None:
+    """Restore what :func:`read_state` gave."""
+    inner: Any = env.unwrapped
+    if hasattr(inner, "model") and hasattr(inner, "data"):
+        write_physics(inner.model, inner.data, values)
+    else:
+        inner.state = values
+
+
 class GymSimulator:
     """A :class:`~mbrl_lightning.envs.spec.Simulator` over separate gymnasium environments.
 
@@ -31,8 +51,7 @@ class GymSimulator:
         set_task: (env, P values) writes a task; called before every reset.
         guard: calls the user's code.
         tasks: [B, P] float64.
-        state_access: (read, write) of an environment's hidden state as a flat array; None: found out (MuJoCo
-            environments, and those with an attribute ``state``).
+        state_access: (read, write) of an environment's hidden state as a flat array; None: see :func:`read_state`.
 
     Attributes:
         last_reward: the environments' own rewards of the last step, float64 [B]; only for checking ``spec.reward``.
@@ -52,7 +71,7 @@ class GymSimulator:
         self._spec, self._set_task, self._guard, self._tasks = spec, set_task, guard, tasks.tolist()
         self._envs = [guard.call(f"building environment {row}", make) for row in range(self.batch_size)]
         self._code = guard.call("the environment", _code, self._envs[0]) if self._envs else ""
-        self._access, self._started = state_access, [False] * self.batch_size
+        self._access, self._started = state_access or (read_state, write_state), [False] * self.batch_size
         self._observation = torch.zeros(self.batch_size, spec.observation_dim)
         self.last_reward = torch.zeros(self.batch_size, dtype=torch.float64)
         self.last_terminated = torch.zeros(self.batch_size, dtype=torch.bool)
@@ -74,12 +93,7 @@ class GymSimulator:
         self._started[row] = True
 
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See Simulator.step.
-
-        Raises:
-            EnvError: besides, an environment ended an episode and ``spec.termination`` does not say so: what is learned of
-                the model would go on where the task does not.
-        """
+        """See Simulator.step; an end that ``spec.termination`` does not foresee is an EnvError: models would go on there."""
         require_finite_action(self._spec, action, mask)
         for row in chosen_rows(self.batch_size, mask):
             physical = _physical(self._envs[row].action_space, action[row])
@@ -99,11 +113,11 @@ class GymSimulator:
         missed = ended & ~torch.stack(foreseen).any(0)
         if missed.any():
             row = int(missed.nonzero()[0])
+            at = [round(value, 4) for value in self._observation[row].tolist()]
             raise EnvError(
-                f"{self._spec.name}: the environment ended the episode of task {row} {self._tasks[row]} at observation "
-                f"{[round(value, 4) for value in self._observation[row].tolist()]}, where termination() is False.",
-                "Give gym_family(termination=...), which models need too, or build the environment so that it never "
-                "terminates.",
+                f"{self._spec.name}: the environment ended the episode of task {row} {self._tasks[row]} at observation {at}, "
+                "where termination() is False.",
+                "Give gym_family(termination=...), which models need too, or build it so that it never terminates.",
             )
 
     def _call(self, row: int, what: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -128,32 +142,20 @@ class GymSimulator:
         self._observation[row] = torch.from_numpy(values)
 
     def state(self) -> Tensor:
-        """See Simulator.state; an EnvError where no way to read the state is known."""
-        read, _ = self._state_access()
+        """See Simulator.state."""
+        read, _ = self._access
         rows = [self._call(row, "reading the state", _flat, read, env) for row, env in enumerate(self._envs)]
         return torch.cat([torch.from_numpy(np.stack(rows)), self._observation.double()], -1)
 
     def set_state(self, state: Tensor) -> None:
         """See Simulator.set_state."""
-        _, write = self._state_access()
+        _, write = self._access
         size = state.shape[1] - self._spec.observation_dim
         for row, env in enumerate(self._envs):
             if not self._started[row]:  # stepping before a reset is an error in gymnasium
                 self._start(row, seed=0)
             self._call(row, "writing the state", write, env, state[row, :size].cpu().numpy().copy())
         self._observation = state[:, size:].float().cpu().clone()
-
-    def _state_access(self) -> StateAccess:
-        if self._access is None:
-            inner: Any = self._envs[0].unwrapped
-            if hasattr(inner, "model") and hasattr(inner, "data"):
-                self._access = _read_mujoco, _write_mujoco
-            elif hasattr(inner, "state"):
-                self._access = _read_attribute, _write_attribute
-            else:
-                cause = f"{self._spec.name}: no way is known to read the environment's state."
-                raise EnvError(cause, "Give gym_family(state_access=(read, write)).")
-        return self._access
 
     def render(self, index: int = 0) -> np.ndarray:
         """See Simulator.render; the environment must have been built with render_mode="rgb_array"."""
@@ -203,19 +205,3 @@ def _follow_constants(env: gymnasium.Env) -> None:
     model = getattr(env.unwrapped, "model", None)
     if isinstance(model, mujoco.MjModel):
         mujoco.mj_setConst(model, mujoco.MjData(model))
-
-
-def _read_attribute(env: Any) -> np.ndarray:
-    return np.asarray(env.unwrapped.state)
-
-
-def _write_attribute(env: Any, values: np.ndarray) -> None:
-    env.unwrapped.state = values
-
-
-def _read_mujoco(env: Any) -> np.ndarray:
-    return read_physics(env.unwrapped.model, env.unwrapped.data)
-
-
-def _write_mujoco(env: Any, values: np.ndarray) -> None:
-    write_physics(env.unwrapped.model, env.unwrapped.data, values)

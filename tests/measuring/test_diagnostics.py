@@ -16,28 +16,42 @@ from mbrl_lightning.measuring import diagnostics
 @pytest.fixture
 def trained(make_loop):
     def make(algorithm: str = "gssm_aps", **options):
-        loop = make_loop(algorithm, loop={"iterations": 2}, **options)
+        loop = make_loop(algorithm, **{"loop": {"iterations": 2}} | options)
         loop.fit()
         return loop
 
     return make
 
 
-def test_all_figures_are_drawn_and_the_run_goes_on_as_before(trained, tmp_path):
+@pytest.fixture
+def drawn(trained, tmp_path):
+    """Names of the figures of a run, which goes on as before."""
     pytest.importorskip("matplotlib")
-    loop = trained()
-    before = fingerprint(loop.state_dict())
-    written = diagnostics.draw(loop, tmp_path / "figures")
-    assert fingerprint(loop.state_dict()) == before
-    names = ("learning_curve", "adaptation_curve", "exploitation", "imagined_against_real", "latent_space")
-    assert {path.stem for path in written} == set(names)
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+    def draw(algorithm: str = "gssm_aps", **options):
+        loop = trained(algorithm, **options)
+        before = fingerprint(loop.state_dict())
+        written = diagnostics.draw(loop, tmp_path / "figures")
+        assert fingerprint(loop.state_dict()) == before
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+        return {path.stem for path in written}
+
+    return draw
 
 
-def test_a_model_free_method_has_no_model_to_draw(trained, tmp_path):
-    pytest.importorskip("matplotlib")
-    names = {path.name for path in diagnostics.draw(trained("dr_ppo"), tmp_path)}
-    assert names == {"learning_curve.png"}
+EVERY = {"learning_curve", "adaptation_curve", "exploitation", "imagined_against_real", "latent_space"}
+
+
+def test_every_figure_is_drawn_and_one_that_fails_costs_a_warning(drawn, monkeypatch, caplog):
+    assert drawn() == EVERY
+
+    def broken(*_):
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(diagnostics.figures, "latent_space", broken)
+    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
+        assert drawn() == EVERY - {"latent_space"}
+    assert "no such colour" in caplog.text
 
 
 SMALL = {
@@ -47,36 +61,34 @@ SMALL = {
     "policy": {"hidden": [8]},
     "sac": {"warmup_steps": 60, "every": 10, "updates_per_step": 0.2, "batch": 16},
 }
-EVERY_HISTORY = {"learning_curve.png", "imagined_against_real.png", "exploitation.png"}
+GRBAL = {"l2a": {"past": 4}, "planner": {"candidates": 12, "horizon": 3, "elites": 3}}
+EVERY_HISTORY = {"learning_curve", "imagined_against_real", "exploitation"}
+
+
+def point(every=None):
+    return shortened(make_family("point_switch", horizon=40, switch_every_steps=every), context=10)
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "every", "names"),
+    ("algorithm", "options", "names"),
     [
-        ("m3po", 15, EVERY_HISTORY | {"switches.png"}),
-        ("m3po", None, EVERY_HISTORY),  # the task stays for the whole episode
-        ("recurrent_sac", 15, {"learning_curve.png", "switches.png"}),  # its model is never fitted
-        ("pearl", 15, {"learning_curve.png", "switches.png"}),
+        ("dr_ppo", {}, {"learning_curve"}),  # it has no model to draw
+        ("grbal", GRBAL, {"learning_curve", "imagined_against_real", "outputs"}),
+        ("m3po", {"family": point(15), **SMALL}, EVERY_HISTORY | {"switches"}),
+        ("m3po", {"family": point(), **SMALL}, EVERY_HISTORY),  # the task stays for the whole episode
+        ("recurrent_sac", {"family": point(15), **SMALL}, {"learning_curve", "switches"}),  # its model is never fitted
+        ("pearl", {"family": point(15), **SMALL}, {"learning_curve", "switches"}),
     ],
 )
-def test_figures_of_methods_for_hidden_tasks(make_loop, tmp_path, caplog, algorithm, every, names):
-    pytest.importorskip("matplotlib")
-    family = shortened(make_family("point_switch", horizon=40, switch_every_steps=every), context=10)
-    loop = make_loop(algorithm, family=family, **SMALL)
-    loop.fit()
-    before = fingerprint(loop.state_dict())
+def test_figures_are_those_that_a_method_has_data_for(drawn, caplog, algorithm, options, names):
     with caplog.at_level(logging.WARNING, "mbrl_lightning"):
-        written = diagnostics.draw(loop, tmp_path)
-    assert {path.name for path in written} == names
+        assert drawn(algorithm, **options) == names
     assert not caplog.records
-    assert fingerprint(loop.state_dict()) == before
 
 
-def test_in_a_perfect_model_of_histories_the_imagined_episode_is_the_real_one(make_loop, monkeypatch):
+def test_in_a_perfect_model_of_histories_the_imagined_episode_is_the_real_one(trained, monkeypatch):
     """Which takes the same history in imagination as in reality, as the policy looks at it."""
-    family = shortened(make_family("point_switch", horizon=40, switch_every_steps=None), context=10)
-    loop = make_loop("m3po", family=family, **SMALL)
-    loop.fit()
+    loop = trained("m3po", family=point(), **SMALL)
     dynamics = loop.algorithm.dynamics
     dynamics.low.fill_(-torch.inf)
     dynamics.high.fill_(torch.inf)
@@ -89,7 +101,7 @@ def test_in_a_perfect_model_of_histories_the_imagined_episode_is_the_real_one(ma
         return torch.cat([velocity, reward], -1).expand(2, -1, -1, -1)
 
     monkeypatch.setattr(dynamics, "predictions", forwards)
-    imagined, real = diagnostics.imagined_and_real(loop, family.test[[0, 0, 1]])
+    imagined, real = diagnostics.imagined_and_real(loop, loop.family.test[[0, 0, 1]])
     assert imagined.shape == real.shape == (3, 40)
     torch.testing.assert_close(imagined["observation"][:2], real["observation"][:2], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(imagined["action"][:2], real["action"][:2], atol=1e-4, rtol=1e-4)
@@ -97,38 +109,14 @@ def test_in_a_perfect_model_of_histories_the_imagined_episode_is_the_real_one(ma
     assert asked == [min(step, 10) for step in range(40)]
 
 
-def test_a_figure_that_fails_costs_a_warning_and_the_others_are_drawn(trained, tmp_path, monkeypatch, caplog):
-    pytest.importorskip("matplotlib")
-    loop = trained()
-
-    def broken(*_):
-        raise ValueError("no such colour")
-
-    monkeypatch.setattr(diagnostics.figures, "latent_space", broken)
-    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
-        assert len(diagnostics.draw(loop, tmp_path)) == 4
-    assert "no such colour" in caplog.text
-
-
-def test_imagined_and_real_episodes_begin_in_the_same_state_and_have_equal_length(trained):
-    loop = trained(dynamics={"members": 2})
+@pytest.mark.parametrize(("algorithm", "options"), [("gssm_aps", {"dynamics": {"members": 2}}), ("grbal", GRBAL)])
+def test_imagined_and_real_episodes_begin_in_the_same_state_and_have_equal_length(trained, algorithm, options):
+    loop = trained(algorithm, **options)
     imagined, real = diagnostics.imagined_and_real(loop, loop.family.test[:3])
     assert imagined.shape == real.shape == (3, loop.family.spec.horizon)
     assert torch.equal(imagined["observation"][:, 0], real["observation"][:, 0])
     torch.testing.assert_close(imagined["action"][:, 0], real["action"][:, 0])
     assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
-
-
-def test_a_planner_that_adapts_imagines_from_the_same_state(trained, tmp_path):
-    pytest.importorskip("matplotlib")
-    loop = trained("grbal", l2a={"past": 4}, planner={"candidates": 12, "horizon": 3, "elites": 3})
-    imagined, real = diagnostics.imagined_and_real(loop, loop.family.test[:3])
-    assert imagined.shape == real.shape
-    assert torch.equal(imagined["observation"][:, 0], real["observation"][:, 0])
-    torch.testing.assert_close(imagined["action"][:, 0], real["action"][:, 0])
-    assert not torch.equal(imagined["observation"][:, 5], real["observation"][:, 5])
-    names = {path.name for path in diagnostics.draw(loop, tmp_path)}
-    assert names == {"learning_curve.png", "imagined_against_real.png", "outputs.png"}
 
 
 def test_an_imagined_episode_stays_where_it_ended():

@@ -1,4 +1,4 @@
-"""What every body says of itself, and what several bodies share: starts, planar observations, pay for speed."""
+"""What every body says of itself, and what several bodies share: starts, names, pay for speed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.envs.spec import EnvSpec, Simulator, add_difference, difference, identity, never
 
-SPEED, LARGEST_SPEED = ("x_speed_mean [m/s]",), 10.0
+SPEED = ("x_speed_mean [m/s]",)
 
 
 class Retaskable(Simulator, Protocol):
@@ -139,31 +138,8 @@ def normal(batch: int, generator: torch.Generator, nq: int, nv: int, scale: floa
     return (noise * scale).split([nq, nv], 1)
 
 
-def observe_planar(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray, dt: float, hidden: int = 1) -> np.ndarray:
-    """[B, 1 + S]: mean speed along x, positions but the first ``hidden``, velocities."""
-    return np.concatenate([(qpos[:, :1] - before[:, :1]) / dt, qpos[:, hidden:], qvel], 1)
-
-
-def observe_clipped(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray, dt: float) -> np.ndarray:
-    """[B, 1 + S]: as :func:`observe_planar`, velocities within +-10."""
-    return observe_planar(qpos, np.clip(qvel, -LARGEST_SPEED, LARGEST_SPEED), before, dt)
-
-
-def planar_names(joints: tuple[str, ...]) -> tuple[str, ...]:
-    """Entries of a body in the x-z plane: height, pitch and joints, then their velocities."""
-    angles = ("pitch", *joints)
-    speeds = (*(f"{axis}_velocity [m/s]" for axis in "xz"), *(f"{angle}_velocity [rad/s]" for angle in angles))
-    return ("z [m]", *(f"{angle} [rad]" for angle in angles), *speeds)
-
-
 def free_names(joints: tuple[str, ...]) -> tuple[str, ...]:
     """Entries of a body in space: height, quaternion (w first) and joints, then the velocities."""
     linear = (*(f"{axis}_velocity [m/s]" for axis in "xyz"), *(f"{axis}_angular_velocity [rad/s]" for axis in "xyz"))
     pose = ("z [m]", *(f"quaternion_{part}" for part in "wxyz"), *(f"{joint} [rad]" for joint in joints))
     return (*pose, *linear, *(f"{joint}_velocity [rad/s]" for joint in joints))
-
-
-def planar_features(observation: Tensor) -> Tensor:
-    """Sine and cosine in the place of the pitch, the second entry: [..., S] -> [..., S + 1]."""
-    pitch = observation[..., 1:2]
-    return torch.cat([observation[..., :1], pitch.sin(), pitch.cos(), observation[..., 2:]], -1)

@@ -7,9 +7,10 @@ import functools
 import mujoco
 import numpy as np
 
-from mbrl_lightning.envs.bodies.body import Body, normal, observe_planar, planar_features, planar_names
+from mbrl_lightning.envs.bodies.body import Body, normal
 from mbrl_lightning.envs.bodies.edits import RED, paint
 from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, Noise
+from mbrl_lightning.envs.bodies.planar import observe_planar, planar_features, planar_names
 
 DT, FRAME_SKIP = 0.05, 5
 JOINTS = ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")

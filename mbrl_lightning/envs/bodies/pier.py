@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies import half_cheetah
-from mbrl_lightning.envs.bodies.body import Body, normal, planar_features
+from mbrl_lightning.envs.bodies.body import Body, normal
 from mbrl_lightning.envs.bodies.edits import paint
 from mbrl_lightning.envs.bodies.mujoco import MujocoBody, MujocoSimulator, asset, centre_of_mass
+from mbrl_lightning.envs.bodies.planar import planar_features
 
 DT, CHEETAH_MASS = 0.01, 14.0
 CENTRE = tuple(f"centre_of_mass_{axis} [m]" for axis in "xyz")

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from mbrl_lightning.envs.bodies import ant as ants
 from mbrl_lightning.envs.bodies import half_cheetah as cheetahs
-from mbrl_lightning.envs.bodies import humanoid, pier, point
-from mbrl_lightning.envs.bodies import walker2d as walkers
+from mbrl_lightning.envs.bodies import humanoid, pier, planar, point
 from mbrl_lightning.envs.bodies.body import Body
 from mbrl_lightning.envs.bodies.edits import paint_direction
 from mbrl_lightning.envs.families.hidden import (
@@ -95,7 +94,7 @@ humanoid_direc = _switching(
 
 
 def _random_parameters(flip: bool) -> HiddenTask:
-    ends = walkers.BASE**-walkers.LIMIT, walkers.BASE**walkers.LIMIT
+    ends = planar.BASE**-planar.LIMIT, planar.BASE**planar.LIMIT
     return boxed(("torso_mass_scale", "friction_scale"), Box(ends[:1] * 2, ends[1:] * 2, log=True))
 
 
@@ -103,7 +102,7 @@ def _random_parameters(flip: bool) -> HiddenTask:
 # friction is the floor's 0.7. Reward (x' - x) / dt + 1 - 0.001 |a|^2.
 walker2d_random_params = _switching(
     "walker2d_random_params",
-    lambda: walkers.walker2d_body(walkers.write_parameters),
+    lambda: planar.walker2d_body(planar.write_parameters),
     Pay(1e-3, bonus=1.0),
     _random_parameters,
 )

@@ -10,12 +10,9 @@ import functools
 from collections.abc import Callable
 
 from mbrl_lightning.envs.bodies import ant as ants
-from mbrl_lightning.envs.bodies import arm
+from mbrl_lightning.envs.bodies import arm, planar
 from mbrl_lightning.envs.bodies import half_cheetah as cheetahs
-from mbrl_lightning.envs.bodies import hopper as hoppers
 from mbrl_lightning.envs.bodies import point2d as points
-from mbrl_lightning.envs.bodies import swimmer as swimmers
-from mbrl_lightning.envs.bodies import walker2d as walkers
 from mbrl_lightning.envs.bodies.body import Body, half_uniform, runner_spec
 from mbrl_lightning.envs.bodies.edits import leave
 from mbrl_lightning.envs.bodies.mujoco import MujocoSimulator
@@ -37,14 +34,14 @@ def _runner(name: str, body: Body, cost: float, bonus: float = 0.0) -> Callable[
 
 # What is observed: the mean speed, then gymnasium's entries (of the ant 27, without contact forces, as in the paper's code).
 # Where an episode ends is said by each body's `fallen`.
-swimmer = _runner("swimmer", swimmers.swimmer_body(scale=0.1), cost=1e-4)
+swimmer = _runner("swimmer", planar.swimmer_body(scale=0.1), cost=1e-4)
 half_cheetah_200 = _runner(
     "half_cheetah_200",
     cheetahs.half_cheetah_body(leave, functools.partial(half_uniform, nq=9, nv=9, scale=0.1)),
     cost=0.1,
 )
-hopper = _runner("hopper", hoppers.hopper_body(scale=0.005), cost=1e-3, bonus=1.0)
-walker2d = _runner("walker2d", walkers.walker2d_body(leave), cost=1e-3, bonus=1.0)
+hopper = _runner("hopper", planar.hopper_body(scale=0.005), cost=1e-3, bonus=1.0)
+walker2d = _runner("walker2d", planar.walker2d_body(leave), cost=1e-3, bonus=1.0)
 ant = _runner("ant", ants.ant_body(leave), cost=0.005, bonus=1.0)
 
 
