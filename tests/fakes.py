@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -111,6 +111,16 @@ def random_steps(
     uniform = Uniform(family.spec, hold)
     simulator, start = family.simulate(tasks), uniform.begin(len(tasks))
     return collect(simulator, family.spec, uniform, start, steps, generator, generator, training)
+
+
+def walk(family: TaskFamily, simulator: Any, steps: int, draws: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    """Before, action and after of random steps from a reset, while the simulator stands where they led."""
+    before = simulator.reset(draws)
+    for _ in range(steps):
+        action = family.spec.random_action((simulator.batch_size,), draws)
+        after = simulator.step(action)
+        yield before, action, after
+        before = after
 
 
 def shortened(family: TaskFamily, horizon: int | None = None, test: int = 3, context: int | None = None) -> TaskFamily:

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from fakes import generator
+from fakes import generator, walk
 
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.bodies.acrobot import transition as acrobot_step
@@ -15,15 +15,9 @@ from mbrl_lightning.errors import DivergedError, EnvError
 
 
 def random_cost(family, episodes=40):
-    spec, draws = family.spec, generator(3)
     simulator = family.simulate(family.test.repeat_interleave(episodes, 0))
-    observation, total = simulator.reset(draws), 0
-    for _ in range(spec.horizon):
-        action = spec.random_action((simulator.batch_size,), draws)
-        following = simulator.step(action)
-        total = total - spec.reward(observation, action, following)
-        observation = following
-    return float((total / spec.horizon).mean())
+    steps = walk(family, simulator, family.spec.horizon, generator(3))
+    return -float(sum(family.spec.reward(*step) for step in steps).mean() / family.spec.horizon)
 
 
 def test_cartpole_one_step_by_hand():

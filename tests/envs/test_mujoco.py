@@ -4,7 +4,7 @@ import mujoco as engine
 import numpy as np
 import pytest
 import torch
-from fakes import generator
+from fakes import generator, walk
 from tensordict import TensorDict
 
 from mbrl_lightning.envs import make_family
@@ -14,21 +14,17 @@ from mbrl_lightning.errors import EnvError
 
 
 def test_humanoid_reward_against_the_definition():
-    family, draws = make_family("slim_humanoid"), generator()
+    family, seen = make_family("slim_humanoid"), set()
     simulator = family.simulate(family.test[:4])
-    observation, seen = simulator.reset(draws), set()
-    for _ in range(60):
-        action = family.spec.random_action((4,), draws)
-        following = simulator.step(action)
-        reward = family.spec.reward(observation, action, following)
+    for before, action, after in walk(family, simulator, 60, generator()):
+        reward = family.spec.reward(before, action, after)
         for row, data in enumerate(simulator._datas):
             up = bool(1 <= data.qpos[2] <= 2)
             seen.add(up)
             expected = 50 / 3 * data.qvel[0] - 0.1 * float((data.ctrl**2).sum()) + 5 * up
             assert reward[row].item() == pytest.approx(expected, abs=1e-4)
-            assert bool(family.spec.training_termination(following)[row]) is not up
-        assert not family.spec.termination(following).any()
-        observation = following
+            assert bool(family.spec.training_termination(after)[row]) is not up
+        assert not family.spec.termination(after).any()
     assert seen == {True, False}
 
 

@@ -96,19 +96,6 @@ def test_goals_are_new_in_each_episode_and_can_be_reached():
 # -- the disabled joint
 
 
-@pytest.mark.parametrize("joint", range(6))
-def test_a_disabled_joint_has_no_say_and_the_others_have(joint):
-    family, nothing = make_family("half_cheetah_disabled"), torch.zeros(6)
-    for motor in range(6):
-        sim = family.simulate(torch.full((2, 1), float(joint)))
-        sim.reset(generator())
-        sim.set_state(sim.state()[:1].repeat(2, 1))
-        pushed = nothing.clone()
-        pushed[motor] = 1.0
-        one, other = sim.step(torch.stack([nothing, pushed]))
-        assert one.equal(other) == (motor == joint)
-
-
 @pytest.mark.parametrize(("options", "unseen"), [({}, 5), ({"held_out": 3}, 3)])
 def test_unseen_joint_stays_unseen_and_the_effort_is_charged(options, unseen):
     """A training joint can be held out for choices, and the test's joint cannot."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fakes import centre_x, generator
+from fakes import centre_x, generator, walk
 from tensordict import TensorDict
 
 from mbrl_lightning.envs import make_family
@@ -69,27 +69,29 @@ def test_episodes_end_where_stated(name, inside, outside):
 # -- hidden dynamics
 
 
-@pytest.mark.parametrize("leg", range(4))
-def test_a_crippled_leg_is_one_leg(leg):
-    """Its geoms hang on the joints of its motors; those have no say, the other six have."""
-    model = mujoco.nominal_model("ant.xml")
-    joints = [model.jnt_bodyid[model.actuator_trnid[motor, 0]] for motor in ant.MOTORS[leg]]
-    assert joints == [model.geom_bodyid[geom] for geom in ant.LEGS[leg]]
-    family, action = make_family("ant_crippled_leg"), torch.zeros(8)
-    for motor in range(8):
-        sim = family.simulate(torch.tensor([[float(leg)]] * 2))
+DEAD = [("ant_crippled_leg", leg, motors) for leg, motors in enumerate(ant.MOTORS)]
+DEAD += [("half_cheetah_disabled", joint, (joint,)) for joint in range(6)]
+
+
+@pytest.mark.parametrize(("name", "task", "dead"), DEAD)
+def test_dead_motors_have_no_say_and_the_others_have(name, task, dead):
+    family = make_family(name)
+    for motor in range(family.spec.action_dim):
+        sim, pushed = family.simulate(torch.full((2, 1), float(task))), torch.zeros(2, family.spec.action_dim)
         sim.reset(generator())
         sim.set_state(sim.state()[:1].repeat(2, 1))
-        pushed = action.clone()
-        pushed[motor] = 1.0
-        one, other = sim.step(torch.stack([action, pushed]))
-        assert one.equal(other) == (motor in ant.MOTORS[leg])
+        pushed[1, motor] = 1.0
+        one, other = sim.step(pushed)
+        assert one.equal(other) == (motor in dead)
 
 
 def test_crippling_moves_from_leg_to_leg():
     sim = make_family("ant_crippled_leg", flip=True, switch_every_steps=1, jitter=0.0).simulate(torch.zeros(1, 1))
     sim.reset(generator())
     nominal, before = mujoco.nominal_model("ant.xml"), -1
+    for motors, geoms in zip(ant.MOTORS, ant.LEGS, strict=True):  # a leg's geoms hang on the joints of its motors
+        joints = [nominal.jnt_bodyid[nominal.actuator_trnid[motor, 0]] for motor in motors]
+        assert joints == [nominal.geom_bodyid[geom] for geom in geoms]
     for _ in range(12):
         leg, model = int(sim.tasks), sim._base._models[0]
         assert leg != before
@@ -105,14 +107,15 @@ def test_crippling_moves_from_leg_to_leg():
 
 
 def test_crippled_ant_is_paid_for_its_centre_of_mass():
-    family, draws = make_family("ant_crippled_leg"), generator()
+    family = make_family("ant_crippled_leg")
     sim = family.simulate(family.test[:1])
-    sim.reset(draws)
     model, data = sim._base._models[0], sim._base._datas[0]
-    for _ in range(20):
-        before = centre_x(model, data)
-        reward = sim.step(family.spec.random_action((1,), draws))[0, -1].item()
-        assert reward == pytest.approx((centre_x(model, data) - before) / 0.05 + 0.05, abs=1e-5)
+    before = None
+    for _, _, after in walk(family, sim, 20, generator()):
+        place = centre_x(model, data)
+        if before is not None:
+            assert after[0, -1].item() == pytest.approx((place - before) / 0.05 + 0.05, abs=1e-5)
+        before = place
 
 
 def test_walker_friction_and_mass_are_the_tasks():
@@ -181,18 +184,13 @@ def test_a_block_matters_where_the_cheetah_stands_on_it(block):
 
 
 def test_pier_is_paid_for_its_centre_of_mass_and_shows_it():
-    family, draws = make_family("half_cheetah_pier"), generator()
-    sim = family.simulate(family.test[:1])
-    before = sim.reset(draws)
-    names = family.spec.observation_names
+    family = make_family("half_cheetah_pier")
+    sim, names = family.simulate(family.test[:1]), family.spec.observation_names
     column, data = names.index("centre_of_mass_x [m]"), sim._base._datas[0]
-    for _ in range(20):
-        action = family.spec.random_action((1,), draws)
-        after = sim.step(action)
+    for before, action, after in walk(family, sim, 20, generator()):
         expected = (after[0, column] - before[0, column]) / 0.01 - 0.05 * action.square().sum()
         assert after[0, -1].item() == pytest.approx(expected.item(), abs=1e-4)
         assert after[0, :8].double().numpy() == pytest.approx(data.qpos[1:9], abs=1e-6)
-        before = after
     assert len(names) == 21
 
 
