@@ -4,12 +4,10 @@
     Algorithm 1, lines 4-6   segments of M + K steps, cut at random out of all episodes                 data.windows.Segments
     Algorithm 2, line 5      at every control step theta'_t from the last M transitions                 L2A.act
     line 6                   the first action of a plan in the model of theta'_t                        policies.planners
-Variants are values of `l2a.adaptation`: `gradient` is GrBAL, `recurrent` ReBAL, `none` MB-MPC (so is `l2a.inner_lr=0` without
-learned sizes). The loop is the library's own: random actions first, then episodes of the adapting planner; nothing is
-left to `improve`. Departures: gains of the inputs adapt too (`l2a.adapts`);
-step sizes are learned, one for each layer and one for all gains; the inner loss is a sum over the transitions there
-are, divided by M, so that an episode adapts from its second step on and what is learned knows of short pasts; no early
-stopping; ReBAL's state reads observed changes too, and only the last M of them, and does not roll on inside a plan.
+Variants are values of `l2a.adaptation`: `gradient` is GrBAL, `recurrent` ReBAL, `none` MB-MPC. Departures: gains of the inputs
+adapt too (`l2a.adapts`); step sizes are learned, one for each layer and one for all gains; the inner loss is a sum over the
+transitions there are, divided by M, so that an episode adapts from its second step on and what is learned knows of short
+pasts; no early stopping; ReBAL's state reads observed changes too, and only the last M of them, and does not roll on in a plan.
 """
 
 from __future__ import annotations
@@ -35,12 +33,7 @@ from mbrl_lightning.policies.planners import make_planner
 
 
 class L2A(Algorithm):
-    """A model that adapts within M steps, and a planner in it; meta-testing is acting on.
-
-    Args:
-        family: the task family; its tasks may switch inside an episode.
-        cfg: `l2a`, `planner`, `dynamics`.
-    """
+    """A model that adapts within M steps, and a planner in it; meta-testing is acting on. Tasks may switch inside an episode."""
 
     dynamics: AdaptiveDynamics
 
@@ -52,13 +45,12 @@ class L2A(Algorithm):
 
     def begin(self, tasks: int) -> TensorDict:
         """A cold plan, no transition among the last M, and nothing `frozen`: rows that are keep theta."""
-        model, past = self.dynamics, self.cfg.l2a.past
-        widths = {"inputs": model.input_norm.mean.numel(), "target": self.spec.target_dim}
+        past, spec = self.cfg.l2a.past, self.spec
+        widths = {"inputs": spec.feature_dim + spec.action_feature_dim, "target": spec.target_dim}
         last = {name: torch.zeros(tasks, past, width, device=self.device) for name, width in widths.items()}
         flags = torch.zeros(tasks, past + 1, dtype=torch.bool, device=self.device)
         window = last | {"mask": flags[:, 1:], "frozen": flags[:, 0], "age": flags[:, 0].long()}
-        plan = self.planner.cold(tasks).to(self.device)
-        return super().begin(tasks).update(window | {"plan": plan})
+        return super().begin(tasks).update(window | {"plan": self.planner.cold(tasks).to(self.device)})
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
         """The last M transitions after the one just made `[B]`, or after K of them in order `[B, K]`."""
@@ -69,9 +61,8 @@ class L2A(Algorithm):
         inputs = self.dynamics.inputs(rows["observation"], rows["action"])
         present = torch.ones(rows.shape, dtype=torch.bool, device=self.device)
         news = {"inputs": inputs, "target": self.dynamics.targets(rows), "mask": present}
-        return belief.update(
-            {name: torch.cat([belief[name], new], 1)[:, rows.shape[1] :] for name, new in news.items()}
-        )
+        last = {name: torch.cat([belief[name], new], 1)[:, rows.shape[1] :] for name, new in news.items()}
+        return belief.update(last)
 
     @torch.no_grad()
     def act(
@@ -86,10 +77,7 @@ class L2A(Algorithm):
             mask = belief["mask"] & ~belief["frozen"].unsqueeze(1)
             belief.update(model.settle(model.believe(belief["inputs"], belief["target"], mask)))
         draws = torch.Generator().manual_seed(int(belief["age"].max())) if noise is None else noise
-
-        def advance(observation: Tensor, action: Tensor) -> Tensor:
-            return model.imagine(observation, action, belief)
-
+        advance = partial(model.imagine, belief=belief)
         action, plan = self.planner.plan(advance, observation.to(self.device), draws, belief["plan"])
         return action.cpu(), belief.set("plan", plan)
 

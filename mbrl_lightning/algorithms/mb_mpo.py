@@ -42,9 +42,7 @@ STARTS = 500  # initial states drawn for an iteration's imagined trajectories
 class MBMPO(Algorithm):
     """A policy from which one gradient step leads to a good policy for each of K learned models.
 
-    Args:
-        family: the task family; its hidden tasks, if it has any, are part of what the models are uncertain of.
-        cfg: `meta`, `dynamics`, `policy`, and `gamma`, `lam`, `horizon`, `initial_starts`, `bounds` of `search`.
+    The family's hidden tasks, if it has any, are part of what the models are uncertain of.
     """
 
     dynamics: EnsembleDynamics
@@ -166,12 +164,8 @@ class MBMPO(Algorithm):
         def act(observation: Tensor) -> dict[str, Tensor]:
             inputs = self.policy.norm(worlds.spec.features(observation))
             loc, _ = self.policy.distribution(inputs.view(self.tasks, rows, -1), parameters)
-            action = self.policy.choose(loc, next(noises), scale)
-            return {
-                "inputs": inputs,
-                "action": action.flatten(0, 1).unsqueeze(0),
-                "loc": loc.flatten(0, 1).unsqueeze(0),
-            }
+            taken = {"action": self.policy.choose(loc, next(noises), scale), "loc": loc}
+            return {"inputs": inputs} | {name: value.flatten(0, 1).unsqueeze(0) for name, value in taken.items()}
 
         data = worlds.rollout(act)[0].unflatten(0, (self.tasks, rows))
         data["advantage"] = self._advantages(data)

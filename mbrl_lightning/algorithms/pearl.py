@@ -25,7 +25,7 @@ from mbrl_lightning.beliefs.history import HistoryInputs, no_history, remember
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Agent
-from mbrl_lightning.data.windows import Histories
+from mbrl_lightning.data.windows import STEP, Histories
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
@@ -38,11 +38,7 @@ from mbrl_lightning.policies.sac import SAC
 
 
 class TransitionInputs(HistoryInputs):
-    """What the encoder sees of a transition: observation, action, reward and next observation, standardised.
-
-    Args:
-        spec: features, action features and reward.
-    """
+    """What the encoder sees of a transition: observation, action, reward and next observation, standardised."""
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__(spec)
@@ -68,9 +64,7 @@ class TransitionInputs(HistoryInputs):
 class PEARL(Algorithm):
     """A policy given a latent, which is drawn from what is believed of the task and held for a while.
 
-    Args:
-        family: the task family; where its spec has an `outcome`, the task is hidden and may switch inside an episode.
-        cfg: `pearl`, `sac`, `policy`; `loop.tasks_per_iteration` and `loop.episode_steps` set the real steps.
+    Where the family's spec has an `outcome`, the task is hidden and may switch inside an episode.
 
     Raises:
         ConfigError: actions are discrete.
@@ -147,11 +141,9 @@ class PEARL(Algorithm):
         due = belief["age"] % belief["hold"] == 0
         if bool(due.any()):
             known = self.encoder(belief["pairs"], belief["mask"]) if "pairs" in belief.keys() else belief  # noqa: SIM118
-            latent = (
-                known["loc"]
-                if noise is None
-                else known["loc"] + known["scale"] * self._noise(noise, *known["loc"].shape)
-            )
+            latent = known["loc"]
+            if noise is not None:
+                latent = latent + known["scale"] * self._noise(noise, *latent.shape)
             belief = belief.clone(False).set("latent", torch.where(due.unsqueeze(1), latent, belief["latent"]))
         inputs = self.see(self.inputs.current(observation.to(self.device)), belief["latent"])
         drawn = None if noise is None else self._noise(noise, len(inputs), self.policy.action_dim)
@@ -191,9 +183,8 @@ class PEARL(Algorithm):
         seen, metrics = Histories(real, self.inputs, 0, step.fabric.device), dict[str, float]()
         for _ in range(round(cfg.sac.updates_per_step * steps * len(tasks))):
             metrics = self._learn(self._batch(real, seen), step)
-        return {f"train/{name}": value for name, value in metrics.items()} | {
-            "real/return": float(mean_return(data, self.spec))
-        }
+        metrics = {f"train/{name}": value for name, value in metrics.items()}
+        return metrics | {"real/return": float(mean_return(data, self.spec))}
 
     def _contexts(self, real: TaskBuffer, tasks: Tensor) -> tuple[Tensor, Tensor]:
         return real.recent_rows(tasks, self.cfg.pearl.context, self.cfg.pearl.recent, self.generator)
@@ -204,20 +195,14 @@ class PEARL(Algorithm):
         tasks = real.draw_tasks(cfg.pearl.meta_batch, generator)
         context, mask = self._contexts(real, tasks)
         rows = real.target_rows(tasks, cfg.sac.batch // cfg.pearl.meta_batch, generator).to(device)
-        return TensorDict(
-            {
-                "pairs": seen.pairs[context.to(device)],
-                "mask": mask.to(device),
-                "sample": torch.randn(len(tasks), cfg.pearl.latent_dim, generator=generator).to(device),
-                "noise": self.policy.noise(rows.numel(), generator).unflatten(0, rows.shape),
-                "current": seen.current[rows],
-                "following": seen.following[rows],
-                "action": seen.action[rows],
-                "reward": seen.reward[rows],
-                "terminated": seen.terminated[rows],
-            },
-            batch_size=[len(tasks)],
-        )
+        drawn = {
+            "pairs": seen.pairs[context.to(device)],
+            "mask": mask.to(device),
+            "sample": torch.randn(len(tasks), cfg.pearl.latent_dim, generator=generator).to(device),
+            "noise": self.policy.noise(rows.numel(), generator).unflatten(0, rows.shape),
+        }
+        taken = {name: getattr(seen, name)[rows] for name in STEP}
+        return TensorDict(drawn | taken, batch_size=[len(tasks)])
 
     def _learn(self, batch: TensorDict, step: GradientStep) -> dict[str, float]:
         metrics = step(partial(self.losses, step.share(batch)), self.optimizers["sac"])
@@ -225,29 +210,21 @@ class PEARL(Algorithm):
         return metrics
 
     def losses(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """SAC's losses given z ~ q(z | c), and the KL divergence of q from N(0, I), summed over tasks.
+        """Losses of `SAC` given z ~ q(z | c), `loss_kl`, the divergence of q from N(0, I) summed over tasks; their sum `loss`.
 
         Args:
             batch: batch `[M]` (or a rank's share): `pairs` `[M, K, D]` and `mask` `[M, K]` of the contexts, `sample`
                 `[M, Z]`, and n transitions of each task, `current` `[M, n, F]`, `following`, `action`, `reward`,
                 `terminated`, `noise` `[M, n, 2, A]`.
-
-        Returns:
-            See `SAC`; `loss_kl`, and their sum `loss`.
         """
         belief = self.encoder(batch["pairs"], batch["mask"])
         loc, scale = belief["loc"], belief["scale"]
         latent = (loc + scale * batch["sample"]).repeat_interleave(batch["action"].shape[1], 0)
-        flat = {
-            key: batch[key].flatten(0, 1) for key in ("current", "following", "action", "reward", "terminated", "noise")
-        }
-        after = {
-            "inputs": self.see(flat["following"], latent),
-            "reward": flat["reward"],
-            "terminated": flat["terminated"],
-        }
-        rows = {"inputs": self.see(flat["current"], latent), "action": flat["action"], "noise": flat["noise"]}
-        out = self.policy(TensorDict(rows | {"next": after}, batch_size=[len(latent)]))
+        flat = {key: batch[key].flatten(0, 1) for key in (*STEP, "noise")}
+        after = {"inputs": self.see(flat.pop("following"), latent)}
+        after |= {key: flat.pop(key) for key in ("reward", "terminated")}
+        rows = flat | {"inputs": self.see(flat.pop("current"), latent), "next": after}
+        out = self.policy(TensorDict(rows, batch_size=[len(latent)]))
         divergence = kl_divergence(loc, scale, torch.zeros_like(loc), torch.ones_like(scale))
         # a mean times the number of tasks: ranks average their gradients
         loss_kl = self.cfg.pearl.kl_weight * self.cfg.pearl.meta_batch * divergence.mean()

@@ -53,8 +53,7 @@ class TRPO(Algorithm):
         metrics: dict[str, float] = {}
         search = self.cfg.search
         for update in range(search.updates):
-            tasks = self.family.sample(search.tasks, self.generator)
-            steps = search.horizon or self.spec.horizon
+            tasks, steps = self.family.sample(search.tasks, self.generator), search.horizon or self.spec.horizon
             (data,) = world.interact(tasks, self, self.begin(len(tasks)), steps, self.generator)
             metrics = {"real/return": float(mean_return(data, self.spec))}
             data = data.to(self.device)

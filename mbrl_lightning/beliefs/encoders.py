@@ -20,12 +20,9 @@ class GraphEncoder(nn.Module):
     All sums over nodes are matrix products: no tensor of size N x N x Z exists, and all that depends on the context alone
     (`keys`, `values`, `loc`, `scale`) is computed once, in `context`, and kept in the belief.
 
-    Args:
-        inputs: width X of a node's input x = [state features, action features].
-        outputs: width Y of a node's output y.
-        latent: Z.
-        width: hidden width of the node map (`dim_latxy`) and width of the similarity embedding (`dim_latx`).
-        message: `sum` is Eq. 4; `mean` is the listing, which divides once more by the context length.
+    A node is x = [state features, action features], of width X = `inputs`, and y, of width Y = `outputs`. `width` is that of the
+    node map (`dim_latxy`) and of the similarity embedding (`dim_latx`). `message` is `sum` (Eq. 4) or `mean` (the listing,
+    which divides once more by the context length).
     """
 
     def __init__(self, inputs: int, outputs: int, latent: int, width: int = 32, message: str = "sum") -> None:

@@ -2,8 +2,8 @@
 
 The gradient of a layer's weights [I, O] is a sum over the M rows of a batch, X^T D with inputs X [M, I] and slopes D [M, O] of
 the loss at the layer's outputs. So an adapted layer gives x W' = x W - alpha (x X^T) D: for M far below I and O that costs
-next to nothing beside x W, which stays one product for all tasks. `GradientAdaptation` gives the same numbers for any loss and
-any network; with one weight matrix a task it is several times slower here, because all it does is move memory.
+next to nothing beside x W, which stays one product for all tasks. `GradientAdaptation`, with one weight matrix a task, gives
+the same numbers several times slower.
 
 A gain is a factor on one input, 1 before the first step. An input that has stopped to matter is then one number to change, the
 same one whichever input it is, where the weights alone would have to learn for each input how it goes out.
@@ -49,13 +49,9 @@ class FactoredAdaptation(nn.Module):
         self.idle = steps == 0 or (size == 0 and not learned)
 
     def forward(self, net: StackedMLP, inputs: Tensor, target: Tensor, weight: Tensor) -> TensorDict:
-        """What the steps change, differentiable in everything where gradients are enabled.
+        """What the steps on `inputs` `[B, M, X]` and `target` `[B, M, Y]` change, differentiable where gradients are enabled.
 
-        Args:
-            net: E networks.
-            inputs: `[B, M, X]`, for all networks.
-            target: `[B, M, Y]`.
-            weight: factor on each row's squared error (the mean over outputs), `[B, M]`.
+        `weight` `[B, M]` is the factor on each row's squared error (the mean over outputs).
 
         Returns:
             Batch `[B]`; by layer `inputs` `[B, E, R, I]`, `slopes` `[B, E, R, O]` (R = steps x M) and `bias` `[B, E, 1, O]`;

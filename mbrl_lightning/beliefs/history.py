@@ -69,14 +69,8 @@ class HistoryNet(nn.Module):
 
     One unit per network is M3PO's figure of the architecture: policy, Q functions and model heads share none.
 
-    Args:
-        copies: C.
-        pair_dim: width X of a remembered pair.
-        current_dim: width of everything beside the window: `current` and, where there is one, `extra`.
-        outputs: output width.
-        hidden: widths of the hidden layers.
-        activation: between layers.
-        recurrent: width H of the recurrent unit; with 0 the window is ignored.
+    `pair_dim` is the width X of a remembered pair, `current_dim` that of everything beside the window: `current` and, where there
+    is one, `extra`. `recurrent` is the width H of the recurrent unit; with 0 the window is ignored.
     """
 
     def __init__(

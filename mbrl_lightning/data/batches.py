@@ -43,21 +43,11 @@ def context_target(
 class TransitionData(L.LightningDataModule):
     """Recorded transitions for `lightning.Trainer().fit(dynamics, data)`: `steps` batches an epoch, each a new draw.
 
-    Args:
-        buffer: filled with recorded data by `TaskBuffer.extend`.
-        cfg: batch sizes.
-        scale: task parameters `[M, P]` to about [-1, 1].
-        steps: batches an epoch.
-        seed: of the draws.
+    The buffer is filled with recorded data by `TaskBuffer.extend`; `scale` takes task parameters `[M, P]` to about [-1, 1].
     """
 
     def __init__(
-        self,
-        buffer: TaskBuffer,
-        cfg: DynamicsConfig,
-        scale: Scale = torch.Tensor.float,
-        steps: int = 100,
-        seed: int = 0,
+        self, buffer: TaskBuffer, cfg: DynamicsConfig, scale: Scale = Tensor.float, steps: int = 100, seed: int = 0
     ) -> None:
         super().__init__()
         self.buffer, self.cfg, self.scale, self.steps = buffer, cfg, scale, steps

@@ -9,6 +9,8 @@ from torch import Tensor
 from mbrl_lightning.beliefs.history import HistoryInputs
 from mbrl_lightning.data.buffer import TaskBuffer
 
+STEP = ("current", "following", "action", "reward", "terminated")  # what `Histories` has of each transition
+
 
 def around(data: TensorDictBase, rows: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers of the steps `reach` `[R]` away from `rows` `[N]`, and which are of the same episode, `[N, R]` both.
@@ -53,8 +55,7 @@ class Histories:
     def columns(self, rows: Tensor) -> TensorDict:
         """What `transition` makes a SAC batch of, batch `[N]`."""
         pairs, mask = self.window(rows)
-        names = ("current", "following", "action", "reward", "terminated")
-        own = {name: getattr(self, name)[rows] for name in names}
+        own = {name: getattr(self, name)[rows] for name in STEP}
         return TensorDict({"pairs": pairs, "mask": mask} | own, batch_size=[len(rows)])
 
     def before(self, rows: Tensor) -> TensorDict:

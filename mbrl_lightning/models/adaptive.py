@@ -164,11 +164,7 @@ def make_adaptive(spec: EnvSpec, cfg: DynamicsConfig, l2a: L2AConfig) -> Adaptiv
 def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: int, future: int) -> dict[str, Tensor]:
     """Errors on the next K = `future` transitions before and after adapting to the last M = `past`, along real episodes.
 
-    Args:
-        dynamics: the model.
-        episodes: `[T, E, H]` of T tasks; only cuts with all M steps before and K after them inside the episode count.
-        past: M.
-        future: K.
+    Of `episodes` `[T, E, H]` of T tasks only cuts with all M steps before and K after them inside the episode count.
 
     Returns:
         Of `[T]` each, mean over outputs and transitions, NaN where a task has no episode long enough: `nmse_before` and

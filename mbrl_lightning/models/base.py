@@ -95,12 +95,9 @@ class Dynamics(Model):
                 parameter.requires_grad_(True)
 
     def code(self, x: Tensor, belief: TensorDict, noise: Tensor | None = None) -> Tensor:
-        """What the decoder is told of the task, `[M, N, Z]`; here nothing.
+        """What the decoder is told of the task with its inputs `[M, N, X]`, `[M, N, Z]`; here nothing.
 
-        Args:
-            x: normalised inputs `[M, N, X]`.
-            belief: batch `[M]`.
-            noise: standard normal `[M, N, Z]`; None gives the mean.
+        Without standard normal `noise` `[M, N, Z]` it is the mean.
         """
         return x[..., :0]
 
@@ -160,13 +157,8 @@ class Dynamics(Model):
     ) -> Tensor:
         """Next observations `[M, N, S]`, each row by its member, kept to the range of the data on both sides.
 
-        Args:
-            observation: `[M, N, S]`.
-            action: `[M, N, A]`.
-            belief: batch `[M]`.
-            noise: standard normal `[M, N, Z]` of the code; None takes its mean.
-            members: which ensemble members share out the rows.
-            disturbance: standard normal `[M, N, Y]`, scaled by the learned deviation; None predicts the mean.
+        Standard normal `noise` `[M, N, Z]` is that of the code, `disturbance` `[M, N, Y]` is scaled by the learned deviation;
+        None takes means. `members` share out the rows.
         """
         x = self.inputs(observation, action)
         y = self.decode(x, self.code(x, belief, noise), members, belief)

@@ -33,10 +33,9 @@ class ImaginedStreams:
 
     Told of new starts, streams run on from one rollout to the next and begin anew where an episode ends (what on-policy
     methods take for data). Without, each is one episode: after its end nothing is earned any more, `valid` is false, and the
-    stream stands at its start, where model and reward are finite.
+    stream stands at its start, where model and reward are finite. A fall that cuts training episodes is terminal here too.
 
-    The member of the ensemble and the noise of the code belong to a stream, so a stream lives in one sampled world. A fall that
-    cuts training episodes is terminal here too.
+    The member of the ensemble and the noise of the code belong to a stream, so a stream lives in one sampled world.
 
     Args:
         dynamics: the model.
@@ -74,11 +73,11 @@ class ImaginedStreams:
         self.rules += [] if fall is None else [fall]
 
     def rollout(self, act: ImaginedAct, steps: int) -> TensorDict:
-        """Run T = `steps` steps on.
+        """Run T = `steps` steps on, `[M, B, T]`; differentiable in what `act` gave.
 
         Returns:
-            Batch `[M, B, T]`: `observation`, `age` (steps since its episode began), `valid`, what `act` gave, and under `next`:
-            `observation`, `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each. Differentiable in what `act` gave.
+            `observation`, `age` (steps since its episode began), `valid`, what `act` gave, and under `next`: `observation`,
+            `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each.
 
         Raises:
             DivergedError: an imagined state is not finite.
@@ -145,16 +144,16 @@ def outcome(spec: EnvSpec, observation: Tensor, action: Tensor, following: Tenso
     Raises:
         EnvError: the family's reward raised, or has another shape.
     """
-    given = f"observations {tuple(observation.shape)} and actions {tuple(action.shape)}"
+    rows = tuple(observation.shape[:-1])
     try:
         reward = spec.reward(observation, action, following)
     except Exception as error:
         fault = f"{spec.name}: the reward function raised {type(error).__name__}: {error}"
-        raise EnvError(fault, f"mend it; it is given {given}") from error
-    if not isinstance(reward, Tensor) or reward.shape != observation.shape[:-1]:
+        raise EnvError(fault, f"mend it; it is given observations and actions of {rows} rows") from error
+    if not isinstance(reward, Tensor) or reward.shape != rows:
         shape = tuple(reward.shape) if isinstance(reward, Tensor) else type(reward).__name__
-        fault = f"{spec.name}: the reward function gave {shape} for {given}"
-        raise EnvError(fault, f"let it return one number a row, {tuple(observation.shape[:-1])}")
+        fault = f"{spec.name}: the reward function gave {shape} for observations {tuple(observation.shape)}"
+        raise EnvError(fault, f"let it return one number a row, {rows}")
     ended = spec.termination(following)
     return reward, ended if spec.training_termination is None else ended | spec.training_termination(following)
 
@@ -181,9 +180,6 @@ def branched_rollouts(
 
     Returns:
         What `data.windows.transition` takes, of every imagined step, batch `[at most N k]`.
-
-    Raises:
-        DivergedError: an imagined state is not finite.
     """
     spec, inputs, observation = dynamics.spec, start["inputs"], start["observation"]
     pieces: list[TensorDict] = []

@@ -18,13 +18,8 @@ class PathwiseLoss(LossModule):
 
     TorchRL has no loss of this kind (its `ImaginedEnv` carries Gaussian moments for PILCO).
 
-    Args:
-        policy: C policies.
-        dynamics: the model, which the caller has frozen.
-        horizon: H, imagined steps.
-        gamma: discount.
-        members: ensemble members that share out the streams of each policy.
-        paired: policy m acts in task m alone (fine-tuning), instead of every policy in every task.
+    The caller has frozen the model; `members` of it share out the streams of each policy, H = `horizon` steps long. If `paired`,
+    policy m acts in task m alone (fine-tuning), instead of every policy in every task.
     """
 
     def __init__(

@@ -35,10 +35,8 @@ def fit_baseline(features: Tensor, later: Tensor, returns: Tensor) -> Tensor:
 
     The penalty grows tenfold while a solution is not finite; what is left then is no baseline, weights of 0.
 
-    Args:
-        features: of the states, `[M, N, D]`.
-        later: discounted features of the state in which each one's episode was cut, `[M, N, D]`; 0 where it ended.
-        returns: what was earned until then, `[M, N]`.
+    Features of the states are `[M, N, D]`, and so are those `later`, discounted, of the state in which each one's episode was cut
+    (0 where it ended); `returns` are what was earned until then, `[M, N]`.
     """
     gram, moment = features.mT @ (features - later), features.mT @ returns.unsqueeze(-1)
     identity = torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)

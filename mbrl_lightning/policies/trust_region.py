@@ -60,10 +60,8 @@ def divergence(policy: Policy, old: Outputs, new: Outputs) -> Tensor:
 def sampled_rows(policy: Policy, data: TensorDictBase, scale: Tensor) -> TensorDict:
     """What a trust region asks of trajectories `[M, B, T]`, as rows `[M, N]`; adds `scale` and `action_log_prob`.
 
-    Args:
-        policy: whose density it is.
-        data: `inputs`, `action` (before it is clipped), `advantage`, and the means (or logits) `loc` it was sampled with.
-        scale: the deviations it was sampled with, broadcastable to `[M, N, A]`.
+    The data are `inputs`, `action` (before it is clipped), `advantage`, and the means (or logits) `loc` it was sampled with;
+    `scale` are the deviations, broadcastable to `[M, N, A]`.
     """
     rows = data.select("inputs", "action", "advantage", "loc").flatten(1, 2)
     rows["scale"] = scale.expand_as(rows["loc"])
