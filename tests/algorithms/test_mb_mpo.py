@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import fingerprint
 
 from mbrl_lightning.beliefs.gradient import repeat
 from mbrl_lightning.data.collect import collect
@@ -180,15 +179,6 @@ def test_an_inner_step_of_zero_is_no_adaptation(fitted, meta):
     assert algorithm.fine_tune(algorithm.begin(2), loop.real, loop.step, algorithm.generator) is None
 
 
-def test_several_inner_steps_have_trajectories_of_their_own(fitted):
-    loop = fitted(meta={"inner_steps": 2})
-    algorithm = loop.algorithm
-    improve(loop)
-    support = algorithm._trajectories(worlds_of(loop))[0]["support"]
-    assert support.shape == (3, 2, 40)
-    assert not torch.equal(support["inputs"][:, 0], support["inputs"][:, 1])
-
-
 def test_a_meta_test_adapts_to_each_task_on_its_own_transitions(fitted):
     loop = fitted()
     algorithm, family = loop.algorithm, loop.family
@@ -209,20 +199,6 @@ def test_a_meta_test_adapts_to_each_task_on_its_own_transitions(fitted):
         torch.testing.assert_close(own[1:2], alone["policy", name], rtol=0, atol=1e-6)
         assert not torch.equal(own[0], own[1])
         assert (own[0] - value.detach()[0]).abs().max() < 1.0
-
-
-def test_curves_show_the_policy_before_it_adapts(make_loop):
-    loop = make_loop("mb_mpo", **merged(evaluation={"shots": [0.0, 1.0], "context": 30}, loop={"evaluate_every": 1}))
-    rows = [row for row in loop.fit().rows if row.metric == "return/policy"]
-    assert {row.shot for row in rows if row.iteration == 1} == {0}
-    assert {row.shot for row in rows if row.iteration == 2} == {0, 30}
-
-
-def test_no_meta_steps_leave_the_policy(fitted):
-    loop = fitted(meta={"updates": 0})
-    before = fingerprint(dict(loop.algorithm.policy.named_parameters()))
-    improve(loop)
-    assert fingerprint(dict(loop.algorithm.policy.named_parameters())) == before
 
 
 def test_surprise_is_the_error_on_what_the_last_models_policies_saw(fitted):

@@ -16,7 +16,6 @@ from mbrl_lightning.algorithms.pearl import TransitionInputs
 from mbrl_lightning.data.collect import collect
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.envs.family import draw_from
 from mbrl_lightning.errors import ConfigError
 
 SMALL = {
@@ -160,23 +159,6 @@ def test_the_divergence_is_summed_over_tasks(started):
     torch.testing.assert_close(loop.algorithm.losses(batch)["loss_kl"], 0.1 * by_hand)
 
 
-def test_two_ranks_average_to_the_gradient_of_the_whole_batch(started):
-    loop = started(switching())
-    algorithm, batch = loop.algorithm, batch_of(loop)
-    trained = [*algorithm.policy.trained_parameters(), *algorithm.encoder.parameters()]
-    whole = gradients(algorithm.losses(batch)["loss"], trained)
-    halves = [gradients(algorithm.losses(batch[m : m + 1])["loss"], trained) for m in range(2)]
-    for one, first, second in zip(whole, *halves, strict=True):
-        torch.testing.assert_close(one, (first + second) / 2, rtol=1e-4, atol=1e-6)
-
-
-def test_all_three_parts_move(started):
-    loop = started(switching(), rounds=0)
-    before = {name: p.clone() for name, p in loop.algorithm.named_parameters()}
-    improve(loop)
-    assert not [name for name, p in loop.algorithm.named_parameters() if torch.equal(p, before[name])]
-
-
 # -- which data make up what
 
 
@@ -215,14 +197,6 @@ def test_contexts_come_from_the_prior_and_transitions_from_both(started, monkeyp
     assert there.sum(1).tolist() == [6, 6]  # the second iteration's tasks have no more
 
 
-def test_tasks_of_a_finite_family_come_back(started):
-    grid = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-    loop = started(replace(counter_family(), draw=draw_from(grid)), rounds=4)
-    assert len(loop.real.tasks) <= 2
-    data = loop.real.transitions()
-    assert torch.equal(loop.real.tasks[data["task"], 0].float(), data["observation"][:, 1])
-
-
 def test_where_tasks_switch_each_transition_is_stored_with_its_own(started):
     """The reward tells the direction: r = d v'_x - 0.1 |a|^2."""
     loop = started(switching(), rounds=3)
@@ -239,14 +213,6 @@ def test_where_tasks_switch_each_transition_is_stored_with_its_own(started):
 # -- what the latent is drawn from, and when
 
 
-def test_before_any_transition_the_belief_is_standard_normal(started):
-    belief = started(counter_family()).algorithm.begin(3)
-    assert belief.batch_size == (3,)
-    assert torch.equal(belief["loc"], torch.zeros(3, 3))
-    assert torch.equal(belief["scale"], torch.ones(3, 3))
-    assert torch.equal(belief["latent"], belief["loc"])
-
-
 @pytest.mark.parametrize("size", [1, 5, 40])
 def test_a_context_of_any_size_is_a_belief(started, size):
     loop = started(counter_family())
@@ -257,15 +223,6 @@ def test_a_context_of_any_size_is_a_belief(started, size):
     torch.testing.assert_close(belief.select(*expected.keys()), expected)
     assert not belief["loc"].requires_grad
     assert not torch.equal(belief["loc"][0], belief["loc"][1])
-
-
-def test_another_tasks_belief_is_another_policy(started):
-    algorithm = started(counter_family()).algorithm
-    belief, observation = algorithm.begin(2), torch.ones(2, 2)
-    belief["loc"] = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
-    own, other = (algorithm.act(given, observation)[0] for given in (belief, belief[torch.tensor([1, 0])]))
-    assert not torch.equal(own, other)
-    torch.testing.assert_close(own, other.flip(0))
 
 
 def test_a_given_belief_is_kept_and_drawn_from_once_an_episode(started):
@@ -321,14 +278,6 @@ def test_a_context_teaches_nothing_where_the_policy_finds_out_by_itself(started)
     metrics = {row.metric for row in loop.results.rows}
     assert "return/wrong_belief" not in metrics
     assert {"return/policy", "return/sampled", "reward/direction=1", "train/loss_kl", "real/return"} <= metrics
-
-
-def test_where_it_adapts_the_whole_meta_test_is_made(make_loop):
-    loop = make_loop("pearl", family=counter_family(), **SMALL)
-    rows = loop.fit().rows
-    assert {row.shot for row in rows if row.metric == "return/policy"} == {0, 8}
-    assert [row for row in rows if row.metric == "return/wrong_belief"]
-    assert not [row for row in rows if row.metric.startswith(("model/", "probe/", "imagined/"))]
 
 
 # -- inputs

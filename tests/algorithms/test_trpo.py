@@ -17,14 +17,6 @@ def test_every_step_is_counted_and_stored(make_loop):
     assert {"real/return", "train/kl", "train/surrogate", "train/accepted"} <= set(metrics)
 
 
-def test_it_has_no_model_and_believes_nothing(make_loop):
-    loop = make_loop("trpo", search=SEARCH, **POINT)
-    assert loop.algorithm.model is None
-    rows = loop.fit().rows
-    assert not [row for row in rows if row.metric.startswith(("model/", "imagined/"))]
-    assert {row.shot for row in rows if row.metric == "return/policy"} == {0}
-
-
 def test_observations_are_standardised_once(make_loop):
     loop = make_loop("trpo", search=SEARCH, **POINT)
     norm = loop.algorithm.policy.norm

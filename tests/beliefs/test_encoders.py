@@ -162,13 +162,6 @@ def test_the_belief_is_the_normalised_product_of_the_factors():
     assert torch.equal(belief["latent"], belief["loc"])
 
 
-def test_a_factor_sees_one_transition():
-    net, (x, _) = product(), nodes(K)
-    alone = [net.factors(x[:, k : k + 1]) for k in range(K)]
-    for together, parts in zip(net.factors(x), zip(*alone, strict=True), strict=True):
-        torch.testing.assert_close(together, torch.cat(parts, 1))
-
-
 def test_a_further_transition_never_widens_the_product_belief_and_order_does_not_matter():
     net, (x, _) = product(), nodes(K)
     scales = torch.stack([net(x[:, : k + 1])["scale"] for k in range(K)])

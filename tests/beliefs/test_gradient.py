@@ -91,21 +91,6 @@ def test_a_learned_step_size_has_the_gradient_of_finite_differences(setting):
     assert not list(GradientAdaptation(names, 0.1).parameters())
 
 
-def test_tasks_in_one_call_equal_tasks_one_by_one(setting):
-    net, losses, (x, y) = setting
-    adaptation = GradientAdaptation(list(dict(net.named_parameters())), 0.3, 2).double()
-    together = adaptation(losses, repeat(net.named_parameters(), TASKS, stacked=True))
-    for task in range(TASKS):
-
-        def alone(parameters, task=task):
-            out = torch.func.functional_call(net, parameters, (x[task : task + 1],))
-            return (out - y[task : task + 1]).square().mean((1, 2))
-
-        single = adaptation(alone, repeat(net.named_parameters(), 1, stacked=True))
-        for name, value in single.items():
-            torch.testing.assert_close(together[name][task : task + 1], value, rtol=0, atol=1e-14)
-
-
 def test_any_module_adapts_by_vmap_as_its_stack_does(setting):
     net, losses, (x, y) = setting
     plain = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)).double()

@@ -45,13 +45,6 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_tasks_are_numbered_as_they_come():
-    buffer = TaskBuffer(1)
-    assert buffer.add_tasks(numbers(5, 6)).tolist() == [0, 1]
-    assert buffer.add_tasks(numbers(7)).tolist() == [2]
-    assert buffer.tasks[:, 0].tolist() == [5, 6, 7]
-
-
 def test_only_valid_rows_are_kept_and_counted():
     buffer = TaskBuffer(1)
     data = episode(numbers(1, 2), 6)
@@ -92,14 +85,6 @@ def test_a_context_of_all_rows_is_all_rows():
     assert sorted(drawn.tolist()) == data["observation"][0, :, 0].tolist()
 
 
-def test_contexts_differ_from_draw_to_draw_and_from_task_to_task():
-    buffer = filled({1: 100})
-    source = generator()
-    drawn = buffer.draw_context(torch.tensor([0, 0]), 50, source)["observation"][..., 0]
-    assert not torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn, buffer.draw_context(torch.tensor([0, 0]), 50, source)["observation"][..., 0])
-
-
 def test_context_is_cut_to_what_the_poorest_task_has():
     buffer = filled({1: 12, 2: 3})
     assert buffer.draw_context(torch.tensor([0, 1]), 10, generator()).shape == (2, 3)
@@ -121,14 +106,6 @@ def test_tasks_with_exploratory_data_are_drawn_evenly():
     buffer.extend(episode(numbers(9), 5), bare, exploratory=False)
     assert sorted(buffer.draw_tasks(3, generator()).tolist()) == [0, 1, 2]  # without repetition while it can
     assert torch.bincount(buffer.draw_tasks(7, generator())).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
-
-
-def test_one_task_one_step():
-    buffer = filled({5: 1})
-    assert buffer.draw_tasks(4, generator()).tolist() == [0, 0, 0, 0]
-    assert buffer.draw_context(torch.tensor([0]), 3, generator()).shape == (1, 1)
-    assert buffer.draw_targets(torch.tensor([0]), 3, generator()).shape == (1, 3)
-    assert buffer.start_states(2, generator(), initial=True).shape == (2, 2)
 
 
 def test_start_states_are_first_ones_or_any_that_did_not_end():

@@ -112,32 +112,13 @@ def test_errors_of_angles_are_taken_the_short_way_round():
     def wrap(o, n):
         return torch.remainder(n - o + torch.pi, 2 * torch.pi) - torch.pi
 
-    data = TensorDict(
-        {
-            "observation": torch.full((1, 4, 1), 3.1),
-            "action": torch.zeros(1, 4, 1),
-            "next": {"observation": torch.full((1, 4, 1), 3.2 - 2 * torch.pi)},
-        },
-        batch_size=[1, 4],
-    )
+    seen, after = torch.full((1, 4, 1), 3.1), {"observation": torch.full((1, 4, 1), 3.2 - 2 * torch.pi)}
+    data = TensorDict({"observation": seen, "action": torch.zeros(1, 4, 1), "next": after}, batch_size=[1, 4])
     model = Model(lambda o, a: o + 0.1, plain_spec(observation=1, action=1, change=wrap))
     assert one_step_error(model, data, NOTHING[:1])["mse"].max() < 1e-9
 
 
-def test_an_output_that_never_changes_costs_no_division_by_zero():
-    data = episodes()
-    data["observation"][..., 0] = data["next", "observation"][..., 0] = 1.0
-    error = one_step_error(Model(still), data, NOTHING)
-    assert torch.isfinite(error["nmse"]).all()
-
-
 # -- several steps
-
-
-def test_several_steps_of_a_perfect_and_of_a_null_model():
-    data = episodes()
-    assert multi_step_error(Model(truth), data, NOTHING).max() < 1e-8
-    assert (multi_step_error(Model(still), data, NOTHING) > 0.3).all()
 
 
 def test_several_steps_are_open_loop_along_the_real_actions():
@@ -181,17 +162,12 @@ def latents(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(count, 5, generator=generator), torch.randn(5, 2, generator=torch.Generator().manual_seed(99))
 
 
-def test_probe_finds_a_linear_map():
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 1e4])
+def test_probe_finds_a_linear_map_whatever_the_scale_of_the_latent(factor):
     (train, weights), (test, _) = latents(64, 1), latents(50, 2)
-    scores = linear_probe(train, train @ weights + 3.0, test, test @ weights + 3.0)
+    scores = linear_probe(factor * train, train @ weights + 3.0, factor * test, test @ weights + 3.0)
     assert scores.shape == (2,)
     assert (scores > 0.99).all()
-
-
-def test_probe_does_not_care_for_the_scale_of_the_latent():
-    (train, weights), (test, _) = latents(64, 1), latents(50, 2)
-    for factor in (1e-4, 1e4):
-        assert (linear_probe(factor * train, train @ weights, factor * test, test @ weights) > 0.99).all()
 
 
 def test_probe_finds_nothing_in_noise_and_nothing_in_a_collapsed_latent():
@@ -202,14 +178,6 @@ def test_probe_finds_nothing_in_noise_and_nothing_in_a_collapsed_latent():
     flat = linear_probe(torch.ones(64, 5), parameters, torch.ones(50, 5), test_parameters)
     assert (flat < 0.1).all()
     assert torch.isfinite(flat).all()
-
-
-def test_probe_is_scored_on_held_out_tasks():
-    generator = torch.Generator().manual_seed(4)
-    train, parameters = torch.randn(6, 5, generator=generator), torch.randn(6, 2, generator=generator)
-    test, test_parameters = torch.randn(50, 5, generator=generator), torch.randn(50, 2, generator=generator)
-    assert (linear_probe(train, parameters, train, parameters) > 0.8).all()  # five latents fit six tasks by heart
-    assert (linear_probe(train, parameters, test, test_parameters) < 0.2).all()
 
 
 def test_probe_of_an_empty_latent_is_zero():

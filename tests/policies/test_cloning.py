@@ -103,14 +103,6 @@ def test_every_evaluation_of_a_run_writes_what_the_bounds_are_made_of(small):
     assert all(math.isfinite(row.value) and row.task == -1 for row in rows)
 
 
-def test_how_often_one_looks_does_not_change_what_is_learned(small):
-    often, once = small(), small(loop={"evaluate_every": 0})
-    often.fit()
-    once.fit()
-    states = [fingerprint(loop.state_dict(), skip=("times", "evaluation")) for loop in (often, once)]
-    assert states[0] == states[1]
-
-
 def test_a_model_that_is_never_fitted_is_not_measured(small):
     loop = small("recurrent_sac")
     rows = loop.fit().rows

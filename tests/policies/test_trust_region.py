@@ -72,19 +72,6 @@ class Setting:
         """What the LossModule gives after the inner steps, differentiable through them."""
         return self.outer.judge(self.batch, self.outer.adapt(self.batch, self.policy.adaptable()))
 
-    def value(self, key: str, vector: torch.Tensor | None = None) -> torch.Tensor:
-        """`loss()[key]` at the parameters plus `vector`."""
-        start = {name: value.clone() for name, value in self.start().items()}
-        if vector is not None:
-            with torch.no_grad():
-                for name, change in unflatten(vector, start).items():
-                    self.policy.adaptable()[name].add_(change)
-        out = self.loss()[key].detach()
-        with torch.no_grad():
-            for name, value in self.policy.adaptable().items():
-                value.copy_(start[name])
-        return out
-
     def linear(self):
         start = repeat(self.start().items(), TASKS, stacked=True)
         return self.outer.adaptation.linearise(self.outer._inner(self.batch), start)
@@ -107,29 +94,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_batch_was_sampled_by_the_adapted_policies_so_the_divergence_is_zero(case):
-    setting = Setting(**case)
-    assert abs(float(setting.value("kl"))) < 1e-12
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_gradient_equals_automatic_differentiation_through_the_inner_steps(case):
     setting = Setting(**case)
     own = setting.policy.adaptable()
     found = torch.autograd.grad(-setting.loss()["loss_objective"], list(own.values()))
     torch.testing.assert_close(setting.gradient(), flatten(dict(zip(own, found, strict=True))), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("case", CASES[:5], ids=str)
-def test_gradient_and_products_equal_finite_differences(case):
-    setting = Setting(**case)
-    gradient, product = setting.gradient(), setting.product()
-    direction, size = torch.randn_like(gradient), 1e-4
-    up, down = (setting.value("loss_objective", sign * size * direction) for sign in (-1, 1))
-    assert float((up - down) / (2 * size)) == pytest.approx(float(gradient @ direction), rel=1e-5)
-    # the divergence is 0 with gradient 0 here, so that KL(e v) = e^2 v'Hv / 2
-    kl = setting.value("kl", size * direction) + setting.value("kl", -size * direction)
-    assert float(kl / size**2) == pytest.approx(float(direction @ product(direction)), rel=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES[:5], ids=str)
@@ -159,12 +128,14 @@ def test_products_on_a_share_of_the_rows_are_of_those_rows():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_improves_the_policy_within_the_region(case):
     setting = Setting(**case)
-    before = float(setting.value("loss_objective"))
+    before = setting.loss().detach()
+    assert abs(float(before["kl"])) < 1e-12  # the batch was sampled by the adapted policies
     found = setting.outer(setting.batch, setting.step)
+    after = setting.loss().detach()
     assert found["accepted"] == 1
     assert 0 < found["kl"] <= 0.01
-    assert float(setting.value("kl")) == pytest.approx(found["kl"])
-    assert before - float(setting.value("loss_objective")) == pytest.approx(found["surrogate"])
+    assert float(after["kl"]) == pytest.approx(found["kl"])
+    assert float(before["loss_objective"] - after["loss_objective"]) == pytest.approx(found["surrogate"])
     assert found["surrogate"] > 0
     assert setting.step.count == 1
     assert (found["inner_kl"] > 0) == (case.get("size") != 0.0)
