@@ -138,8 +138,7 @@ class MBMPO(Algorithm):
 
     def _trajectories(self, worlds: Worlds) -> tuple[TensorDict, dict[str, float], Linearised]:
         """Lines 5-9: a batch for `TrustRegion`, imagined returns before and after, and the inner steps."""
-        start = {name: value.detach() for name, value in self.policy.adaptable().items()}
-        linear = Linearised(self.inner_step, repeat(start.items(), self.tasks, stacked=True), [])
+        linear = Linearised(self.inner_step, self._theta(self.tasks), [])
         support: list[TensorDict] = []
         returns: dict[str, float] = {}
         for _ in range(self.inner_steps):
@@ -203,18 +202,15 @@ class MBMPO(Algorithm):
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
         """Inner steps from theta on real transitions `[M, K]`, in order, in place of earlier ones; on none, theta."""
-        tasks, context = len(transitions), transitions
-        in_order = ("next", "done") in context.keys(
-            include_nested=True
-        )  # a draw from the buffer, which holds no ends, is not
-        if not self.inner_steps or context.ndim == 1 or not context.shape[1] or not in_order:
+        # a draw from the buffer, which holds no ends, is not in order
+        in_order = ("next", "done") in transitions.keys(include_nested=True)
+        if not self.inner_steps or transitions.ndim == 1 or not transitions.shape[1] or not in_order:
             return belief
         with torch.no_grad():
-            data = context.select("action", "age", "next").unsqueeze(1)
-            data["inputs"] = self.policy.norm(self.spec.features(context["observation"])).unsqueeze(1)
+            data = transitions.select("action", "age", "next").unsqueeze(1)
+            data["inputs"] = self.policy.norm(self.spec.features(transitions["observation"])).unsqueeze(1)
             rows = data.set("advantage", self._advantages(data)).flatten(1, 2)
-            own = self._stepped(inner_loss(self.policy, rows, executed_density), tasks)
-            return belief.clone(False).set("policy", own)
+            return self._stepped(belief, inner_loss(self.policy, rows, executed_density), len(belief))
 
     def fine_tune(
         self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
@@ -222,15 +218,14 @@ class MBMPO(Algorithm):
         """Inner steps on trajectories imagined in all models: one policy for the lot of them."""
         if not self.inner_steps:
             return None
-        worlds = self._worlds(real, step, generator)
-        start = {name: value.detach() for name, value in self.policy.adaptable().items()}
-        rows, _ = self._imagine(worlds, repeat(start.items(), self.tasks, stacked=True))
-        with torch.no_grad():
-            own = self._stepped(inner_loss(self.policy, rows.reshape(1, -1)), 1)
+        rows, _ = self._imagine(self._worlds(real, step, generator), self._theta(self.tasks))
+        return self._stepped(belief, inner_loss(self.policy, rows.reshape(1, -1)), 1)
+
+    @torch.no_grad()
+    def _stepped(self, belief: TensorDict, losses: Losses, tasks: int) -> TensorDict:
+        """The belief with what inner steps on the losses of M or of one task make of theta."""
+        own = TensorDict(self.outer.adaptation(losses, self._theta(tasks)), batch_size=[tasks])
         return belief.clone(False).set("policy", own.expand(len(belief)).clone())
 
-    def _stepped(self, losses: Losses, tasks: int) -> TensorDict:
-        parameters = repeat(self.policy.adaptable().items(), tasks, stacked=True)
-        for _ in range(self.cfg.meta.inner_steps):
-            parameters = self.inner_step(losses, parameters)
-        return TensorDict(parameters, batch_size=[tasks])
+    def _theta(self, tasks: int) -> Parameters:
+        return repeat(((name, value.detach()) for name, value in self.policy.adaptable().items()), tasks, stacked=True)

@@ -95,22 +95,19 @@ class PEARL(Algorithm):
         Where tasks switch the belief has a window of this episode's transitions, `pairs` and `mask`, and a latent is drawn
         from the posterior of these; elsewhere from `loc` and `scale`, once an episode.
         """
-        belief = self._held(self._infer_nothing(tasks), self.cfg.pearl.hold if self.switching else self.spec.horizon)
+        belief = self._prior(tasks, self.cfg.pearl.hold if self.switching else self.spec.horizon)
         if self.switching:
             belief.update(no_history(tasks, self.cfg.pearl.context, self.inputs.pair_dim, self.device))
         return belief
 
-    def _infer_nothing(self, tasks: int) -> TensorDict:
-        return self.encoder(torch.zeros(tasks, 0, self.inputs.pair_dim, device=self.device)).detach()
-
-    @staticmethod
-    def _held(belief: TensorDict, hold: int) -> TensorDict:
-        age = torch.zeros(len(belief), dtype=torch.long, device=belief["loc"].device)
+    def _prior(self, tasks: int, hold: int) -> TensorDict:
+        belief = self.encoder(torch.zeros(tasks, 0, self.inputs.pair_dim, device=self.device)).detach()
+        age = torch.zeros(tasks, dtype=torch.long, device=self.device)
         return belief.update({"age": age, "hold": torch.full_like(age, hold)})
 
     def explorer(self, tasks: int) -> tuple[Agent, TensorDict]:
         """The policy given z ~ N(0, I), drawn anew every `pearl.hold` steps: what the encoder's training contexts come from."""
-        return self, self._held(self._infer_nothing(tasks), self.cfg.pearl.hold)
+        return self, self._prior(tasks, self.cfg.pearl.hold)
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
         """Belief q(z | context) `[M]`, with `latent` its mean; where tasks switch, the window after the step just made."""

@@ -175,12 +175,8 @@ def adaptation_errors(dynamics: AdaptiveDynamics, episodes: TensorDict, past: in
     change = dynamics.spec.change(episodes["observation"], episodes["next", "observation"])
     of_change, of_target = output_errors(dynamics, episodes, past, future)
     nmse = share_of_variance(of_change, change[episodes["valid"]].var(0, correction=0))
-    both = {"nmse": nmse, "loss": of_target.mean(-1)}
-    return {
-        f"{name}_{when}": value
-        for name, pair in both.items()
-        for when, value in zip(("before", "after"), pair, strict=True)
-    }
+    loss = of_target.mean(-1)
+    return {"nmse_before": nmse[0], "nmse_after": nmse[1], "loss_before": loss[0], "loss_after": loss[1]}
 
 
 @torch.no_grad()
