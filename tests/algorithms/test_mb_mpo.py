@@ -212,14 +212,3 @@ def test_surprise_is_the_error_on_what_the_last_models_policies_saw(fitted):
     expected = (dynamics.decoder(x.expand(3, -1, -1)) - y).square().mean().detach()
     found = loop.algorithm._surprise(transitions, loop.real.num_steps)["surprise"]
     assert found == pytest.approx(float(expected))
-
-
-def test_early_stopping_ends_the_fit_before_its_steps_are_used_up(make_loop):
-    steps = {}
-    for persistence in (0.0, None):
-        dynamics = SMALL["dynamics"] | {"persistence": persistence, "lr": 0.05}
-        loop = make_loop("mb_mpo", **merged(dynamics=dynamics, loop={"first_model_steps": 400}))
-        loop.algorithm.collect(loop.world)
-        steps[persistence] = loop._fit_dynamics()["train/model_steps"]
-    assert steps[None] == 400
-    assert steps[0.0] < 400

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.algorithms.pearl import TransitionInputs
 from mbrl_lightning.data.collect import collect
-from mbrl_lightning.data.windows import Histories
+from mbrl_lightning.data.windows import STEP, Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
@@ -120,26 +120,15 @@ def test_given_the_latents_a_step_is_one_of_sac(started, tasks):
     with torch.no_grad():
         belief = algorithm.encoder(batch["pairs"], batch["mask"])
         latent = belief["loc"] + belief["scale"] * batch["sample"]
-    names = ("current", "following", "action", "reward", "terminated", "noise")
-    rows = {name: torch.cat(list(batch[name])) for name in names}
+    rows = {name: torch.cat(list(batch[name])) for name in (*STEP, "noise")}
     z = torch.cat([latent[m].expand(16 // tasks, -1) for m in range(tasks)])
-    empty = {"pairs": torch.zeros(len(z), 0, 1), "mask": torch.zeros(len(z), 0, dtype=torch.bool)}
-    after = {
-        "inputs": {**empty, "current": torch.cat([rows["following"], z], -1)},
-        "reward": rows["reward"],
-        "terminated": rows["terminated"],
-    }
-    given = {
-        "inputs": {**empty, "current": torch.cat([rows["current"], z], -1)},
-        "action": rows["action"],
-        "noise": rows["noise"],
-        "next": after,
-    }
+    before, after = ({"current": torch.cat([rows[name], z], -1)} for name in ("current", "following"))
+    following = {"inputs": after, "reward": rows["reward"], "terminated": rows["terminated"]}
+    given = {"inputs": before, "action": rows["action"], "noise": rows["noise"], "next": following}
     data = TensorDict(given, batch_size=[len(z)])
     optimizer = torch.optim.Adam(plain.trained_parameters(), lr=1e-3, fused=True)
-    algorithm.optimizers["sac"] = torch.optim.Adam(
-        [*algorithm.policy.trained_parameters(), *algorithm.encoder.parameters()], lr=1e-3, fused=True
-    )
+    trained = [*algorithm.policy.trained_parameters(), *algorithm.encoder.parameters()]
+    algorithm.optimizers["sac"] = torch.optim.Adam(trained, lr=1e-3, fused=True)
     before = [p.clone() for p in plain.parameters()]
     expected = plain.update(data, loop.step, optimizer)
     metrics = algorithm._learn(batch, loop.step)

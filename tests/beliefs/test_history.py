@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from tensordict import TensorDict
 
@@ -48,25 +47,8 @@ def test_without_a_recurrent_unit_the_window_is_ignored_and_need_not_be_there():
     assert not [name for name, _ in net.named_parameters() if "gru" in name]
 
 
-def test_one_reading_serves_several_questions():
-    net, inputs = HistoryNet(2, 3, 2 + 4, 1, [8]), histories()
-    seen = net.read(inputs)
-    for extra in (torch.randn(1, 6, 4), torch.randn(2, 6, 4)):
-        assert torch.equal(net.decide(seen, extra), net(inputs, extra))
-
-
 def test_frozen_weights_pass_the_gradient_of_the_question_alone():
     net, inputs, extra = HistoryNet(2, 3, 2 + 4, 1, [8]), histories(), torch.randn(1, 6, 4, requires_grad=True)
     net.decide(net.read(inputs).detach(), extra, frozen=True).sum().backward()
     assert extra.grad.abs().sum() > 0
     assert all(p.grad is None for p in net.parameters())
-
-
-@pytest.mark.parametrize("recurrent", [0, 5])
-def test_copies_share_no_weights(recurrent):
-    net, inputs = HistoryNet(3, 3, 2, 1, [8], recurrent=recurrent), histories()
-    net(inputs)[1].sum().backward()
-    for p in net.parameters():
-        touched = p.grad.flatten(1).abs().sum(1) > 0
-        assert not bool(touched[[0, 2]].any())
-    assert net(inputs).unique().numel() == 18

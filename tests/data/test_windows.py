@@ -44,21 +44,17 @@ def filled(
     return real, walked
 
 
-def histories(real: TaskBuffer, length: int) -> Histories:
-    spec = counter_spec(6, outcome=lambda n: n[..., :1] * 2)
-    inputs = HistoryInputs(spec)
-    inputs.fit(real.transitions())
-    return Histories(real, inputs, length)
+def histories(real: TaskBuffer, length: int, fitted_to: TaskBuffer | None = None) -> tuple[Histories, HistoryInputs]:
+    inputs = HistoryInputs(counter_spec(6, outcome=lambda n: n[..., :1] * 2))
+    inputs.fit((fitted_to or real).transitions())
+    return Histories(real, inputs, length), inputs
 
 
 @pytest.mark.parametrize("every", [None, 7, 1])
 @pytest.mark.parametrize("length", [1, 3, 10])
 def test_windows_are_what_one_would_have_remembered(every, length):
     real, walked = filled(every)
-    seen = histories(real, length)
-    inputs = HistoryInputs(counter_spec(6, outcome=lambda n: n[..., :1] * 2))
-    inputs.fit(real.transitions())
-    wanted = {}
+    (seen, inputs), wanted = histories(real, length), {}
     for episode in walked:
         for now, (observation, action, following) in enumerate(episode):
             pairs = [inputs.pair(*step) for step in episode[max(now - length, 0) : now + 1]]
@@ -77,7 +73,7 @@ def test_windows_are_what_one_would_have_remembered(every, length):
 
 def test_histories_before_and_after_a_step_share_what_both_remember():
     real, _ = filled(5)
-    batch = transition(histories(real, 4).columns(torch.arange(len(real))))
+    batch = transition(histories(real, 4)[0].columns(torch.arange(len(real))))
     before, after = batch["inputs"], batch["next", "inputs"]
     assert torch.equal(before["pairs"][:, 1:], after["pairs"][:, :-1])
     assert after["mask"][:, -1].all()
@@ -89,9 +85,7 @@ def test_a_full_buffer_forgets_windows_with_their_rows():
     ring, _ = filled(5, calls=4, capacity=100)
     assert len(ring) == 100
     by_action = {float(a): row for row, a in enumerate(whole.transitions()["action"])}
-    old = histories(whole, 6)
-    new = Histories(ring, old_inputs(whole), 6)
-    same = 0
+    old, new, same = histories(whole, 6)[0], histories(ring, 6, whole)[0], 0
     for row in range(100):
         there = torch.tensor([by_action[float(new.action[row])]])
         pairs, mask = new.window(torch.tensor([row]))
@@ -103,18 +97,12 @@ def test_a_full_buffer_forgets_windows_with_their_rows():
     assert same > 80  # only the oldest rows have lost something
 
 
-def old_inputs(real: TaskBuffer) -> HistoryInputs:
-    inputs = HistoryInputs(counter_spec(6, outcome=lambda n: n[..., :1] * 2))
-    inputs.fit(real.transitions())
-    return inputs
-
-
 def test_one_short_episode_is_enough():
     spec = counter_spec(2, outcome=lambda n: n[..., :1] * 2)
     data = collect(CounterSimulator(TASKS[:1]), spec, NOISY, START[:1], 2, torch.Generator(), torch.Generator())
     real = TaskBuffer(1)
     real.extend(data, real.add_tasks(TASKS[:1]), exploratory=False)
-    batch = histories(real, 10).columns(torch.tensor([0, 1, 0]))
+    batch = histories(real, 10)[0].columns(torch.tensor([0, 1, 0]))
     assert batch["mask"].sum(1).tolist() == [1, 2, 1]
 
 

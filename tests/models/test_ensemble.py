@@ -117,15 +117,6 @@ def test_the_loss_is_the_sum_of_the_members_mean_squared_errors_and_all_learn():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned)
 
 
-def test_the_mean_of_what_members_predict_is_the_prediction():
-    dynamics, belief = ensemble(3), TensorDict({"latent": torch.zeros(2, 0)}, batch_size=[2])
-    asked = torch.randn(2, 6, 3), torch.randn(2, 6, 2), belief
-    apart = dynamics.predictions(*asked)
-    assert apart.shape == (3, 2, 6, 3)
-    assert (apart.std(0) > 0).all()
-    torch.testing.assert_close(apart.mean(0), dynamics.predict(*asked))
-
-
 def test_too_little_data_leaves_nothing_to_check_on():
     split = data(ensemble(), rows=1)
     assert len(split.held_out) == 0
