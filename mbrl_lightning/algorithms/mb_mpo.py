@@ -20,7 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
-from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Losses, Parameters, repeat
+from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Losses, Parameters
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Agent
@@ -138,7 +138,7 @@ class MBMPO(Algorithm):
 
     def _trajectories(self, worlds: Worlds) -> tuple[TensorDict, dict[str, float], Linearised]:
         """Lines 5-9: a batch for `TrustRegion`, imagined returns before and after, and the inner steps."""
-        linear = Linearised(self.inner_step, self._theta(self.tasks), [])
+        linear = Linearised(self.inner_step, self.outer.theta(self.tasks), [])
         support: list[TensorDict] = []
         returns: dict[str, float] = {}
         for _ in range(self.inner_steps):
@@ -218,14 +218,11 @@ class MBMPO(Algorithm):
         """Inner steps on trajectories imagined in all models: one policy for the lot of them."""
         if not self.inner_steps:
             return None
-        rows, _ = self._imagine(self._worlds(real, step, generator), self._theta(self.tasks))
+        rows, _ = self._imagine(self._worlds(real, step, generator), self.outer.theta(self.tasks))
         return self._stepped(belief, inner_loss(self.policy, rows.reshape(1, -1)), 1)
 
     @torch.no_grad()
     def _stepped(self, belief: TensorDict, losses: Losses, tasks: int) -> TensorDict:
         """The belief with what inner steps on the losses of M or of one task make of theta."""
-        own = TensorDict(self.outer.adaptation(losses, self._theta(tasks)), batch_size=[tasks])
+        own = TensorDict(self.outer.adaptation(losses, self.outer.theta(tasks)), batch_size=[tasks])
         return belief.clone(False).set("policy", own.expand(len(belief)).clone())
-
-    def _theta(self, tasks: int) -> Parameters:
-        return repeat(((name, value.detach()) for name, value in self.policy.adaptable().items()), tasks, stacked=True)

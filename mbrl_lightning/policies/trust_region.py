@@ -115,6 +115,14 @@ class TrustRegion:
         self.policy, self.loss, self.cfg = policy, TrustRegionLoss(policy), cfg
         self.adaptation = adaptation or GradientAdaptation((), 0.0)
 
+    def theta(self, tasks: int) -> Parameters:
+        """The policy's parameters as constants, the same for each of M = `tasks`, `[M, ...]`."""
+        return repeat(((name, value.detach()) for name, value in self.policy.adaptable().items()), tasks, stacked=True)
+
+    def linearise(self, batch: TensorDictBase) -> Linearised:
+        """The inner steps from `theta`."""
+        return self.adaptation.linearise(self._inner(batch), self.theta(len(batch)))
+
     def adapt(self, batch: TensorDictBase, parameters: Parameters) -> Parameters:
         """Parameters `[M, ...]` after the inner steps from `parameters` `[1, ...]`."""
         return self.adaptation(self._inner(batch), repeat(parameters.items(), len(batch), stacked=True))
@@ -141,25 +149,21 @@ class TrustRegion:
         Raises:
             DivergedError: the gradient or a product is not finite; parameters are as before.
         """
-        start = {name: value.detach() for name, value in self.policy.adaptable().items()}
-        if linear is None:
-            linear = self.adaptation.linearise(self._inner(batch), repeat(start.items(), len(batch), stacked=True))
-        gradient, gain_before, inner_kl = self._gradient(batch, linear, start, step)
-        product = self._products(batch, linear.adapted, start, step)
+        linear = linear or self.linearise(batch)
+        gradient, gain_before, inner_kl = self._gradient(batch, linear, step)
+        product = self._products(batch, linear.adapted, step)
         direction = conjugate_gradient(product, gradient, self.cfg.cg_steps)
         curvature = float(direction @ product(direction))
         _require_finite(direction, "conjugate gradient", step)
         found = {"surrogate": 0.0, "kl": 0.0, "accepted": 0.0, "backtracks": 0.0, "inner_kl": float(inner_kl)}
         if curvature > 0:
             full = direction * (2 * self.cfg.delta / curvature) ** 0.5
-            found |= self._search(batch, start, full, gain_before, step)
+            found |= self._search(batch, full, gain_before, step)
         if not found["accepted"]:
             log.warning("no step of %d improves the policy within the trust region: left as it was", BACKTRACKS)
         return found
 
-    def _gradient(
-        self, batch: TensorDictBase, linear: Linearised, start: Parameters, step: GradientStep
-    ) -> tuple[Tensor, float, Tensor]:
+    def _gradient(self, batch: TensorDictBase, linear: Linearised, step: GradientStep) -> tuple[Tensor, float, Tensor]:
         """Gradient of the surrogate in the parameters, its value, and KL(pi || pi') of the inner steps."""
         leaves = {name: value.clone().requires_grad_() for name, value in linear.adapted.items()}
         with torch.enable_grad():
@@ -171,19 +175,17 @@ class TrustRegion:
         with torch.no_grad():
             inputs, policy = batch["target", "inputs"][:, :: self.cfg.subsample], self.policy
             moved = policy.distribution(inputs, linear.adapted)
-            kept = policy.distribution(inputs, repeat(start.items(), len(batch), stacked=True))
+            kept = policy.distribution(inputs, self.theta(len(batch)))
             inner_kl = step.mean(divergence(policy, kept, moved).mean())
         return gradient, float(step.mean(surrogate.detach())), inner_kl
 
-    def _products(
-        self, batch: TensorDictBase, adapted: Parameters, start: Parameters, step: GradientStep
-    ) -> Callable[[Tensor], Tensor]:
+    def _products(self, batch: TensorDictBase, adapted: Parameters, step: GradientStep) -> Callable[[Tensor], Tensor]:
         """V -> (mean_k J_k^T F_k J_k + damping) v, on every `subsample`-th row."""
         every, tasks = self.cfg.subsample, len(batch)
         few = TensorDict({"target": batch["target"][:, ::every]}, batch_size=[tasks])
         if not self.adaptation.idle:
             few["support"] = batch["support"][:, :, ::every]
-        linear = self.adaptation.linearise(self._inner(few), repeat(start.items(), tasks, stacked=True))
+        linear, own = self.linearise(few), self.policy.adaptable()
         leaves = {name: value.clone().requires_grad_() for name, value in adapted.items()}
         with torch.enable_grad():
             outputs = self.policy.distribution(few["target", "inputs"], leaves)
@@ -192,7 +194,7 @@ class TrustRegion:
             slopes = torch.autograd.grad(kl.sum(), list(leaves.values()), create_graph=True)
 
         def product(vector: Tensor) -> Tensor:
-            pushed = linear.push(dict(repeat(unflatten(vector, start).items(), tasks, stacked=True)))
+            pushed = linear.push(repeat(unflatten(vector, own).items(), tasks, stacked=True))
             vectors = [pushed[name] for name in leaves]
             with torch.enable_grad():
                 fisher = torch.autograd.grad(slopes, list(leaves.values()), vectors, retain_graph=True)
@@ -203,13 +205,11 @@ class TrustRegion:
         return product
 
     @torch.no_grad()
-    def _search(
-        self, batch: TensorDictBase, start: Parameters, full: Tensor, gain_before: float, step: GradientStep
-    ) -> dict[str, float]:
+    def _search(self, batch: TensorDictBase, full: Tensor, gain_before: float, step: GradientStep) -> dict[str, float]:
         own = self.policy.adaptable()
         for backtracks in range(BACKTRACKS):
-            change = unflatten(full * BACKTRACK**backtracks, start)
-            trial = {name: value + change[name] for name, value in start.items()}
+            change = unflatten(full * BACKTRACK**backtracks, own)
+            trial = {name: value + change[name] for name, value in own.items()}
             found = self.judge(batch, self.adapt(batch, trial))
             gain, moved = step.mean(torch.stack([-found["loss_objective"] - gain_before, found["kl"]])).tolist()
             if gain > 0 and moved <= self.cfg.delta:  # false for what is not a number

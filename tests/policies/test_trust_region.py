@@ -72,15 +72,11 @@ class Setting:
         """What the LossModule gives after the inner steps, differentiable through them."""
         return self.outer.judge(self.batch, self.outer.adapt(self.batch, self.policy.adaptable()))
 
-    def linear(self):
-        start = repeat(self.start().items(), TASKS, stacked=True)
-        return self.outer.adaptation.linearise(self.outer._inner(self.batch), start)
-
     def gradient(self) -> torch.Tensor:
-        return self.outer._gradient(self.batch, self.linear(), self.start(), self.step)[0]
+        return self.outer._gradient(self.batch, self.outer.linearise(self.batch), self.step)[0]
 
     def product(self):
-        return self.outer._products(self.batch, self.linear().adapted, self.start(), self.step)
+        return self.outer._products(self.batch, self.outer.linearise(self.batch).adapted, self.step)
 
 
 CASES = [
@@ -117,10 +113,9 @@ def test_products_on_a_share_of_the_rows_are_of_those_rows():
     whole.batch = TensorDict(
         {"target": few.batch["target"][:, ::4], "support": few.batch["support"][:, :, ::4]}, batch_size=[TASKS]
     )
-    adapted = few.linear().adapted
+    adapted = few.outer.linearise(few.batch).adapted
     vector = torch.randn_like(few.gradient())
-    one = few.outer._products(few.batch, adapted, few.start(), few.step)(vector)
-    other = whole.outer._products(whole.batch, adapted, whole.start(), whole.step)(vector)
+    one, other = (each.outer._products(each.batch, adapted, each.step)(vector) for each in (few, whole))
     torch.testing.assert_close(one, other)
     assert not torch.allclose(one, Setting().product()(vector))
 
