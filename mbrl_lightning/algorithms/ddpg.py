@@ -51,11 +51,7 @@ class Actor(nn.Module):
 
 
 class DDPG(Algorithm):
-    """A deterministic policy and its Q function, off-policy; `policy.initial_std` is the exploration noise.
-
-    Raises:
-        ConfigError: actions are discrete.
-    """
+    """A deterministic policy and its Q function, off-policy; `policy.initial_std` is the exploration noise."""
 
     policy: Policy
 

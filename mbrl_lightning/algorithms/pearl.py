@@ -65,9 +65,6 @@ class PEARL(Algorithm):
     """A policy given a latent, which is drawn from what is believed of the task and held for a while.
 
     Where the family's spec has an `outcome`, the task is hidden and may switch inside an episode.
-
-    Raises:
-        ConfigError: actions are discrete.
     """
 
     policy: SAC
@@ -209,10 +206,8 @@ class PEARL(Algorithm):
     def losses(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Losses of `SAC` given z ~ q(z | c), `loss_kl`, the divergence of q from N(0, I) summed over tasks; their sum `loss`.
 
-        Args:
-            batch: batch `[M]` (or a rank's share): `pairs` `[M, K, D]` and `mask` `[M, K]` of the contexts, `sample`
-                `[M, Z]`, and n transitions of each task, `current` `[M, n, F]`, `following`, `action`, `reward`,
-                `terminated`, `noise` `[M, n, 2, A]`.
+        The batch `[M]` (or a rank's share) has `pairs` `[M, K, D]` and `mask` `[M, K]` of the contexts, `sample` `[M, Z]`, and of
+        each task n transitions, `STEP` `[M, n, ...]`, with `noise` `[M, n, 2, A]`.
         """
         belief = self.encoder(batch["pairs"], batch["mask"])
         loc, scale = belief["loc"], belief["scale"]

@@ -39,8 +39,8 @@ class GradientAdaptation(nn.Module):
 
     Args:
         names: of the parameters that adapt, in the order in which `sizes` counts them.
-        size: step size alpha; 0 adapts nothing.
-        steps: 0 adapts nothing.
+        size: step size alpha; 0 adapts nothing, and so do 0 `steps`.
+        steps: how many.
         learned: the sizes are parameters (one for each tensor, for all steps).
         first_order: leave out the derivative of the step (its gradient is taken as constant).
     """

@@ -13,11 +13,9 @@ COLUMNS = ("observation", "action", ("next", "observation"), ("next", "reward"),
 
 
 class TaskBuffer:
-    """Transitions of many tasks; batches of M tasks x N transitions are drawn with one gather.
+    """Transitions of many tasks with P = `parameters`; batches of M tasks x N transitions are drawn with one gather.
 
-    Args:
-        parameters: number P of task parameters.
-        capacity: transitions kept; the oldest are dropped beyond it.
+    The oldest are dropped beyond the `capacity`.
     """
 
     def __init__(self, parameters: int, capacity: int = 200_000) -> None:
@@ -54,14 +52,12 @@ class TaskBuffer:
         """Add the valid rows of `data` `[B, T]`, row b of task `index[b]`.
 
         Args:
-            data: what `collect` gave, or recordings of your own with the keys of COLUMNS and `("next", "done")`.
+            data: what `collect` gave, or recordings of your own with the keys of COLUMNS and `("next", "done")`; nothing is
+                added if a number is not finite or a key is missing.
             index: task indices `[B]`, or `[B, T]` where tasks change on the way.
             exploratory: collected by the exploration policy (such rows make up contexts).
             first_episode: what `episodes` was before the first part, for data that come in parts (`collect_parts`); rows
                 are then stored step by step instead of row by row, so that an episode's steps lie B rows apart.
-
-        Raises:
-            EnvError: a number is not finite, or a key is missing; nothing is added.
         """
         data = _with_episodes(data)
         bad = [key for key in COLUMNS[:4] if not bool(torch.isfinite(data[key]).all())]

@@ -74,12 +74,7 @@ class Segments:
 
     A step of another episode, or of none, is masked: there may be fewer than M before a row, and fewer than K after it.
 
-    Args:
-        data: transitions `[N]`, see `around`.
-        inputs: what a model takes of each transition, `[N, X]`.
-        target: what it is to give, `[N, Y]`.
-        past: M.
-        future: K, at least 1.
+    Of the transitions `[N]` a model takes `inputs` `[N, X]`, and is to give `target` `[N, Y]`.
     """
 
     def __init__(self, data: TensorDictBase, inputs: Tensor, target: Tensor, past: int, future: int) -> None:

@@ -21,11 +21,7 @@ MAX_GRAD_NORM = 10.0  # gradients of every model are clipped to this norm
 class Model(L.LightningModule):
     """p(next observation | observation, action, belief), with E members; what planners, measures and pictures ask.
 
-    Observations are `[M, N, S]`, actions `[M, N, A]`, beliefs have the batch `[M]`.
-
-    Attributes:
-        low: least next observation that is imagined `[S]`.
-        high: greatest one `[S]`.
+    Observations are `[M, N, S]`, actions `[M, N, A]`, beliefs have the batch `[M]`; imagination is kept to `low` .. `high` `[S]`.
     """
 
     low: Tensor
@@ -128,9 +124,6 @@ class Dynamics(Model):
         """Standardised targets `[M, N, Y]` for inputs `[M, N, X]` and codes `[M, N, Z]`.
 
         The N rows are shared out among `members`, in equal blocks; `belief` `[M]` is for a model in which it is more than a code.
-
-        Raises:
-            ValueError: N is no multiple of the number of members.
         """
         tasks, rows = x.shape[0], x.shape[1]
         count = len(range(*members.indices(self.members)))

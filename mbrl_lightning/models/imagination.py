@@ -45,8 +45,8 @@ class ImaginedStreams:
         code_noise: standard normal `[M, B, Z]`; None takes the mean code.
         members: ensemble members that share out the B streams.
         restart: count n -> start observations `[n, S]` of new episodes; None: there are none.
-        noise: factor on the model's own deviation, drawn anew each step.
-        generator: for `noise`.
+        noise: factor on the model's own deviation, drawn anew each step from `generator`.
+        generator: see `noise`.
     """
 
     def __init__(
@@ -75,12 +75,8 @@ class ImaginedStreams:
     def rollout(self, act: ImaginedAct, steps: int) -> TensorDict:
         """Run T = `steps` steps on, `[M, B, T]`; differentiable in what `act` gave.
 
-        Returns:
-            `observation`, `age` (steps since its episode began), `valid`, what `act` gave, and under `next`: `observation`,
-            `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each.
-
-        Raises:
-            DivergedError: an imagined state is not finite.
+        The columns are `observation`, `age` (steps since its episode began), `valid`, what `act` gave, and under `next`:
+        `observation`, `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each. DivergedError if a state is not finite.
         """
         rows: list[dict[str, Tensor]] = []
         for _ in range(steps):
@@ -139,11 +135,7 @@ class ImaginedStreams:
 
 
 def outcome(spec: EnvSpec, observation: Tensor, action: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards of steps within bounds, and whether an episode ends there (a fall in training does), bool, `[...]` each.
-
-    Raises:
-        EnvError: the family's reward raised, or has another shape.
-    """
+    """Rewards of steps within bounds, and whether an episode ends there (a fall in training does), bool, `[...]` each."""
     rows = tuple(observation.shape[:-1])
     try:
         reward = spec.reward(observation, action, following)
@@ -171,15 +163,8 @@ def branched_rollouts(
     Real histories and a small k are branches; empty histories at initial states and k = the horizon are full-model
     rollouts. A rollout ends where the family's termination says so; each step of it asks a head drawn anew.
 
-    Args:
-        dynamics: the meta-model.
-        act: histories, batch `[N]` -> actions `[N, A]`.
-        start: batch `[N]` with `inputs` (histories) and `observation` `[N, S]`.
-        steps: k.
-        generator: draws heads and noise.
-
-    Returns:
-        What `data.windows.transition` takes, of every imagined step, batch `[at most N k]`.
+    `act` maps histories `[N]` to actions `[N, A]`; `start` `[N]` has `inputs` (histories) and `observation` `[N, S]`. What comes
+    back is what `data.windows.transition` takes, of every imagined step, batch `[at most N k]`.
     """
     spec, inputs, observation = dynamics.spec, start["inputs"], start["observation"]
     pieces: list[TensorDict] = []

@@ -50,9 +50,8 @@ def one_step_error(dynamics: Model, targets: TensorDict, belief: TensorDict) -> 
     """Error of the predicted change of the observation in real transitions `[M, N]`, per task.
 
     Returns:
-        `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (each output's error over the variance of its change
-        in all targets, then the mean; see `share_of_variance`), and `null_mse`, `null_nmse` of a model that predicts no
-        change. `outputs` `[S]`: normalised error by output, mean over tasks; NaN of an output that never changes.
+        `[M]` each: `mse` (raw units, mean over the S outputs), `nmse` (see `share_of_variance`), and `null_mse`, `null_nmse`
+        of a model that predicts no change. `outputs` `[S]`: `nmse` by output; NaN of one that never changes.
     """
     observation, following = targets["observation"], targets["next", "observation"]
     predicted = dynamics.predict(observation, targets["action"], belief)

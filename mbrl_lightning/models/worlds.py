@@ -30,14 +30,8 @@ class _Once:
 class Worlds:
     """The ensemble as K worlds, or as one in which every row asks a random member at every step; biased and noisy if asked.
 
-    Args:
-        dynamics: the models.
-        cfg: `meta`, and `horizon`, `initial_starts` of `search`.
-        rows: imagined trajectories in all, a multiple of K.
-        bias: of each model `[K]`, added to every predicted change, in deviations of that change.
-        initial: initial states `[n, S]` to draw from.
-        real: further states to start from.
-        generator: draws everything.
+    There are `rows` imagined trajectories, a multiple of K, which start from `initial` states `[n, S]` and from `real` ones.
+    The `bias` of each model `[K]` is added to every predicted change, in deviations of that change.
     """
 
     def __init__(

@@ -25,6 +25,9 @@ def summed(losses: TensorDictBase) -> dict[str, Tensor]:
     return {"loss": torch.stack(total).sum(), **parts}
 
 
+REMEDY = "choose a smaller learning rate of the model (dynamics.lr) or the policy (search.lr, sac.lr)"
+
+
 class GradientStep:
     """Backward, average over ranks, clip, step: the only place where parameters change.
 
@@ -91,7 +94,7 @@ class GradientStep:
             raise DivergedError(
                 f"loss {float(values['loss'].detach())} or gradient norm {norms.tolist()} is not finite at "
                 f"gradient step {self.count}",
-                "choose a smaller learning rate of the model (dynamics.lr) or the policy (search.lr, sac.lr)",
+                REMEDY,
             )
         if max_grad_norm > 0:
             _clip(gradients, norms, max_grad_norm)
@@ -137,10 +140,7 @@ def require_finite(learned: Mapping[str, Any], where: str) -> None:
     bad = [name for name, value in found if not bool(value.isfinite().all())]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise DivergedError(
-            f"{bad[0]}{more} is not finite",
-            "choose a smaller learning rate of the model (dynamics.lr) or the policy (search.lr, sac.lr)",
-        )
+        raise DivergedError(f"{bad[0]}{more} is not finite", REMEDY)
 
 
 def _norms(gradients: list[Tensor], stacked: bool) -> Tensor:

@@ -40,16 +40,12 @@ class PathwiseLoss(LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Loss of GSSM Eq. 10.
 
-        Args:
-            tensordict: batch `[M]` with start states `observation` `[M, B, S]`, `belief` (with `latent` `[M, Z]`) and
-                `noise` `[M, B, Z]` of the code. Every policy sees the same starts and noise, so that they compare.
+        The batch `[M]` has start states `observation` `[M, B, S]`, `belief` (with `latent` `[M, Z]`) and the code's `noise`
+        `[M, B, Z]`. Every policy sees the same starts and noise, so that they compare.
 
         Returns:
             `loss_policy`, summed over the C policies (their parameters are apart, so each gets its own gradient), and
             `imagined_return` `[C]`, discounted mean over the H steps; those after the end of an episode count as 0.
-
-        Raises:
-            ConfigError: the reward has no gradient in the actions.
         """
         over = (1, 2, 3) if self.paired else (0, 1, 3)
         returns = (self._rewards(tensordict) * self.discount).sum(-1).mean(over) / self.discount.sum()

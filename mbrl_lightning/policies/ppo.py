@@ -102,17 +102,8 @@ class PPO(nn.Module):
     ) -> dict[str, float]:
         """Epochs of minibatch steps on one rollout; stops early when the policy has moved by `target_kl`.
 
-        Args:
-            policy: the policy to improve.
-            data: batch `[..., T]`, the same on all ranks, with what `sample` gave, `age`, and under `next` `done`, `reward`
-                and `observation`.
-            latent: broadcastable to `[..., T, Z]`.
-            step: takes gradient steps.
-            optimizer: over the parameters of the policy and of this.
-            generator: shuffles.
-
-        Returns:
-            Mean losses and `kl` of the last epoch.
+        The data `[..., T]`, the same on all ranks, are what `sample` gave, `age`, and under `next` `done`, `reward` and
+        `observation`; `latent` is broadcastable to `[..., T, Z]`. Returns mean losses and `kl` of the last epoch.
         """
         rows, loss = self._advantages(policy, data, latent), self.loss(policy)
         metrics: list[dict[str, float]] = []

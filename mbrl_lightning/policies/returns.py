@@ -54,12 +54,8 @@ def advantages(inputs: Tensor, last: Tensor, data: TensorDictBase, gamma: float,
     Source: Duan et al. 2016; MB-MPO section A.3. Without the rest of the episodes that are cut at the end of a row, late steps
     of bodies that fall (whose rows hold a new episode then) would seem bad whatever was done.
 
-    Args:
-        inputs: what the policy saw, `[M, B, T, F]`.
-        last: what it would have seen after the last step, `[M, B, F]`.
-        data: batch `[M, B, T]` with `age`, and under `next` `reward` and `done`, `[..., 1]`.
-        gamma: discount.
-        lam: lambda; 1 is the return minus the baseline.
+    `inputs` are what the policy saw, `[M, B, T, F]`, `last` what it would have seen after the last step, `[M, B, F]`; the data
+    `[M, B, T]` have `age`, and under `next` `reward` and `done`, `[..., 1]`. With `lam` = 1 it is the return minus the baseline.
     """
     done, reward, age, tasks = data["next", "done"], data["next", "reward"].double(), data["age"], len(inputs)
     nothing = torch.zeros_like(reward)

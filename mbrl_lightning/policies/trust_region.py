@@ -140,14 +140,11 @@ class TrustRegion:
     def __call__(self, batch: TensorDictBase, step: GradientStep, linear: Linearised | None = None) -> dict[str, float]:
         """Improve the policy on one batch `[M]`; it is left as it was if no backtrack improves it.
 
-        `linear` are the inner steps on `batch["support"]`, where they were linearised when they were taken.
+        `linear` are the inner steps on `batch["support"]`, where they were linearised when they were taken. DivergedError if the
+        gradient or a product is not finite.
 
         Returns:
-            `surrogate` (the gain), `kl` and `accepted` of the step taken, `backtracks`, and `inner_kl`, how far the inner
-            steps take the policy.
-
-        Raises:
-            DivergedError: the gradient or a product is not finite; parameters are as before.
+            `surrogate` (the gain), `kl`, `accepted`, `backtracks`, and `inner_kl`, how far the inner steps take the policy.
         """
         linear = linear or self.linearise(batch)
         gradient, gain_before, inner_kl = self._gradient(batch, linear, step)
