@@ -20,7 +20,6 @@ from torch import Tensor
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.methods import PlannerConfig
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.imagination import outcome
 
 Advance = Callable[[Tensor, Tensor], Tensor]
@@ -191,18 +190,7 @@ class RandomShooting(Planner):
 
 
 class CEM(Planner):
-    """Cross-entropy method: mean and deviation of the elites, several times over; `planner.momentum` of the old ones stays.
-
-    Raises:
-        ConfigError: more elites than candidates.
-    """
-
-    def __init__(self, spec: EnvSpec, cfg: PlannerConfig, members: int = 1) -> None:
-        super().__init__(spec, cfg, members)
-        if cfg.elites > cfg.candidates:
-            raise ConfigError(
-                f"planner.elites={cfg.elites} of planner.candidates={cfg.candidates}", "take fewer elites"
-            )
+    """Cross-entropy method: mean and deviation of the elites, several times over; `planner.momentum` of the old ones stays."""
 
     def weigh(self, scores: Tensor) -> Tensor:
         """The elites alike, `[B, N]`."""
