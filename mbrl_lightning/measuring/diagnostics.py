@@ -162,20 +162,20 @@ def _switches(loop: Trained, path: Path) -> Path:
     return switches(after, switched[:, 0], reward, hidden, loop.family.parameters[0], path)
 
 
-def film(loop: Trained, path: Path, steps: int | None = None) -> Path | None:
+def film(loop: Trained, path: Path) -> Path | None:
     """Film the deployed policy in the first unseen task (headless); a warning and None where nothing can render.
 
-    `steps` None: 200, or enough for two switches of a hidden task.
+    200 steps of it, or enough for two switches of a hidden task.
     """
     test, family = _meta_test(loop), loop.family
-    steps = steps or max(200, 5 * (family.switch_every or 0) // 2)
+    steps = min(max(200, 5 * (family.switch_every or 0) // 2), family.spec.horizon)
     tasks = family.test[:1]
     belief = _belief(test, tasks)
     simulator = family.simulate(tasks)
     frames = []
     try:
         observation = simulator.reset(test.generator)
-        for _ in range(min(steps, family.spec.horizon)):
+        for _ in range(steps):
             frames.append(simulator.render(0))
             action, belief = loop.algorithm.act(belief, observation)
             following = simulator.step(action)

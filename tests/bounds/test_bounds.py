@@ -64,22 +64,6 @@ def test_one_step_is_best_and_only_the_printed_form_ever_loses_to_full_rollouts(
     assert (bounds <= full).all() == (form == "exact")
 
 
-@pytest.mark.parametrize(
-    ("gamma", "eps_m", "eps_pi", "k", "gap"),
-    [
-        (0.9, 0.1, 0.9, 1, -34.2),
-        (0.9, 0.1, 0.9, 5, -6.3441),
-        (0.9, 0.1, 0.9, 10, 15.4189),
-        (0.9, 0.1, 0.9, 50, 46.3362),
-        (0.95, 0.5, 0.0, 1, -361.0),
-        (0.95, 0.5, 0.0, 50, -195.1195),
-    ],
-)
-def test_values_of_figure_4(gamma, eps_m, eps_pi, k, gap):
-    branched = branched_rollout_discrepancy(gamma, eps_m, eps_pi, k, form="printed")
-    assert branched - full_rollout_discrepancy(gamma, eps_m, eps_pi) == pytest.approx(gap, abs=1e-4)
-
-
 def test_a_bound_is_vacuous_beyond_the_range_of_returns():
     assert vacuous_above(0.9, 2.0) == pytest.approx(40)
     eps_m, eps_pi = 0.5, 0.1 * (1 - 0.9 * 0.5)  # eps_m gamma + eps_pi / (1 - gamma) = 1

@@ -18,7 +18,6 @@ from mbrl_lightning.envs.spec import EnvSpec
 
 GRAVITY, DT, LENGTH, CENTRE, INERTIA = 9.8, 0.2, 1.0, 0.5, 1.0
 MAX_SPEED_1, MAX_SPEED_2 = 4 * math.pi, 9 * math.pi
-HORIZON = 200
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -108,22 +107,18 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
 
 
 build = functools.partial(TorchSimulator, initial=initial, transition=transition, draw=picture)
-
-
-def acrobot_spec() -> EnvSpec:
-    """The acrobot's spec; episodes of 200 steps at most."""
-    return EnvSpec(
-        "acrobot",
-        ("angle_1 [rad]", "velocity_1 [rad/s]", "angle_2 [rad]", "velocity_2 [rad/s]"),
-        action_dim=3,
-        horizon=HORIZON,
-        unit="step",
-        reward=reward,
-        termination=succeeded,
-        features=features,
-        target=target,
-        untarget=untarget,
-        discrete=True,
-        action_features=action_features,
-        change=target,
-    )
+SPEC = EnvSpec(
+    "acrobot",
+    ("angle_1 [rad]", "velocity_1 [rad/s]", "angle_2 [rad]", "velocity_2 [rad/s]"),
+    action_dim=3,
+    horizon=200,
+    unit="step",
+    reward=reward,
+    termination=succeeded,
+    features=features,
+    target=target,
+    untarget=untarget,
+    discrete=True,
+    action_features=action_features,
+    change=target,
+)

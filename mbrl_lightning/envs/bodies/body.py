@@ -73,7 +73,8 @@ def body_spec(
         return observation[..., begin:end]
 
     def features(observation: Tensor) -> Tensor:
-        return torch.cat([body.features(seen(observation)), observation[..., end : end + shown]], -1)
+        own = body.features(seen(observation))
+        return torch.cat([own, observation[..., end : end + shown]], -1) if shown else own
 
     def target(observation: Tensor, next_observation: Tensor) -> Tensor:
         change = body.target(seen(observation), seen(next_observation))

@@ -18,7 +18,6 @@ from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
 
 GRAVITY, LENGTH, FRICTION, DT, MAX_FORCE, COST_WIDTH = 9.82, 0.6, 0.1, 0.1, 10.0, 0.25
-HORIZON = 25
 
 
 def transition(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ def cartpole_spec(name: str, half: bool, tip_sign: float) -> EnvSpec:
         return torch.expm1(-(across**2 + below**2) / width)
 
     names = ("x [m]", "x_velocity [m/s]", "angle [rad]", "angular_velocity [rad/s]")
-    return EnvSpec(name, names, action_dim=1, horizon=HORIZON, unit="step", reward=reward, features=features)
+    return EnvSpec(name, names, action_dim=1, horizon=25, unit="step", reward=reward, features=features)
 
 
 def picture(state: Tensor, task: Tensor) -> np.ndarray:

@@ -17,7 +17,6 @@ from mbrl_lightning.envs.spec import EnvSpec
 
 STEP, START, HORIZON = 0.1, 2.0, 30
 OPTIMUM = -2 * STEP**3 / 6 * sum(k**3 for k in range(21))
-NAMES = ("x", "y")
 
 
 def transition(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
@@ -49,9 +48,5 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
     return canvas.picture
 
 
+SPEC = EnvSpec("point2d", ("x", "y"), action_dim=2, horizon=HORIZON, unit="episode", reward=reward)
 build = functools.partial(TorchSimulator, initial=initial, transition=transition, draw=picture)
-
-
-def point2d_spec() -> EnvSpec:
-    """The point's spec; episodes of 30 steps."""
-    return EnvSpec("point2d", NAMES, action_dim=2, horizon=HORIZON, unit="episode", reward=reward)

@@ -46,13 +46,13 @@ def cartpole_wide(half: bool = True, tip_sign: float = 1.0) -> TaskFamily:
 
 def acrobot() -> TaskFamily:
     """Link masses, kg. Return / 200 with nothing lost after success: -0.45 is success after 90 steps."""
-    train, beyond, spec = Box((0.8, 0.8), (1.2, 1.2)), Box((0.5, 0.5), (1.6, 1.6)), acrobots.acrobot_spec()
-    build = functools.partial(acrobots.build, spec)
-    return box_family(spec, ("mass_1", "mass_2"), build, train, beyond, context_steps=50, tests=33, seed=20270)
+    train, beyond = Box((0.8, 0.8), (1.2, 1.2)), Box((0.5, 0.5), (1.6, 1.6))
+    build, names = functools.partial(acrobots.build, acrobots.SPEC), ("mass_1", "mass_2")
+    return box_family(acrobots.SPEC, names, build, train, beyond, context_steps=50, tests=33, seed=20270)
 
 
 def _on_grid(spec: EnvSpec, build: Callable[[Tensor], Simulator]) -> TaskFamily:
-    """Mass and damping scale: {.8, .9, 1, 1.1, 1.2}^2 in training, the four values between in the test."""
+    """Mass and damping scale on a grid in training, the four values between in the test."""
     train = grid_of(*[(0.8, 0.9, 1.0, 1.1, 1.2)] * 2)
     return TaskFamily(
         spec=spec,

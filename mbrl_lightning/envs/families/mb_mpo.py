@@ -53,5 +53,4 @@ def arm_reach(horizon: int = HORIZON) -> TaskFamily:
 
 def point2d() -> TaskFamily:
     """Go to the origin from U[-2, 2]^2 by at most 0.1 per axis and step; -|s|^2 summed over 30 steps. Optimum -14.7."""
-    spec = points.point2d_spec()
-    return one_task(spec, functools.partial(points.build, spec), points.HORIZON)
+    return one_task(points.SPEC, functools.partial(points.build, points.SPEC), points.HORIZON)
