@@ -74,13 +74,6 @@ def test_the_first_data_are_random_and_later_ones_are_of_the_adapted_policies_in
     assert not loop.real.transitions()["exploratory"][120:].any()
 
 
-@pytest.mark.parametrize("meta", [{"collectors": "prior"}, {"inner_lr": 0.0}, {"inner_steps": 0}], ids=str)
-def test_without_adapted_collectors_the_policy_itself_collects(fitted, meta):
-    loop = fitted(meta=meta)
-    improve(loop)
-    assert "policy" not in loop.algorithm.collectors(loop.algorithm.begin(5)).keys()  # noqa: SIM118 - a TensorDict has no `in`
-
-
 def test_trajectories_of_policy_k_are_imagined_in_model_k(fitted):
     loop = fitted()
     algorithm = loop.algorithm
@@ -176,7 +169,9 @@ def test_an_inner_step_of_zero_is_no_adaptation(fitted, meta):
     for name, value in parameters(algorithm).items():
         assert torch.equal(adapted[name], value)
     assert "support" not in batch.keys()  # noqa: SIM118 - a TensorDict has no `in`
-    assert algorithm.fine_tune(algorithm.begin(2), loop.real, loop.step, algorithm.generator) is None
+    belief = algorithm.begin(2)
+    assert algorithm.fine_tune(belief, loop.real, loop.step, algorithm.generator) is None
+    assert algorithm.collectors(belief) is belief
 
 
 def test_a_meta_test_adapts_to_each_task_on_its_own_transitions(fitted):

@@ -99,15 +99,6 @@ def test_a_context_of_one_point_is_its_own_message():
     torch.testing.assert_close(net.target(targets, belief)[0], net.point_loc(h).expand(M, N, Z))
 
 
-def test_zero_inputs_give_finite_values_and_gradients():
-    net = encoder()
-    x = torch.zeros(M, K, X, dtype=torch.float64, requires_grad=True)
-    belief = net.context(x, torch.zeros(M, K, Y, dtype=torch.float64))
-    net.target(x, belief)[0].sum().backward()
-    assert torch.isfinite(belief["loc"]).all()
-    assert torch.isfinite(x.grad).all()
-
-
 def test_deviations_stay_in_bounds_whatever_the_network_says():
     net, (x, y) = encoder(), nodes(K)
     for bias, expected in ((1e6, torch.exp(torch.tensor(2.0))), (-1e6, torch.exp(torch.tensor(-5.0)))):

@@ -193,18 +193,6 @@ def test_equal_tasks_share_an_index_and_new_ones_are_registered():
     assert len(buffer.tasks) == 4
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=4))
-def test_an_index_names_its_task(calls):
-    buffer, first = TaskBuffer(1), {}
-    for values in calls:
-        index = buffer.index_of(numbers(*values))
-        for value, row in zip(values, index.tolist(), strict=True):
-            assert first.setdefault(value, row) == row
-            assert buffer.tasks[row, 0] == value
-    assert len(buffer.tasks) == len(first)
-
-
 def test_a_row_may_change_its_task_on_the_way():
     buffer = TaskBuffer(1)
     data = episode(numbers(1, 2), 6)

@@ -97,15 +97,6 @@ def test_a_full_buffer_forgets_windows_with_their_rows():
     assert same > 80  # only the oldest rows have lost something
 
 
-def test_one_short_episode_is_enough():
-    spec = counter_spec(2, outcome=lambda n: n[..., :1] * 2)
-    data = collect(CounterSimulator(TASKS[:1]), spec, NOISY, START[:1], 2, torch.Generator(), torch.Generator())
-    real = TaskBuffer(1)
-    real.extend(data, real.add_tasks(TASKS[:1]), exploratory=False)
-    batch = histories(real, 10)[0].columns(torch.tensor([0, 1, 0]))
-    assert batch["mask"].sum(1).tolist() == [1, 2, 1]
-
-
 def test_parts_are_the_whole():
     spec = counter_spec(6, termination=past_task)
     whole = collect(CounterSimulator(TASKS), spec, NOISY, START, 40, generator(0), generator(1))

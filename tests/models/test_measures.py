@@ -96,18 +96,6 @@ def test_raw_and_normalised_error_by_hand():
     torch.testing.assert_close(error["outputs"], expected)
 
 
-def test_errors_are_told_apart_by_task():
-    data = episodes()
-
-    def wrong_in_the_second(observation, action):
-        out = truth(observation, action)
-        out[1] += 1.0
-        return out
-
-    error = one_step_error(Model(wrong_in_the_second), data, NOTHING)["mse"]
-    torch.testing.assert_close(error, torch.tensor([0.0, 1.0, 0.0]))
-
-
 def test_errors_of_angles_are_taken_the_short_way_round():
     def wrap(o, n):
         return torch.remainder(n - o + torch.pi, 2 * torch.pi) - torch.pi

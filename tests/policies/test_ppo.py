@@ -49,18 +49,6 @@ def nearest(goal: float):
     return lambda action, latent: -(action[..., 0] - goal).square()
 
 
-def test_the_rewarded_continuous_action_becomes_likelier():
-    setting = Setting(plain_spec(observation=2, action=1))
-    start = torch.zeros(1, 2)
-    before, _ = setting.policy(start)
-    for _ in range(25):
-        setting.update(setting.rollout(nearest(0.7)))
-    after, scale = setting.policy(start)
-    assert abs(float(before.detach()) - 0.7) > 0.5
-    assert float(after.detach()) == pytest.approx(0.7, abs=0.15)
-    assert float(scale.detach()) < 0.6  # and the policy becomes surer of it
-
-
 def test_the_rewarded_choice_becomes_likelier():
     setting = Setting(plain_spec(observation=2, action=3, discrete=True))
     start = torch.zeros(1, 2)
