@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mbrl_lightning.config import flattened, reads_of
 from mbrl_lightning.config.schema import FIELDS
+from mbrl_lightning.config.words import read, yaml_values
 from mbrl_lightning.data.collect import Uniform, collect
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
@@ -133,6 +134,11 @@ def shortened(family: TaskFamily, horizon: int | None = None, test: int = 3, con
         extreme=family.extreme[:0],
         context_steps=family.context_steps if context is None else context,
     )
+
+
+def words(text: str) -> dict[str, Any]:
+    """Dotted keys with their values, as they are written on a command line."""
+    return yaml_values(read(text.split()))
 
 
 def read_by(changes: Mapping[str, Any]) -> dict[str, Any]:

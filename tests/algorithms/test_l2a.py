@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 import torch
-from fakes import shortened
+from fakes import shortened, words
 from tensordict import TensorDict
 
 from mbrl_lightning.config import compose
@@ -15,26 +15,17 @@ from mbrl_lightning.data.collect import collect
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
-SMALL = {
-    "loop": {
-        "iterations": 2,
-        "tasks_per_iteration": 2,
-        "episodes_per_task": 1,
-        "episode_steps": 20,
-        "model_steps": 5,
-        "first_model_steps": 5,
-    },
-    "dynamics": {"hidden": 8, "layers": 1},
-    "l2a": {"past": 4, "future": 3, "segments": 8, "hidden": 4},
-    "planner": {"candidates": 12, "horizon": 3, "iterations": 1, "elites": 3},
-}
+SMALL = words(
+    "loop.iterations=2 loop.tasks_per_iteration=2 loop.episodes_per_task=1 loop.episode_steps=20 loop.model_steps=5 "
+    "loop.first_model_steps=5 dynamics.hidden=8 dynamics.layers=1 l2a.past=4 l2a.future=3 l2a.segments=8 l2a.hidden=4 "
+    "planner.candidates=12 planner.horizon=3 planner.iterations=1 planner.elites=3"
+)
 
 
 @pytest.fixture
 def small(make_loop):
     def make(algorithm: str = "grbal", conf: str = "point_switch", **changes):
-        merged = {key: SMALL.get(key, {}) | changes.get(key, {}) for key in SMALL | changes}
-        cfg = compose({"conf": conf, "algorithm": algorithm} | merged)
+        cfg = compose({"conf": conf, "algorithm": algorithm} | SMALL | changes)
         family = shortened(make_family(cfg.env.name, **cfg.env.options), horizon=20)
         return make_loop(algorithm, cfg=cfg, family=family)
 

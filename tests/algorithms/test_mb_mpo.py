@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import words
 
 from mbrl_lightning.beliefs.gradient import repeat
 from mbrl_lightning.data.collect import collect
 
-SMALL = {
-    "loop": {
-        "iterations": 2,
-        "tasks_per_iteration": 4,
-        "episode_steps": None,
-        "exploration_steps": 0,
-        "model_steps": 6,
-        "first_model_steps": 6,
-    },
-    "dynamics": {"hidden": 8, "members": 3, "targets": 16},
-    "meta": {"updates": 2, "rollouts": 4, "subsample": 1},
-    "search": {"horizon": 10},
-    "env": {"name": "point2d", "options": {}},
-}
-
-
-def merged(**changes):
-    return {name: SMALL.get(name, {}) | changes.get(name, {}) for name in SMALL.keys() | changes.keys()}
+SMALL = words(
+    "env.name=point2d loop.iterations=2 loop.tasks_per_iteration=4 loop.episode_steps=30 loop.exploration_steps=0 "
+    "loop.model_steps=6 loop.first_model_steps=6 dynamics.hidden=8 dynamics.members=3 dynamics.targets=16 "
+    "meta.updates=2 meta.rollouts=4 meta.subsample=1 search.horizon=10"
+)
 
 
 @pytest.fixture
@@ -33,7 +21,7 @@ def fitted(make_loop):
     """`fitted(algorithm, section={...})`: a loop that has collected once and fitted its models."""
 
     def make(algorithm: str = "mb_mpo", **changes):
-        loop = make_loop(algorithm, **merged(**changes))
+        loop = make_loop(algorithm, **SMALL | changes)
         loop.algorithm.collect(loop.world)
         loop._fit_dynamics()
         return loop
@@ -155,7 +143,7 @@ def test_biased_and_noisy_worlds_are_off_by_as_much_as_they_say(fitted):
     {"env": {"name": "acrobot", "options": {}}, "evaluation": {"shots": [0.0]}},
 ], ids=["one model", "discrete actions"])  # fmt: skip
 def test_a_whole_run(make_loop, change):
-    found = {row.metric for row in make_loop("mb_mpo", **merged(**change)).fit().rows}
+    found = {row.metric for row in make_loop("mb_mpo", **SMALL | change).fit().rows}
     assert {"return/policy", "return/fine_tuned", "return/sampled", "train/accepted"} <= found
 
 

@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 import torch
-from fakes import counter_family, plain_spec, shortened
+from fakes import counter_family, plain_spec, shortened, words
 from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
@@ -18,20 +18,15 @@ from mbrl_lightning.data.windows import STEP, Histories
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
-SMALL = {
-    "loop": {"tasks_per_iteration": 2, "episode_steps": 20},
-    "pearl": {"latent_dim": 3, "hidden": [16], "context": 6, "hold": 4, "meta_batch": 2},
-    "sac": {"batch": 16, "updates_per_step": 0.1},
-}
+SMALL = words(
+    "loop.tasks_per_iteration=2 loop.episode_steps=20 sac.batch=16 sac.updates_per_step=0.1 pearl.latent_dim=3 "
+    "pearl.hidden=[16] pearl.context=6 pearl.hold=4 pearl.meta_batch=2"
+)
 
 
 def switching():
     """Hidden direction, turning round every sixth step."""
     return shortened(make_family("point_switch", horizon=20, switch_every_steps=6, jitter=0.0))
-
-
-def with_sections(changes: dict) -> dict:
-    return {name: SMALL.get(name, {}) | changes.get(name, {}) for name in {*SMALL, *changes}}
 
 
 def improve(loop):
@@ -44,7 +39,7 @@ def started(make_loop):
     """`started(family, rounds=1, section={...})`: a loop whose PEARL has gone through so many iterations."""
 
     def make(family=None, rounds: int = 1, **changes):
-        loop = make_loop("pearl", family=family, **with_sections(changes))
+        loop = make_loop("pearl", family=family, **SMALL | changes)
         for _ in range(rounds):
             improve(loop)
         return loop
@@ -112,7 +107,7 @@ def test_the_target_of_the_q_loss_is_a_constant(started):
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_given_the_latents_a_step_is_one_of_sac(started, tasks):
     """With one task, z is one more constant input; SAC's own update on the same rows then moves SAC just as far."""
-    loop = started(switching(), pearl=SMALL["pearl"] | {"meta_batch": tasks})
+    loop = started(switching(), pearl={"meta_batch": tasks})
     algorithm = loop.algorithm
     batch = batch_of(loop)
     assert batch.batch_size == (tasks,)
@@ -166,7 +161,7 @@ def test_contexts_and_transitions_of_a_row_are_of_one_task(started):
 
 def test_contexts_come_from_the_prior_and_transitions_from_both(started, monkeypatch):
     """The second half of an iteration is driven by the posterior of what the first one saw."""
-    loop = started(counter_family(), rounds=0, pearl=SMALL["pearl"] | {"prior_share": 0.3})
+    loop = started(counter_family(), rounds=0, pearl={"prior_share": 0.3})
     interact, asked = loop.world.interact, []
 
     def spied(tasks, agent, belief, steps, noise, exploratory):

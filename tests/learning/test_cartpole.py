@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fakes import shortened
+from fakes import shortened, words
 
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.loop import MetaLoop
@@ -15,25 +15,15 @@ from mbrl_lightning.models.measures import linear_probe, one_step_error
 
 pytestmark = pytest.mark.slow
 
-REDUCED = {
-    "conf": "cartpole",
-    "loop": {"iterations": 6, "model_steps": 300, "first_model_steps": 400, "last_model_steps": 600},
-    "dynamics": {"members": 2, "hidden": 100, "targets": 96, "lr": 2e-3},
-    "search": {"updates": 50, "restarts": 4, "rollouts": 2, "tasks": 12, "holdout": 0},
-    "evaluation": {"shots": [0, 1]},
-}
-MODEL_ALONE = REDUCED | {
-    "loop": {
-        "iterations": 1,
-        "tasks_per_iteration": 30,
-        "exploration_steps": 100,
-        "episodes_per_task": 0,
-        "first_model_steps": 800,
-        "last_model_steps": 0,
-    },
-    "search": {"updates": 0, "restarts": 1, "rollouts": 2, "tasks": 2, "holdout": 0},
-    "evaluation": {"shots": [1]},
-}
+REDUCED = words(
+    "conf=cartpole loop.iterations=6 loop.model_steps=300 loop.first_model_steps=400 loop.last_model_steps=600 "
+    "dynamics.members=2 dynamics.hidden=100 dynamics.targets=96 dynamics.lr=2e-3 evaluation.shots=[0,1] "
+    "search.updates=50 search.restarts=4 search.rollouts=2 search.tasks=12 search.holdout=0"
+)
+MODEL_ALONE = REDUCED | words(
+    "loop.iterations=1 loop.tasks_per_iteration=30 loop.exploration_steps=100 loop.episodes_per_task=0 "
+    "loop.first_model_steps=800 loop.last_model_steps=0 search.updates=0 search.restarts=1 search.tasks=2 evaluation.shots=[1]"
+)
 
 
 def mean(loop: MetaLoop, metric: str, shot: int = 50) -> float:
@@ -114,7 +104,7 @@ def test_prediction_improves_with_the_context_and_only_with_the_right_one(make_l
     loop = make_loop(
         "gssm_aps",
         family=shortened(make_family("cartpole_wide"), test=50),
-        **MODEL_ALONE | {"env": {"name": "cartpole_wide"}},
+        **MODEL_ALONE | {"env.name": "cartpole_wide"},
     )
     loop.fit()
     test = MetaTest(loop.algorithm, loop.real, loop.step, torch.Generator().manual_seed(1), lambda *a, **k: None)

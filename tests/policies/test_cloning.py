@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from fakes import fingerprint
+from fakes import fingerprint, words
 
 from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
@@ -14,22 +14,18 @@ from mbrl_lightning.data.collect import collect
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.policies.cloning import divergence_from_data
 
-SMALL = {
-    "loop": {"iterations": 2, "episode_steps": 40, "model_steps": 5, "first_model_steps": 5, "evaluate_every": 1},
-    "dynamics": {"hidden": 8, "layers": 1, "members": 2, "targets": 16},
-    "policy": {"hidden": [16]},
-    "sac": {"warmup_steps": 60, "every": 10, "updates_per_step": 0.2, "batch": 16},
-    "branch": {"per_step": 4, "buffer": 100},
-    "history": {"length": 4},
-}
+SMALL = words(
+    "loop.iterations=2 loop.episode_steps=40 loop.model_steps=5 loop.first_model_steps=5 loop.evaluate_every=1 "
+    "dynamics.hidden=8 dynamics.layers=1 dynamics.members=2 dynamics.targets=16 policy.hidden=[16] sac.warmup_steps=60 "
+    "sac.every=10 sac.updates_per_step=0.2 sac.batch=16 branch.per_step=4 branch.buffer=100 history.length=4"
+)
 ERRORS = {"model/nll", "policy/kl_cloned"}
 
 
 @pytest.fixture
 def small(make_loop):
-    def make(algorithm: str = "m3po", **changes):
-        merged = {key: SMALL[key] | changes.get(key, {}) for key in SMALL}
-        return make_loop(algorithm, cfg=compose({"conf": "point_switch", "algorithm": algorithm} | merged))
+    def make(algorithm: str = "m3po"):
+        return make_loop(algorithm, cfg=compose({"conf": "point_switch", "algorithm": algorithm} | SMALL))
 
     return make
 
