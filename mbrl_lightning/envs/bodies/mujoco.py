@@ -6,10 +6,13 @@ With nominal parameters the states are bit-equal to gymnasium's environments of 
 from __future__ import annotations
 
 import copy
+import ctypes.util
 import functools
+import importlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -225,13 +228,7 @@ class MujocoSimulator:
         model = self._models[index]
         if self._camera is None or self._camera[0] != index:
             self._close_camera()
-            try:
-                self._camera = index, mujoco.Renderer(model)
-            except Exception as error:  # each backend fails in its own way
-                raise EnvError(
-                    f"cannot draw off screen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {error}",
-                    "Set MUJOCO_GL=egl (libegl1) or osmesa (libosmesa6) before mujoco is imported, or leave videos off.",
-                ) from error
+            self._camera = index, camera(model)
         # Drawn from a copy: computing body positions in place would touch the solver's warm start.
         data = copy.copy(self._datas[index])
         mujoco.mj_forward(model, data)
@@ -248,6 +245,24 @@ class MujocoSimulator:
         if self._camera is not None:
             self._camera[1].close()
             self._camera = None
+
+
+def camera(model: mujoco.MjModel) -> mujoco.Renderer:
+    """Draws states of ``model`` off screen.
+
+    MuJoCo chooses its OpenGL when it is first imported, perhaps by another library; without a display it chooses wrongly.
+    """
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        mesa = ctypes.util.find_library("OSMesa") and not ctypes.util.find_library("EGL")
+        os.environ.setdefault("MUJOCO_GL", "osmesa" if mesa else "egl")
+    try:
+        importlib.reload(sys.modules[mujoco.Renderer.__module__].gl_context)  # reads MUJOCO_GL
+        return mujoco.Renderer(model)
+    except Exception as error:  # each backend fails in its own way
+        raise EnvError(
+            f"cannot draw off screen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {error}",
+            "Install libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa), or leave videos off.",
+        ) from error
 
 
 def centre_of_mass(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
