@@ -14,7 +14,7 @@ from typing import Any
 from mbrl_lightning.config.console import answer, make_callable
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, read, take
-from mbrl_lightning.errors import ConfigError, StorageError
+from mbrl_lightning.errors import ConfigError
 
 DEFAULTS: dict[str, Any] = {"gamma": 0.95, "eps_m": 0.1, "eps_pi": 0.02, "k": list(range(1, 51))}
 DISTANCE: dict[str, Any] = {"minimum": 0, "maximum": 1, "why": "total variation distance"}
@@ -65,11 +65,7 @@ def parse(argv: Sequence[str]) -> Options:
 def bounds(options: Options) -> str:
     """The tables as plain text; the figure goes to `options.out`."""
     draws = importlib.util.find_spec("matplotlib") is not None
-    try:
-        text, picture = _of_run(options, draws) if options.run else _of_numbers(options, draws)
-    except OSError as error:
-        remedy = "name another folder with out=FOLDER, or see that the disk is not full"
-        raise StorageError(f"cannot write to {options.out}: {error.strerror or error}", remedy) from error
+    text, picture = _of_run(options, draws) if options.run else _of_numbers(options, draws)
     drawn = f"figure: {picture}" if draws else "no figure: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
     return f"{text}\n\n{drawn}"
 

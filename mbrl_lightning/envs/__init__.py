@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,15 +42,10 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
 
 
 def make_family(name: str, **options: Any) -> TaskFamily:
-    """Build the task family ``name`` (a key of FAMILIES) with its own options.
-
-    Raises:
-        ConfigError: unknown name or option; the message has the nearest valid one.
-    """
+    """Build the task family ``name`` (a key of FAMILIES) with its own options."""
     if name not in FAMILIES:
         cause = f"there is no task family {name!r}{did_you_mean(name, FAMILIES)}."
         raise ConfigError(cause, f"Known: {', '.join(FAMILIES)}.")
-    _check_options(f"task family {name!r}", FAMILIES[name], options)
     return FAMILIES[name](**options)
 
 
@@ -82,18 +76,8 @@ def load_family(file: str, **options: Any) -> TaskFamily:
     guard.call("importing it", module_spec.loader.exec_module, module)
     if not callable(getattr(module, "family", None)):
         raise ConfigError(f"env.file: {file} has no function family().", "Define family() -> TaskFamily in it.")
-    _check_options(f"family() of {file}", module.family, options)
     family = guard.call("family()", module.family, **options)
     if not isinstance(family, TaskFamily):
         cause = f"env.file: family() of {file} returned a {type(family).__name__}."
         raise ConfigError(cause, "Return gym_family(...) or a TaskFamily.")
     return guarded_family(family, Guard(family.spec.name, CALL_SECONDS))
-
-
-def _check_options(label: str, build: Callable[..., Any], options: dict[str, Any]) -> None:
-    known = inspect.signature(build).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    for option in options:
-        if option not in known and not takes_any:
-            cause = f"{label} has no option {option!r}{did_you_mean(option, known)}."
-            raise ConfigError(cause, f"Its options: {', '.join(known) or 'none'}.")

@@ -58,7 +58,9 @@ class MetaTest:
             belief = self.adapt(context, shot)
             episodes = self.episodes(tasks, belief)
             returned = self.report("return/policy", episodes, split, shot)
-            self._body_metrics(episodes, split, shot)
+            if algorithm.spec.metrics is not None:
+                found = algorithm.spec.metrics(episodes)
+                self._all_rows({name: value.mean(1) for name, value in found.items()}, split, shot)
             if shot == size:
                 reference, at_size, summary["return/policy"] = episodes, belief, returned
         if "hidden" in reference.keys():  # noqa: SIM118 - a TensorDict has no `in`
@@ -125,11 +127,6 @@ class MetaTest:
         """Add one row a task with its mean return over episodes `[M, episodes, T]`; returns the mean over tasks."""
         returns = episode_returns(episodes.reshape(-1, episodes.shape[-1]), self.algorithm.spec)
         return self._rows(metric, returns.view(episodes.shape[:2]).mean(1), split, shot)
-
-    def _body_metrics(self, episodes: TensorDict, split: str, shot: int) -> None:
-        if self.algorithm.spec.metrics is not None:
-            for name, value in self.algorithm.spec.metrics(episodes).items():
-                self._rows(name, value.mean(1), split, shot)
 
     def _controls(self, tasks: Tensor, belief: TensorDict, split: str, shot: int) -> None:
         algorithm, cfg, uniform = self.algorithm, self.algorithm.cfg.evaluation, Uniform(self.algorithm.spec)

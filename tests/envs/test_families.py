@@ -76,7 +76,6 @@ def test_flip_reverses_at_most_one_joint():
     ("refused", "message"),
     [
         (lambda: make_family("cartpol"), "did you mean 'cartpole'"),
-        (lambda: make_family("cartpole", tipsign=1), "did you mean 'tip_sign'"),
         (lambda: make_family("cartpole").simulate(torch.ones(3, 3)), "do not fit"),
         (lambda: Box((1.0,), (1.0,)), "not low < high"),
         (lambda: Box((0.0,), (1.0,), log=True), "positive ends"),
