@@ -22,24 +22,16 @@ _REMEDIES = {
 
 
 class MBRLError(Exception):
-    """Base of all errors raised on purpose.
+    """Base of all errors raised on purpose: what is wrong, with the value that was found, and what to do about it.
 
-    Args:
-        cause: what is wrong, with the value that was found.
-        remedy: what to do about it.
-
-    Attributes:
-        exit_code: status the command line ends with.
-        code: short stable name of the kind of error.
+    `exit_code` is the status the command line ends with, `code` a short stable name of the kind of error.
     """
 
-    exit_code = 1
-    code = "E-GEN"
+    exit_code, code = 1, "E-GEN"
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause, remedy)
-        self.cause = cause
-        self.remedy = remedy
+        self.cause, self.remedy = cause, remedy
 
     def __str__(self) -> str:
         return f"error[{self.code}]: {self.cause}\n  remedy: {self.remedy}"
@@ -48,29 +40,25 @@ class MBRLError(Exception):
 class ConfigError(MBRLError):
     """Wrong usage or configuration, found before any work is done."""
 
-    exit_code = 2
-    code = "E-CFG"
+    exit_code, code = 2, "E-CFG"
 
 
 class EnvError(MBRLError):
     """An environment raised, returned something that is not finite, or does not fit its specification."""
 
-    exit_code = 3
-    code = "E-ENV"
+    exit_code, code = 3, "E-ENV"
 
 
 class DivergedError(MBRLError):
     """A loss, gradient or rollout is not finite; the last good state is kept."""
 
-    exit_code = 4
-    code = "E-DIV"
+    exit_code, code = 4, "E-DIV"
 
 
 class StorageError(MBRLError):
     """A file cannot be written, or cannot be trusted when read."""
 
-    exit_code = 5
-    code = "E-STO"
+    exit_code, code = 5, "E-STO"
 
     @property
     def full(self) -> bool:
@@ -87,15 +75,13 @@ class StorageError(MBRLError):
 class Preempted(MBRLError):
     """Stopped by SIGTERM or SIGUSR1 after saving; resumable."""
 
-    exit_code = 75
-    code = "E-PRE"
+    exit_code, code = 75, "E-PRE"
 
 
 class Interrupted(MBRLError):
     """Stopped by the user (SIGINT)."""
 
-    exit_code = 130
-    code = "E-INT"
+    exit_code, code = 130, "E-INT"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

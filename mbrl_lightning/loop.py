@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -25,13 +25,7 @@ from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.runs.devices import make_fabric
 from mbrl_lightning.runs.progress import Progress
 from mbrl_lightning.runs.results import Results, return_unit
-
-
-class Stop(Protocol):
-    """What the loop asks between stages: the number of the signal that wants it to stop, or None."""
-
-    @property
-    def requested(self) -> int | None: ...  # noqa: D102
+from mbrl_lightning.runs.signals import StopFlag
 
 
 class MetaLoop:
@@ -55,15 +49,15 @@ class MetaLoop:
         family: TaskFamily,
         algorithm: Algorithm,
         folder: Path | None = None,
-        stop: Stop | None = None,
+        stop: StopFlag | None = None,
         quiet: bool = False,
-        watch: Callable[[MetaLoop], None] | None = None,
+        watch: Callable[[MetaLoop], None] = lambda loop: None,
         fabric: Fabric | None = None,
     ) -> None:
         if not cfg.allow_overlap:
             family.check_disjoint()
         self.cfg, self.family, self.algorithm, self.folder, self.stop = cfg, family, algorithm, folder, stop
-        self.watch = watch if not quiet else None
+        self.watch = watch
         torch.set_num_threads(cfg.threads)
         self.fabric = fabric or make_fabric(cfg)
         self.fabric.launch()
@@ -83,11 +77,11 @@ class MetaLoop:
         return self.world.iteration
 
     def fit(self) -> Results:
-        """Run all iterations and the final meta-test; returns the rows.
+        """Run all iterations and the final meta-test; the rows. The last checkpoint is intact whatever happens.
 
         Raises:
             Interrupted, Preempted: a signal came; the state was saved.
-            DivergedError: a loss, gradient or imagined state is not finite; the last checkpoint is intact.
+            DivergedError: a loss, gradient or imagined state is not finite.
         """
         loop = self.cfg.loop
         began = time.perf_counter()
@@ -112,7 +106,7 @@ class MetaLoop:
             self.progress.line(self.iteration, self.real.num_steps, metrics, self.times)
             if self._due(loop.checkpoint_every):
                 self.save()
-            if self.watch and self._due(loop.figures_every):
+            if self._due(loop.figures_every):
                 self._show()
             self._heed_signals()
         return self.results
@@ -128,7 +122,7 @@ class MetaLoop:
         return self.algorithm.fit(self.real, self.step, steps, self.streams["batches"])
 
     def evaluate(self, full: bool, split: str | None = None, baselines: bool = False) -> dict[str, float]:
-        """Meta-test on unseen tasks; draws from the evaluation stream alone, so it cannot change what is learned."""
+        """Meta-test; draws from the evaluation stream alone, so it cannot change what is learned."""
         summary: dict[str, float] = {}
         test = MetaTest(self.algorithm, self.real, GradientStep(self.fabric), self.streams["evaluation"], self._add)
         with globals_kept():
@@ -167,7 +161,7 @@ class MetaLoop:
 
     def _show(self) -> None:
         try:
-            if self.watch is not None and self.fabric.is_global_zero:
+            if self.fabric.is_global_zero:
                 with globals_kept():  # of whatever the environments drew in a film
                     self.watch(self)
         except Exception as error:  # a picture is never worth a run

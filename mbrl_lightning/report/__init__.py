@@ -16,10 +16,11 @@ from mbrl_lightning.config.console import answer, make_callable
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
 from mbrl_lightning.errors import StorageError
+from mbrl_lightning.runs.results import PathLike, Row, read_results
+from mbrl_lightning.runs.storage import replace_file, storage_errors
 
 if TYPE_CHECKING:
     from mbrl_lightning.report.tables import Table
-    from mbrl_lightning.runs.results import PathLike, Row
 
 
 @dataclass
@@ -45,47 +46,40 @@ Prints tables of the runs' results and writes them, with curves, into a folder.
 
 exit status: 0 done, 2 usage, 5 results missing or damaged, or the folder cannot be written"""
 SPLITS = ("test", "extreme", "train")
+CURVES = {
+    "return/policy": "learning",
+    "real/return": "training",
+    "model/mse": "model_mse",
+    "model/nmse": "model_nmse",
+}
 
 
 def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> str:
-    """Writes `report.md` and its PNGs into a folder.
+    """Writes `report.md` and its PNGs into a folder, in place of those there; returns the tables as plain text.
 
     Args:
         paths: run folders, folders above runs, CSVs.
-        out: the folder; made when missing, its report replaced.
-
-    Returns:
-        The tables as plain text.
+        out: the folder; made when missing.
 
     Raises:
         StorageError: results missing or damaged, or the folder cannot be written.
     """
-    from mbrl_lightning.runs.results import read_results
-
     rows = _with_units(read_results(paths))
     if not rows:
         raise StorageError("the runs have no rows yet", "wait for their first iteration to end")
-    folder = Path(out)
-    plain: list[str] = []
-    markdown = ["# Report"]
-    try:
+    folder, plain, markdown = Path(out), list[str](), ["# Report"]
+    with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for env in sorted({row.env for row in rows}):
             mine = [row for row in rows if row.env == env]
             tables = make_tables(mine, env)
             plain += [table.text() for table in tables]
-            pictures = draw(mine, env, folder)
-            links = [f"![{picture.stem}]({picture.name})" for picture in pictures]
+            links = [f"![{picture.stem}]({picture.name})" for picture in draw(mine, env, folder)]
             markdown += [f"## {env}", *(table.markdown() for table in tables), *links]
-        if importlib.util.find_spec("matplotlib") is None:
-            plain.append("no curves: matplotlib is missing (pip install 'mbrl_lightning[viz]')")
-        else:
-            plain.append(f"report.md and curves are in {folder}")
-        (folder / "report.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-    except OSError as error:
-        remedy = "name another folder with out=FOLDER, or see that the disk is not full"
-        raise StorageError(f"cannot write the report to {folder}: {error.strerror or error}", remedy) from error
-    return "\n\n".join(plain)
+    replace_file(folder / "report.md", ("\n\n".join(markdown) + "\n").encode())
+    missing = "no curves: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    return "\n\n".join([*plain, f"report.md and curves are in {folder}" if drawn else missing])
 
 
 def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
@@ -99,11 +93,7 @@ def make_tables(rows: Sequence[Row], env: str) -> list[Table]:
 
 
 def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:
-    """Draws what the rows of one env allow into `folder`; without matplotlib nothing.
-
-    Returns:
-        The PNGs' paths; their names begin with that of the env.
-    """
+    """The PNGs of what the rows of one env allow, with names that begin with its own; without matplotlib none."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     from mbrl_lightning.report import figures
@@ -116,13 +106,7 @@ def draw(rows: Sequence[Row], env: str, folder: Path) -> list[Path]:
         return folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', env)}_{name}.png"
 
     drawn = []
-    names = {
-        "return/policy": "learning",
-        "real/return": "training",
-        "model/mse": "model_mse",
-        "model/nmse": "model_nmse",
-    }
-    for metric, name in names.items():
+    for metric, name in CURVES.items():
         mine = [row for row in rows if row.metric == metric and row.split in ("", "test")]
         if len({row.iteration for row in mine}) > 1:  # a curve wants two places at least
             drawn.append(figures.learning_curve(mine, metric, path(name), paper(metric)))

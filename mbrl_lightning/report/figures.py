@@ -56,15 +56,16 @@ def learning_curve(
     once = all(len(row_places) == 1 for line in lines.values() for row_places, _ in line.seeds)
     abreast = once and len(lines) > 1  # on top of each other none would be seen
     for index, (algorithm, line) in enumerate(lines.items()):
-        _draw(axes, _moved(line, index) if abreast else line, index, algorithm)
+        place = np.array([float(index)])
+        moved = replace(line, seeds=[(place, values) for _, values in line.seeds], grid=place)
+        _draw(axes, moved if abreast else line, index, algorithm)
     _references(axes, reference)
     where = f"{first.split} tasks" if first.split else "training"
     shots = " or ".join(str(shot) for shot in sorted({row.shot for row in chosen}) if shot >= 0)
     context = f", context of {shots} transitions" if shots else ""
-    axes.set_title("\n".join([*textwrap.wrap(title, 60), f"{first.env}: {where}{context}"]))
+    title = "\n".join([*textwrap.wrap(title, 60), f"{first.env}: {where}{context}"])
     after = f"after {' or '.join(f'{place:,}' for place in places)} " if abreast else ""
-    axes.set_xlabel(f"{after}real environment steps")
-    axes.set_ylabel(_label(first))
+    axes.set(title=title, xlabel=f"{after}real environment steps", ylabel=_label(first))
     if metric.startswith("model/") and min(row.value for row in chosen) > 0:
         axes.set_yscale("log")
     if abreast:
@@ -96,9 +97,8 @@ def adaptation_curve(rows: Sequence[Row], path: PathLike, reference: Mapping[str
     random = [row.value for row in test if row.metric == "return/random"]
     _references(axes, {"random policy": float(np.mean(random))} if random else None, style=":")
     _references(axes, reference)
-    axes.set_title(f"{chosen[0].env}: adaptation on test tasks")
-    axes.set_xlabel("context (real transitions of the unseen task)")
-    axes.set_ylabel(_label(chosen[0]))
+    context = "context (real transitions of the unseen task)"
+    axes.set(title=f"{chosen[0].env}: adaptation on test tasks", xlabel=context, ylabel=_label(chosen[0]))
     axes.legend(fontsize=9)
     return canvas.save(figure, path, _note(groups))
 
@@ -114,18 +114,14 @@ def exploitation(rows: Sequence[Row], path: PathLike) -> Path:
     one_env([row for mine in groups.values() for row in mine], "imagined/return and real/return")
     figure, panels = canvas.blank(1, len(groups), 6.5, 4.8, share_y=True)
     for axes, (algorithm, mine) in zip(panels, groups.items(), strict=True):
-        lines = {metric: curve([row for row in mine if row.metric == metric], "real_steps") for metric in both}
-        for index, (metric, line) in enumerate(lines.items()):
-            for steps, values in line.seeds:
-                axes.plot(steps, values, color=canvas.colour(1 - index), linewidth=0.7, alpha=0.5)
-            axes.plot(*line.mean(), color=canvas.colour(1 - index), linewidth=2.2, label=named(metric).heading)
-        steps, real = lines["real/return"].mean()
-        imagined = np.interp(steps, *lines["imagined/return"].mean())
-        axes.fill_between(steps, imagined, real, color="0.5", alpha=0.15, label="gap")
-        ends = [np.concatenate([values for _, values in lines[metric].seeds]) for metric in both]
-        canvas.frame(axes, ends[1], ends[0], slack=5.0)
-        axes.set_title(f"{mine[0].env}, {algorithm}")
-        axes.set_xlabel("real environment steps")
+        imagined, real = (curve([row for row in mine if row.metric == metric], "real_steps") for metric in both)
+        for index, line in enumerate((real, imagined)):
+            _lines(axes, line, index, named(both[1 - index]).heading)
+        steps, values = real.mean()
+        axes.fill_between(steps, np.interp(steps, *imagined.mean()), values, color="0.5", alpha=0.15, label="gap")
+        ends = [np.concatenate([each for _, each in line.seeds]) for line in (real, imagined)]
+        canvas.frame(axes, ends[0], ends[1], slack=5.0)
+        axes.set(title=f"{mine[0].env}, {algorithm}", xlabel="real environment steps")
     panels[0].set_ylabel(f"return\n({full_unit(next(iter(groups.values()))[0].unit, mine[0].env)})")
     panels[0].legend(fontsize=9)
     return canvas.save(figure, path, f"thick: mean over seeds; thin: each seed ({seed_count(groups)})")
@@ -201,8 +197,7 @@ def latent_space(latents: Any, colour: Any, names: Sequence[str], path: PathLike
     for index, axes in enumerate(panels[: len(names)]):
         drawn = axes.scatter(flat[:, 0], flat[:, 1], s=28, c=values[picks, index], edgecolors="0.3", linewidths=0.3)
         figure.colorbar(drawn, ax=axes, label=f"true {names[index]}")
-        axes.set_xlabel(f"{method} 1")
-        axes.set_ylabel(f"{method} 2")
+        axes.set(xlabel=f"{method} 1", ylabel=f"{method} 2")
     lost = f", {int((~finite).sum())} not finite left out" if not finite.all() else ""
     figure.suptitle(f"Latent of {len(picks)} tasks ({points.shape[1]} dimensions, {method}{lost})")
     return canvas.save(figure, path)
@@ -224,23 +219,23 @@ def embed(points: Array) -> tuple[str, Array]:
     return "PCA", flat
 
 
-def _draw(axes: Axes, line: Curve, index: int, label: str) -> None:
+def _lines(axes: Axes, line: Curve, index: int, label: str) -> None:
+    """Thick: the mean; thin: each seed."""
     shade, few = canvas.colour(index), "o" if len(line.grid) <= 15 else ""
+    for place, values in line.seeds if len(line.seeds) > 1 else ():
+        axes.plot(place, values, marker=few, color=shade, linewidth=0.7, alpha=0.45, markersize=2)
+    axes.plot(*line.mean(), marker=few, color=shade, linewidth=2.2, markersize=5, label=label)
+
+
+def _draw(axes: Axes, line: Curve, index: int, label: str) -> None:
+    _lines(axes, line, index, label)
     if len(line.seeds) > 1:
-        for place, values in line.seeds:
-            axes.plot(place, values, marker=few, color=shade, linewidth=0.7, alpha=0.45, markersize=2)
-        middle, low, high = line.band()
+        shade, (middle, low, high) = canvas.colour(index), line.band()
         axes.plot(line.grid, middle, "--", color=shade, linewidth=1.2)
         if len(line.grid) == 1:  # a band of no width would not be seen
             ends = [middle - low, high - middle]
             axes.errorbar(line.grid, middle, ends, color=shade, capsize=5, fmt="_", markersize=10)
         axes.fill_between(line.grid, low, high, color=shade, alpha=0.18, linewidth=0)
-    axes.plot(*line.mean(), marker=few, color=shade, linewidth=2.2, markersize=5, label=label)
-
-
-def _moved(line: Curve, place: int) -> Curve:
-    """A curve of one place, at another one."""
-    return replace(line, seeds=[(np.array([place]), values) for _, values in line.seeds], grid=np.array([place]))
 
 
 def _note(groups: Mapping[str, Sequence[Row]], points: bool = False) -> str:

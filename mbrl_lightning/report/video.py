@@ -16,22 +16,21 @@ from mbrl_lightning.runs.storage import replace_file
 Frames = NDArray[np.uint8]
 
 
-def write_video(frames: Iterable[NDArray[np.uint8]], path: PathLike, fps: float = 30.0) -> Path | None:
-    """Writes a clip: mp4 through imageio-ffmpeg, or a GIF beside it where that fails.
+def write_video(frames: Iterable[Frames], path: PathLike, fps: float = 30.0) -> Path | None:
+    """Writes a clip: mp4 through imageio-ffmpeg, or a GIF beside it where that fails. One there is replaced by a whole one.
 
-    Rendering may happen while `frames` is being iterated: an error in it counts as one of this function's.
-
-    Args:
-        frames: T pictures `[h, w, 3]` uint8 of one size, or an array `[T, h, w, 3]`.
-        path: the clip; its suffix is replaced by what was written. A clip that is there is replaced only by a
-            whole new one.
-        fps: pictures per second.
+    Rendering may happen while `frames`, T pictures `[h, w, 3]` of one size, is being iterated: an error in it counts as one
+    of this function's.
 
     Returns:
-        Path of what was written; None, after a warning, if nothing could be.
+        Path of what was written, with its suffix; None, after a warning, if nothing could be.
     """
     try:
-        pictures = _checked(frames)
+        pictures = np.stack(list(frames))
+        if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+            raise ValueError(f"want uint8 [T, h, w, 3], got {pictures.dtype} {list(pictures.shape)}")
+        # mp4's usual pixel format halves the colour resolution: sides must be even.
+        pictures = np.ascontiguousarray(pictures[:, : pictures.shape[1] // 2 * 2, : pictures.shape[2] // 2 * 2])
         try:
             return _written(_mp4, pictures, Path(path).with_suffix(".mp4"), fps)
         except Exception as error:
@@ -41,14 +40,6 @@ def write_video(frames: Iterable[NDArray[np.uint8]], path: PathLike, fps: float 
     except Exception as error:
         warnings.warn(f"no video: {_reason(error)}", stacklevel=2)
         return None
-
-
-def _checked(frames: Iterable[NDArray[np.uint8]]) -> Frames:
-    pictures = np.stack(list(frames))
-    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
-        raise ValueError(f"want uint8 [T, h, w, 3], got {pictures.dtype} {list(pictures.shape)}")
-    # mp4's usual pixel format halves the colour resolution: sides must be even.
-    return np.ascontiguousarray(pictures[:, : pictures.shape[1] // 2 * 2, : pictures.shape[2] // 2 * 2])
 
 
 def _written(write: Callable[[Frames, Path, float], None], pictures: Frames, path: Path, fps: float) -> Path:
@@ -82,5 +73,4 @@ def _gif(pictures: Frames, path: Path, fps: float) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")

@@ -242,7 +242,7 @@ def test_command_line_prints_and_ends_with_zero(
         ([], 2, "RUN... is missing"),
         (["absent"], 5, "no results at absent"),
         (["empty"], 5, "no rows yet"),
-        (["run", "out=file"], 5, "cannot write the report to file"),
+        (["run", "out=file"], 5, "file: File exists"),
     ],
 )
 def test_faults_end_with_their_code_a_cause_and_a_remedy(

@@ -49,8 +49,8 @@ class StubLoop:
         self.cfg, self.folder, self.algorithm, self.iteration, self.times = cfg, folder, algorithm, 0, {"total": 1.0}
         self.results = Results(folder / "results.csv", cfg.algorithm, cfg.conf, cfg.seed)
 
-    def load_state_dict(self, state, weights_only=False):
-        self.iteration = state["iteration"]
+    def restore(self, run, weights_only=False):
+        self.iteration = checkpoint.load(run / "checkpoints")[1]["iteration"]
         self.results.truncate(self.iteration)
 
     def fit(self):
