@@ -5,17 +5,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mbrl_lightning.config import (
-    available,
-    compose,
-    differences,
-    load_config,
-    read_run_config,
-    to_yaml,
-)
+from mbrl_lightning.config import available, compose, differences, load_config, read_run_config, to_yaml
 from mbrl_lightning.config import files as config_files
 from mbrl_lightning.config.schema import FIELDS, Config, get
-from mbrl_lightning.config.sources import families
 from mbrl_lightning.config.usage import help_text
 from mbrl_lightning.errors import ConfigError
 
@@ -30,13 +22,6 @@ def message(*words):
     with pytest.raises(ConfigError) as caught:
         load_config(words)
     return str(caught.value)
-
-
-def write_tree(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +43,10 @@ def root(tmp_path, monkeypatch):
         "algorithm/dr_ppo.yaml": "reads: {search: [lr, epochs]}\nsearch: {epochs: 9}",
         "preset/big.yaml": "gssm_aps: {loop: {last_model_steps: 8}}",
     }
-    folder = write_tree(tmp_path / "conf", files)
+    folder = tmp_path / "conf"
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     monkeypatch.setattr(config_files, "conf_root", lambda: folder)
     return folder
 
@@ -77,11 +65,6 @@ def test_every_preset_stands_on_top_of_the_conf_and_below_the_command_line(prese
             assert load_config([*words, "loop.iterations=7"]).loop.iterations == 7
     with pytest.raises(ConfigError, match=f"did you mean '{preset}'"):
         load_config(["conf=cartpole", f"preset={preset}x"])
-
-
-def test_shipped_names_cover_the_known_families(monkeypatch):
-    monkeypatch.setattr(config_files, "conf_root", CONF_ROOT)
-    assert set(families()) <= set(available())
 
 
 @pytest.mark.parametrize(
@@ -120,9 +103,8 @@ def test_what_belongs_to_a_method_is_refused_elsewhere(text, part, tmp_path):
 
 
 def test_all_errors_at_once_with_the_nearest_names(tmp_path):
-    text = message(
-        "conf=carpole", "algorithm=gsm_aps", "loop.iteration=3", "lr=1", "seed=-1", "--seed", "search.lr=abc"
-    )
+    names = ("conf=carpole", "algorithm=gsm_aps", "loop.iteration=3", "lr=1")
+    text = message(*names, "seed=-1", "--seed", "search.lr=abc")
     for part in (
         "did you mean 'cartpole'",
         "did you mean 'gssm_aps'",
@@ -228,17 +210,7 @@ def test_accepted_values(word, key, value):
     assert type(given) is type(value)
 
 
-HOSTILE = [
-    "../cartpole",
-    "../../x",
-    "/etc/passwd",
-    "cartpole.yaml",
-    "algorithm/gssm",
-    "",
-    ".",
-    "a b",
-    "x\0",
-]
+HOSTILE = ["../cartpole", "../../x", "/etc/passwd", "cartpole.yaml", "algorithm/gssm", "", ".", "a b", "x\0"]
 
 
 @pytest.mark.parametrize("kind", ["conf", "algorithm"])
@@ -259,19 +231,13 @@ def test_link_out_of_the_conf_folder_is_not_followed(root, tmp_path):
 
 
 def test_explicit_path(tmp_path):
-    path = (
-        write_tree(tmp_path, {"own_task.yaml": "env: {name: cartpole}\nseed: 3\nalgorithm: dr_ppo"}) / "own_task.yaml"
-    )
+    path, other = tmp_path / "own_task.yaml", tmp_path / "My-Cart.yaml"
+    path.write_text("env: {name: cartpole}\nseed: 3\nalgorithm: dr_ppo")
     config = load_config([f"conf_file={path}"])
-    assert (config.conf, config.seed, config.algorithm, config.search.epochs) == (
-        "own_task",
-        3,
-        "dr_ppo",
-        9,
-    )
+    assert (config.conf, config.seed, config.algorithm, config.search.epochs) == ("own_task", 3, "dr_ppo", 9)
     assert "exclude each other" in message(f"conf_file={path}", "conf=cartpole")
     assert "not readable" in message(f"conf_file={tmp_path}/absent.yaml")
-    other = write_tree(tmp_path, {"My-Cart.yaml": "env: {name: cartpole}"}) / "My-Cart.yaml"
+    other.write_text("env: {name: cartpole}")
     assert load_config([f"conf_file={other}"]).conf == "my_cart"
 
 
@@ -304,9 +270,8 @@ def test_injection_and_broken_files_are_refused(text, tmp_path, monkeypatch):
 
 
 def test_written_configuration_reads_back_equal(tmp_path):
-    config = load_config(
-        ["conf=cartpole", "seed=4", "env.options.half=[1,{b: 2}]", "search.horizon=7", "search.target_kl=null"]
-    )
+    words = ["conf=cartpole", "seed=4", "env.options.half=[1,{b: 2}]", "search.horizon=7", "search.target_kl=null"]
+    config = load_config(words)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_run_config(tmp_path) == config
 
@@ -322,8 +287,7 @@ def test_differences_name_what_may_not_change():
 def test_a_falling_share_of_imagined_data_needs_an_end_after_its_beginning():
     text = message("conf=mine", "branch.beta_from=5", "branch.beta_to=5")
     assert "branch.beta_to=5: must be after branch.beta_from=5" in text
-    config = load_config(["conf=mine", "branch.beta_from=5", "branch.beta_to=6"])
-    assert (config.branch.beta_from, config.branch.beta_to) == (5, 6)
+    assert load_config(["conf=mine", "branch.beta_from=5", "branch.beta_to=6"]).branch.beta_to == 6
 
 
 def test_help_lists_every_key_conf_and_algorithm():

@@ -8,9 +8,8 @@ import shutil
 
 import pytest
 
-from mbrl_lightning.config.words import parse
 from mbrl_lightning.errors import ConfigError, StorageError
-from mbrl_lightning.evaluate import Options, evaluate, load_run, main
+from mbrl_lightning.evaluate import evaluate, load_run, main
 from mbrl_lightning.fit import fit
 from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.runs.results import read_results
@@ -30,23 +29,6 @@ def contents(folder) -> dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file() and "evaluation" not in path.parts
     }
-
-
-def test_options_are_read():
-    words = "run=a/b tasks=extreme episodes=3 context=20 seed=4 figures=false baselines=true video=true into=results"
-    expected = Options(
-        run="a/b",
-        tasks="extreme",
-        episodes=3,
-        context=20,
-        seed=4,
-        figures=False,
-        baselines=True,
-        video=True,
-        into="results",
-    )
-    assert parse(Options, words.split(), "evaluate") == expected
-    assert parse(Options, ["run=a"], "evaluate") == Options(run="a")
 
 
 def test_evaluation_leaves_the_run_as_it_was_and_repeats_itself(run):
@@ -92,7 +74,7 @@ def hidden(tmp_path_factory):
     fit(
         conf="point_switch",
         algorithm="m3po",
-        out=str(out),
+        out=out,
         loop={"iterations": 2, "episode_steps": 20, "model_steps": 2, "first_model_steps": 2},
         dynamics={"hidden": 8, "layers": 1},
         policy={"hidden": [8]},
@@ -176,7 +158,3 @@ def test_no_run_and_no_checkpoint(tmp_path, run):
 def test_command_line(run, capsys):
     assert main([f"run={run}", "figures=false"]) == 0
     assert "evaluation" in capsys.readouterr().out
-    assert main(["--help"]) == 0
-    assert main([]) == 2
-    assert main(["run=nowhere"]) == 2
-    assert "remedy" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from mbrl_lightning.algorithms import ALGORITHMS, make_algorithm
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError, DivergedError, EnvError, Interrupted, Preempted
 from mbrl_lightning.loop import MetaLoop
+from mbrl_lightning.networks.step import require_finite
 from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.runs.results import read_results
 
@@ -92,38 +93,26 @@ def test_rows_written_after_the_checkpoint_are_taken_back(make_loop, tmp_path):
     with pytest.raises(ZeroDivisionError):
         crashing.fit()
     resumed = make_loop(folder=tmp_path / "parts", loop=often)
-    step, state = checkpoint.load(tmp_path / "parts" / "checkpoints")
-    assert (step, max(row.iteration for row in resumed.results.rows)) == (2, 3)
-    resumed.load_state_dict(state)
+    assert max(row.iteration for row in resumed.results.rows) == 3
+    assert resumed.restore(tmp_path / "parts") == 2
     resumed.fit()
     assert measured(read_results(tmp_path / "parts")) == measured(read_results(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("name", [*ALGORITHMS, "gssm-ppo"])
-def test_how_often_one_evaluates_does_not_change_what_is_learned(make_loop, name):
+def test_evaluating_changes_its_own_stream_and_nothing_that_is_learned(make_loop, name):
     states, rows = [], []
     for every in (0, 1):
         algorithm, changes = variant(name, evaluate_every=every)
         loop = make_loop(algorithm, **changes)
         loop.fit()
-        state = loop.state_dict()
-        del state["streams"]["evaluation"]
-        states.append(fingerprint(state))
+        states.append(fingerprint(loop.state_dict()))
         rows.append([row for row in measured(loop.results.rows) if "train/" in row or "imagined/" in row])
-    assert states[0] == states[1]
+    assert {key for key in states[0] if states[0][key] != states[1][key]} == {".streams.evaluation"}
     assert rows[0] == rows[1] != []
-
-
-@pytest.mark.parametrize("name", [*ALGORITHMS, "gssm-ppo"])
-def test_a_full_meta_test_leaves_no_trace_but_in_its_own_stream(make_loop, name):
-    algorithm, changes = variant(name, iterations=1)
-    loop = make_loop(algorithm, **changes)
-    loop.fit()
-    before = fingerprint(loop.state_dict())
     loop.evaluate(full=True)
-    changed = {key for key, value in fingerprint(loop.state_dict()).items() if before[key] != value}
-    assert changed <= {".streams.evaluation", ".gradient_steps"}
-    assert ".streams.evaluation" in changed
+    changed = {key for key, value in fingerprint(loop.state_dict()).items() if states[1][key] != value}
+    assert {".streams.evaluation"} <= changed <= {".streams.evaluation", ".gradient_steps"}
 
 
 def test_same_seed_same_run_and_another_seed_another(make_loop):
@@ -148,18 +137,14 @@ def test_a_signal_saves_at_the_boundary_and_ends_with_its_code(make_loop, tmp_pa
     assert checkpoint.load(tmp_path / "checkpoints")[0] == loop.iteration == 1
 
 
-def test_a_signal_in_the_last_iteration_does_not_undo_a_finished_run(make_loop, tmp_path):
-    loop = make_loop(folder=tmp_path, stop=StopAfter(2), loop={"iterations": 2})
-    loop.fit()
-    assert checkpoint.load(tmp_path / "checkpoints")[0] == 2
-
-
-def test_a_finished_run_can_be_made_longer(make_loop, tmp_path):
-    short = make_loop(folder=tmp_path, loop={"iterations": 2})
+def test_a_finished_run_heeds_no_signal_does_nothing_more_and_can_be_made_longer(make_loop, tmp_path):
+    short = make_loop(folder=tmp_path, stop=StopAfter(2), loop={"iterations": 2})
     short.fit()
-    rows, steps = measured(short.results.rows), short.real.num_steps
+    rows, state, steps = measured(short.results.rows), fingerprint(short.state_dict()), short.real.num_steps
+    short.fit()
+    assert (measured(short.results.rows), fingerprint(short.state_dict())) == (rows, state)
     longer = make_loop(folder=tmp_path, loop={"iterations": 4})
-    longer.load_state_dict(checkpoint.load(tmp_path / "checkpoints")[1])
+    assert longer.restore(tmp_path) == 2
     longer.fit()
     assert longer.iteration == 4
     assert longer.real.num_steps > steps
@@ -167,24 +152,7 @@ def test_a_finished_run_can_be_made_longer(make_loop, tmp_path):
     assert checkpoint.load(tmp_path / "checkpoints")[0] == 4
 
 
-def test_fitting_a_finished_loop_again_does_nothing(make_loop):
-    loop = make_loop(loop={"iterations": 1})
-    loop.fit()
-    before, rows = fingerprint(loop.state_dict()), len(loop.results.rows)
-    loop.fit()
-    assert fingerprint(loop.state_dict()) == before
-    assert len(loop.results.rows) == rows
-
-
 # -- divergence
-
-
-def is_finite(state) -> bool:
-    if isinstance(state, dict):
-        return all(is_finite(value) for value in state.values())
-    if isinstance(state, (list, tuple)):
-        return all(is_finite(value) for value in state)
-    return not isinstance(state, torch.Tensor) or not state.is_floating_point() or bool(state.isnan().sum() == 0)
 
 
 @pytest.mark.parametrize("stage", ["model", "policy"])
@@ -209,11 +177,9 @@ def test_a_loss_that_turns_nan_ends_the_run_and_keeps_the_last_good_state(make_l
         loop.fit()
     assert caught.value.exit_code == 4
     assert loop.iteration == 2
-    step, state = checkpoint.load(tmp_path / "checkpoints")
-    assert step == 2
-    assert is_finite(state)
     fresh = make_loop(folder=tmp_path, loop={"iterations": 4})
-    fresh.load_state_dict(state)
+    assert fresh.restore(tmp_path) == 2
+    require_finite(fresh.state_dict(), "the checkpoint")
     fresh.fit()  # the fault gone, the run goes on
     assert fresh.iteration == 4
 
@@ -221,9 +187,8 @@ def test_a_loss_that_turns_nan_ends_the_run_and_keeps_the_last_good_state(make_l
 def test_a_model_step_that_diverges_leaves_the_models_weights(make_loop, monkeypatch):
     loop = make_loop(loop={"iterations": 1})
     dynamics = loop.algorithm.dynamics
-    monkeypatch.setattr(
-        dynamics, "training_step", lambda batch: {"loss": dynamics.decoder[0].weight.sum() * float("nan")}
-    )
+    weight = dynamics.decoder[0].weight
+    monkeypatch.setattr(dynamics, "training_step", lambda batch: {"loss": weight.sum() * float("nan")})
     before = fingerprint(dict(dynamics.named_parameters()))
     with pytest.raises(DivergedError):
         loop.fit()
@@ -241,30 +206,11 @@ def test_an_environment_that_gives_nan_ends_the_run_with_nothing_of_it_kept(make
 # -- smallest sizes and odd families
 
 
-SMALLEST = {
-    "env": {"name": "cartpole"},
-    "loop": {
-        "iterations": 2,
-        "tasks_per_iteration": 1,
-        "exploration_steps": 1,
-        "episodes_per_task": 1,
-        "episode_steps": 1,
-        "model_steps": 1,
-        "first_model_steps": 1,
-        "evaluate_every": 1,
-    },
-    "dynamics": {"tasks": 1, "context": 1, "targets": 1, "members": 1, "latent_dim": 1, "particles": 1},
-    "search": {
-        "updates": 1,
-        "horizon": 1,
-        "tasks": 1,
-        "rollouts": 1,
-        "restarts": 1,
-        "segments": 1,
-        "epochs": 1,
-        "minibatch": 1,
-    },
-    "evaluation": {"context": 1, "shots": [0.0, 1.0], "fine_tune_updates": 1},
+ONE = {
+    "loop": "tasks_per_iteration exploration_steps episodes_per_task episode_steps model_steps first_model_steps",
+    "dynamics": "tasks context targets members latent_dim particles",
+    "search": "updates horizon tasks rollouts restarts segments epochs minibatch",
+    "evaluation": "context fine_tune_updates",
 }
 
 
@@ -273,8 +219,10 @@ SMALLEST = {
 @pytest.mark.parametrize("algorithm", ["gssm_aps", "gssm"])
 def test_one_of_everything(make_loop, algorithm, method):
     family = shortened(make_family("cartpole"), horizon=1, test=1, context=1)
-    changes = SMALLEST | {"search": SMALLEST["search"] | {"method": method}}
-    loop = make_loop(algorithm, family=family, **changes)
+    changes = {section: dict.fromkeys(keys.split(), 1) for section, keys in ONE.items()}
+    changes["loop"] |= {"iterations": 2, "evaluate_every": 1}
+    changes["search"]["method"], changes["evaluation"]["shots"] = method, [0.0, 1.0]
+    loop = make_loop(algorithm, family=family, env={"name": "cartpole"}, **changes)
     results = loop.fit()
     returns = [row.value for row in results.rows if row.metric == "return/policy"]
     assert len(returns) == 3
@@ -306,16 +254,8 @@ def test_no_test_tasks_at_all(make_loop):
 
 
 def test_real_steps_are_counted_exactly(make_loop):
-    loop = make_loop(
-        loop={
-            "iterations": 3,
-            "tasks_per_iteration": 2,
-            "exploration_steps": 7,
-            "episodes_per_task": 3,
-            "episode_steps": 5,
-            "redraw_every": 2,
-        }
-    )
+    sizes = {"iterations": 3, "tasks_per_iteration": 2, "exploration_steps": 7, "episodes_per_task": 3}
+    loop = make_loop(loop=sizes | {"episode_steps": 5, "redraw_every": 2})
     loop.fit()
     # first: explored at length in place of episodes; second: same tasks, episodes alone; third: new tasks, both
     assert loop.real.num_steps == 2 * (7 + 15) + 2 * 15 + 2 * (7 + 15)
@@ -376,36 +316,16 @@ def test_on_policy_methods_collect_for_themselves(make_loop):
 def test_rows_of_the_last_evaluation(make_loop):
     loop = make_loop(loop={"iterations": 2}, evaluation={"context": 8, "shots": [0, 1, 2]})
     rows = loop.fit().rows
-    shots = {row.shot for row in rows if row.metric == "return/policy"}
-    assert shots == {0, 8, 16}
-    for metric in (
-        "return/policy",
-        "return/random",
-        "return/sampled",
-        "return/wrong_belief",
-        "model/nmse",
-        "model/mse",
-        "model/wrong_nmse",
-        "model/null_mse",
-        "model/multi_step_nmse",
-    ):
+    assert {row.shot for row in rows if row.metric == "return/policy"} == {0, 8, 16}
+    returns = [f"return/{name}" for name in ("policy", "random", "sampled", "wrong_belief")]
+    errors = [f"model/{name}" for name in ("nmse", "mse", "wrong_nmse", "null_mse", "multi_step_nmse")]
+    for metric in returns + errors:
         tasks = sorted(row.task for row in rows if row.metric == metric and row.shot == 8 and row.iteration == 2)
         assert tasks == [0, 1, 2], metric
-    assert {row.metric for row in rows if row.metric.startswith("probe/")} == {
-        "probe/r2/cart_mass",
-        "probe/r2/pole_mass",
-    }
-    assert {
-        "imagined/return",
-        "real/return",
-        "time/collect",
-        "time/model",
-        "time/policy",
-        "time/evaluate",
-        "latent/scale",
-        "latent/spread",
-        "latent/collapse",
-    } <= {row.metric for row in rows}
+    whole = {row.metric for row in rows if row.task < 0}
+    assert {name for name in whole if name.startswith("probe/")} == {"probe/r2/cart_mass", "probe/r2/pole_mass"}
+    assert whole >= {f"time/{stage}" for stage in ("collect", "model", "policy", "evaluate")}
+    assert whole >= {"imagined/return", "real/return", "latent/scale", "latent/spread", "latent/collapse"}
     assert all(row.unit for row in rows if row.metric.startswith("return/"))
 
 
@@ -439,22 +359,16 @@ def test_weights_alone_start_a_new_run(make_loop):
     assert fingerprint(fresh.streams.state_dict())[".tasks"] != fingerprint(trained.streams.state_dict())[".tasks"]
 
 
-def test_figures_are_asked_for_when_due(tiny):
-    cfg = tiny(loop={"iterations": 5, "figures_every": 2})
-    family, seen = shortened(make_family("cartpole")), []
-    MetaLoop(cfg, family, make_algorithm(cfg, family), watch=lambda loop: seen.append(loop.iteration)).fit()
-    assert seen == [2, 4, 5]
+def test_figures_are_asked_for_when_due_and_stop_no_run(tiny, caplog):
+    cfg, seen = tiny(loop={"iterations": 5, "figures_every": 2}), []
 
-
-def test_figures_that_fail_do_not_stop_a_run(tiny, caplog):
     def broken(loop):
+        seen.append(loop.iteration)
         raise RuntimeError("no display")
 
-    cfg = tiny(loop={"iterations": 3, "figures_every": 1})
     family = shortened(make_family("cartpole"))
-    loop = MetaLoop(cfg, family, make_algorithm(cfg, family), watch=broken)
-    loop.fit()
-    assert loop.iteration == 3
+    MetaLoop(cfg, family, make_algorithm(cfg, family), watch=broken).fit()
+    assert seen == [2, 4, 5]
     assert "no display" in caplog.text
 
 

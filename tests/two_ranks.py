@@ -17,9 +17,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from fakes import fingerprint, measured, read_by, shortened
+from fakes import fingerprint, read_by, shortened
 
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
@@ -53,9 +54,8 @@ def build(rank: int, folder: Path, changes: dict, world: int, falls: bool = Fals
     cfg = compose(read_by(BASE | changes | devices))
     family = shortened(make_family(cfg.env.name), test=2)
     if falls:
-        family = replace(
-            family, spec=replace(family.spec, training_termination=lambda after: after[..., 0].abs() > 0.08)
-        )
+        spec = replace(family.spec, training_termination=lambda after: after[..., 0].abs() > 0.08)
+        family = replace(family, spec=spec)
     return MetaLoop(cfg, family, make_algorithm(cfg, family), folder / "run", quiet=True)
 
 
@@ -63,57 +63,34 @@ def trains(falls: bool = False, **changes) -> Callable[[int, Path, int], None]:
     def scenario(rank: int, folder: Path, world: int) -> None:
         loop = build(rank, folder, changes, world, falls)
         loop.fit()
-        state = loop.state_dict()
-        torch.save(
-            {
-                "algorithm": loop.algorithm.state_dict(),
-                "print": fingerprint(state),
-                "rows": len(loop.results.rows),
-                "measured": measured(loop.results.rows),
-                "global": loop.fabric.global_rank,
-            },
-            folder / f"rank{rank}.pt",
-        )
+        held = {"algorithm": loop.algorithm.state_dict(), "print": fingerprint(loop.state_dict())}
+        held |= {"rows": len(loop.results.rows), "global": loop.fabric.global_rank}
+        torch.save(held, folder / f"rank{rank}.pt")
 
     return scenario
 
 
-class Raised:
-    """A stop flag that is up on one rank alone."""
-
-    def __init__(self, up: bool) -> None:
-        self.requested = int(signal.SIGTERM) if up else None
-
-
 def signalled(rank: int, folder: Path, world: int) -> None:
     loop = build(rank, folder, {"loop": BASE["loop"] | {"iterations": 4}}, world)
-    loop.stop = Raised(rank == 1)
+    loop.stop = SimpleNamespace(requested=int(signal.SIGTERM) if rank == 1 else None)  # up on one rank alone
     loop.fit()
 
 
-def dies(rank: int, folder: Path, world: int) -> None:
-    loop = build(rank, folder, {}, world)
-    real = loop.algorithm.dynamics.training_step
+def faulty(fault: Callable[[dict], dict]) -> Callable[[int, Path, int], None]:
+    """What the second rank's fourth step of the model gives goes through `fault`."""
 
-    def step(batch):
-        if rank == 1 and loop.step.count == 3:
-            os._exit(9)
-        return real(batch)
+    def scenario(rank: int, folder: Path, world: int) -> None:
+        loop = build(rank, folder, {}, world)
+        real = loop.algorithm.dynamics.training_step
 
-    loop.algorithm.dynamics.training_step = step
-    loop.fit()
+        def step(batch):
+            out = real(batch)
+            return fault(out) if rank == 1 and loop.step.count == 3 else out
 
+        loop.algorithm.dynamics.training_step = step
+        loop.fit()
 
-def diverges(rank: int, folder: Path, world: int) -> None:
-    loop = build(rank, folder, {}, world)
-    real = loop.algorithm.dynamics.training_step
-
-    def step(batch):
-        out = real(batch)
-        return out | {"loss": out["loss"] * float("nan")} if rank == 1 and loop.step.count == 3 else out
-
-    loop.algorithm.dynamics.training_step = step
-    loop.fit()
+    return scenario
 
 
 TRAINED: dict[str, dict] = {
@@ -140,8 +117,8 @@ TRAINED: dict[str, dict] = {
 SCENARIOS: dict[str, Callable[[int, Path, int], None]] = {
     **{name: trains(name == "gssm_aps-ppo", **changes) for name, changes in TRAINED.items()},
     "signalled": signalled,
-    "dies": dies,
-    "diverges": diverges,
+    "dies": faulty(lambda out: os._exit(9)),
+    "diverges": faulty(lambda out: out | {"loss": out["loss"] * float("nan")}),
 }
 
 
@@ -158,16 +135,10 @@ def start(name: str, rank: int, folder: Path, world: int, port: int) -> int:
     status = 1
     try:
         if world > 1:  # as torchrun would say it
-            os.environ.update(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(world),
-                LOCAL_WORLD_SIZE=str(world),
-                GROUP_RANK="0",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                TORCHELASTIC_RUN_ID="test",
-            )
+            os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+            os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world))
+            os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ["TORCHELASTIC_RUN_ID"] = "test"
         SCENARIOS[name](rank, folder, world)
         status = 0
     except MBRLError as error:

@@ -46,12 +46,7 @@ Prints tables of the runs' results and writes them, with curves, into a folder.
 
 exit status: 0 done, 2 usage, 5 results missing or damaged, or the folder cannot be written"""
 SPLITS = ("test", "extreme", "train")
-CURVES = {
-    "return/policy": "learning",
-    "real/return": "training",
-    "model/mse": "model_mse",
-    "model/nmse": "model_nmse",
-}
+CURVES = {"return/policy": "learning", "real/return": "training", "model/mse": "model_mse", "model/nmse": "model_nmse"}
 
 
 def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> str:

@@ -27,17 +27,7 @@ def rows_of(metric: str = "return/policy", seeds: int = 2, **fields: Any) -> lis
         for iteration in (1, 2, 3):
             for task in (0, 1):
                 row = Row(
-                    "gssm_aps",
-                    "cartpole",
-                    seed,
-                    iteration,
-                    100 * iteration + seed,
-                    "test",
-                    task,
-                    50,
-                    metric,
-                    0.0,
-                    UNIT,
+                    "gssm_aps", "cartpole", seed, iteration, 100 * iteration + seed, "test", task, 50, metric, 0.0, UNIT
                 )
                 rows.append(row._replace(**{"value": iteration + 10.0 * seed + task, **fields}))
     return rows

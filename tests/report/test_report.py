@@ -18,12 +18,7 @@ from mbrl_lightning.runs.results import Results, Row, read_results, return_unit
 
 
 def write_run(
-    root: Path,
-    seed: int,
-    env: str = "half_cheetah",
-    algorithm: str = "gssm_aps",
-    iterations: int = 2,
-    unit: str = "",
+    root: Path, seed: int, env: str = "half_cheetah", algorithm: str = "gssm_aps", iterations: int = 2, unit: str = ""
 ) -> Path:
     """One run: on 8 tasks the return is 1000 + 100 seed + task (10 less with no context)."""
     folder = root / env / algorithm / f"seed{seed}"
@@ -107,12 +102,7 @@ def test_model_table_by_hand(rows: list[Row]) -> None:
     assert table is not None
     cells = cells_of(line_of(table.text(), "gssm_aps", "500"))
     # 7 of 8 worse: p = 2 (1 + 8) / 256 = 0.07.
-    assert cells[4:] == [
-        "0.5 +- 0",
-        "0.04 +- 0",
-        "0.0475 +- 0",
-        "7/8 (0.07), 7/8 (0.07)",
-    ]
+    assert cells[4:] == ["0.5 +- 0", "0.04 +- 0", "0.0475 +- 0", "7/8 (0.07), 7/8 (0.07)"]
     assert "0.53" in cells_of(line_of(table.text(), "paper: gssm"))
 
 
@@ -188,14 +178,7 @@ def test_the_unit_stands_with_the_return(
 
 def test_numbers_are_short() -> None:
     numbers = [0.00241, -0.4783, 99.96, 1597.2, 12345.6, float("nan")]
-    assert [tables.number(value) for value in numbers] == [
-        "0.00241",
-        "-0.478",
-        "100",
-        "1,597",
-        "12,346",
-        "nan",
-    ]
+    assert [tables.number(value) for value in numbers] == ["0.00241", "-0.478", "100", "1,597", "12,346", "nan"]
 
 
 def test_report_writes_text_markdown_and_curves(tmp_path: Path) -> None:

@@ -8,67 +8,26 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import signal
-import warnings
 
 import pytest
 import torch
+from damage import DAMAGES
+from soak.harness import KILLED, at_operation, child
 
 from mbrl_lightning.errors import ConfigError, StorageError
 from mbrl_lightning.runs import checkpoint, storage
 from mbrl_lightning.runs.signals import StopFlag
 from mbrl_lightning.runs.storage import sweep
 
-KILLED = 9
-
 
 def state(number):
-    return {
-        "weights": torch.full((64,), float(number)),
-        "iteration": number,
-        "nested": {"a": [1, (2.0, None, "x", True)]},
-    }
-
-
-def in_child(work):
-    """Exit status of a forked process that runs `work`; PyTorch is already imported there."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads at a fork: the child uses none of them
-        child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            status = work() or 0
-        except SystemExit as error:
-            status = error.code
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    weights, nested = torch.full((64,), float(number)), {"a": [1, (2.0, None, "x", True)]}
+    return {"weights": weights, "iteration": number, "nested": nested}
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def count_calls(monkeypatch, act):
-    """Patch every operation that changes the disk; `act(k, name)` runs before the k-th of them."""
-    calls = []
-
-    def wrap(owner, name):
-        original = getattr(owner, name)
-
-        def wrapped(*args, **kwargs):
-            calls.append(name)
-            act(len(calls), name)
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, wrapped)
-
-    for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
-        wrap(os, name)
-    wrap(shutil, "rmtree")
-    return calls
 
 
 def test_round_trip_with_optimizer_and_generators(tmp_path):
@@ -76,11 +35,7 @@ def test_round_trip_with_optimizer_and_generators(tmp_path):
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     network(torch.randn(5, 3)).sum().backward()
     optimizer.step()
-    given = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-    }
+    given = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
     checkpoint.save(tmp_path / "c", 3, given, keep=2)
     step, found = checkpoint.load(tmp_path / "c")
     assert step == 3
@@ -99,29 +54,32 @@ def test_newest_wins_and_old_ones_are_pruned(tmp_path):
 
 
 def test_kill_at_every_file_operation_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path / "dry", 1, state(1), keep=1)
-    calls = count_calls(monkeypatch, lambda number, name: None)
-    checkpoint.save(tmp_path / "dry", 2, state(2), keep=1)
-    assert calls.count("fsync") >= 4  # state, manifest, stage, parent
-    assert calls.count("rename") == 2  # publish, prune
-    monkeypatch.undo()
-    seen = set()
-    for kill_at in range(1, len(calls) + 2):
-        folder = tmp_path / f"kill{kill_at}"
+    monkeypatch.chdir(tmp_path)
+
+    def second(folder):
         checkpoint.save(folder, 1, state(1), keep=1)
+        return lambda: checkpoint.save(folder, 2, state(2), keep=1) and 0
 
-        def work(folder=folder, kill_at=kill_at):
-            count_calls(monkeypatch, lambda number, name: os._exit(KILLED) if number == kill_at else None)
-            checkpoint.save(folder, 2, state(2), keep=1)
-
-        status = in_child(work)
-        assert status in (0, KILLED)
+    assert child(at_operation(0, "kill", second(tmp_path / "dry")))[0] == 0
+    seen, count = set(), int((tmp_path / "count").read_text())
+    for kill_at in range(1, count + 2):
+        folder = tmp_path / f"kill{kill_at}"
+        status, _ = child(at_operation(kill_at, "kill", second(folder)))
         sweep(folder)
         step, found = checkpoint.load(folder)
         assert found["weights"].tolist() == [float(step)] * 64
         assert not [name for name in names(folder) if "tmp" in name]
         seen.add((status, step))
     assert seen == {(KILLED, 1), (KILLED, 2), (0, 2)}  # killed before and after the rename, and not at all
+
+
+def test_all_that_is_written_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "rename"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
+    checkpoint.save(tmp_path, 1, state(1), keep=1)
+    assert calls == ["fsync", "fsync", "fsync", "rename", "fsync"]  # state, manifest, stage; parent
 
 
 def test_staging_is_on_the_file_system_of_the_target(tmp_path, monkeypatch):
@@ -222,25 +180,12 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_loaded_is_looked_for_anew
 
 
 @pytest.mark.parametrize("name", ["state.pt", "manifest.json"])
-@pytest.mark.parametrize("kind", ["pipe", "sparse", "device", "folder"])
+@pytest.mark.parametrize("kind", ["a pipe", "sparse", "endless", "a folder"])
 def test_what_is_no_file_of_ours_is_passed_over_at_once(tmp_path, name, kind):
     for number in (1, 2):
         path = checkpoint.save(tmp_path, number, state(number), keep=2) / name
-    put_in_place_of(path, kind)
+    DAMAGES[kind](path)
     assert checkpoint.load(tmp_path)[0] == 1
-
-
-def put_in_place_of(path, kind):
-    path.unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "sparse":
-        path.touch()
-        os.truncate(path, 2**42)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.mkdir()
 
 
 def test_complete_checkpoint_of_the_same_step_is_left_and_a_damaged_one_replaced(tmp_path):
@@ -311,20 +256,23 @@ def test_weights_of_another_architecture_are_refused_with_both_shapes():
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_signal_during_the_save(tmp_path, monkeypatch, signals):
+def test_signal_during_the_save(tmp_path, signals):
     """One signal lets the save complete; two discard it. Never half a checkpoint."""
     checkpoint.save(tmp_path, 1, state(1), keep=1)
 
-    def work():
-        def interrupt(number, name):
-            if number <= signals and name in ("mkdir", "fsync"):
-                os.kill(os.getpid(), signal.SIGTERM)
+    fsync, left = os.fsync, [signal.SIGTERM] * signals
 
-        count_calls(monkeypatch, interrupt)
+    def interrupted(handle):
+        if left:
+            os.kill(os.getpid(), left.pop())
+        fsync(handle)
+
+    def work():
+        os.fsync = interrupted
         with StopFlag() as stop:
             checkpoint.save(tmp_path, 2, state(2), keep=2)
             return 7 if stop.requested == signal.SIGTERM else 1
 
-    assert in_child(work) == (7 if signals == 1 else 75)
+    assert child(work)[0] == (7 if signals == 1 else 75)
     assert names(tmp_path) == (["step_00000001", "step_00000002"] if signals == 1 else ["step_00000001"])
     assert checkpoint.load(tmp_path)[0] == (2 if signals == 1 else 1)

@@ -49,11 +49,7 @@ def test_a_run_leaves_its_configuration_and_where_it_came_from():
     assert manifest["ended"] == "done"
     assert manifest["versions"]["torch"].startswith("2.")
     assert socket.gethostname() not in (run.folder / "manifest.json").read_text()
-    assert sorted(path.name for path in run.folder.iterdir() if path.is_dir()) == [
-        "checkpoints",
-        "figures",
-        "videos",
-    ]
+    assert sorted(path.name for path in run.folder.iterdir() if path.is_dir()) == ["checkpoints", "figures", "videos"]
 
 
 def test_a_used_folder_is_refused_with_the_three_ways_out():
@@ -171,8 +167,7 @@ def test_a_lock_file_that_nobody_holds_blocks_nothing(content):
 
 
 @pytest.mark.parametrize(
-    "ranks",
-    [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "3"}, {"LOCAL_RANK": "0", "NODE_RANK": "1"}],
+    "ranks", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "3"}, {"LOCAL_RANK": "0", "NODE_RANK": "1"}]
 )
 def test_other_ranks_neither_make_nor_refuse_the_folder(monkeypatch, ranks):
     words = ("devices=2", "loop.tasks_per_iteration=2", "dynamics.tasks=2", "search.tasks=2")

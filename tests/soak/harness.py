@@ -6,15 +6,16 @@ one that learns; everything around it, and every file, is as in a real run.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
+import io
 import logging
 import os
-import random
-import shutil
 import signal
+import sys
+import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -96,43 +97,34 @@ def child(
     work: Callable[[], int | None], seconds: float = 60, kill_after: float | None = None
 ) -> tuple[int | None, str]:
     """Exit status of a forked process, None if it had to be stopped after `seconds`, and what it printed."""
-    output = Path("output")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with tempfile.TemporaryFile() as output, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads at a fork: the child uses none of them
         process = os.fork()
-    if process == 0:
-        status = 99
-        try:
-            handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            logging.root.handlers.clear()  # of pytest
-            status = work() or 0
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                import sys
-
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
-    began = time.monotonic()
-    while True:
-        found, status = os.waitpid(process, os.WNOHANG)
-        gone = time.monotonic() - began
-        if found:
-            ended = os.waitstatus_to_exitcode(status)
-            return (KILLED if ended == -KILLED else ended), output.read_text(errors="replace")
-        if gone > (seconds if kill_after is None else kill_after):
+        if process == 0:
+            status = 99
+            try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w"), write_through=True)  # pytest has its own
+                logging.root.handlers.clear()
+                status = work() or 0
+            except SystemExit as error:
+                status = error.code if isinstance(error.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        until, ended = time.monotonic() + (seconds if kill_after is None else kill_after), None
+        while ended is None and time.monotonic() < until:
+            found, status = os.waitpid(process, os.WNOHANG)
+            ended = abs(os.waitstatus_to_exitcode(status)) if found else None
+            time.sleep(0.002)
+        if ended is None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-            return (None if kill_after is None else KILLED), output.read_text(errors="replace")
-        time.sleep(0.002)
+            ended = None if kill_after is None else KILLED
+        output.seek(0)
+        return ended, output.read().decode(errors="replace")
 
 
 def command(module: str, *words: str, stubbed: bool = True) -> Callable[[], int]:
@@ -186,51 +178,6 @@ def at_operation(number: int, fault: str, work: Callable[[], int]) -> Callable[[
     return faulty
 
 
-def damages() -> dict[str, Callable[[Path], None]]:
-    """What may happen to a file of a run, by name."""
-
-    def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-        return lambda path: path.write_bytes(change(path.read_bytes())) and None
-
-    def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
-        def damage(path: Path) -> None:
-            path.unlink()
-            make(path)
-
-        return damage
-
-    def flip(data: bytes) -> bytes:
-        place = random.Random(len(data)).randrange(max(len(data), 1))
-        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :] if data else data
-
-    def sparse(path: Path) -> None:
-        path.touch()
-        os.truncate(path, 2**42)
-
-    return {
-        "emptied": rewrite(lambda data: b""),
-        "halved": rewrite(lambda data: data[: len(data) // 2]),
-        "last byte gone": rewrite(lambda data: data[:-1]),
-        "doubled": rewrite(lambda data: data * 2),
-        "one bit": rewrite(flip),
-        "rubbish": rewrite(lambda data: random.Random(0).randbytes(len(data))),
-        "zeros": rewrite(lambda data: bytes(len(data))),
-        "brackets": rewrite(lambda data: b"[" * 100_000),
-        "gone": Path.unlink,
-        "a pipe": instead(os.mkfifo),
-        "a folder": instead(Path.mkdir),
-        "sparse": instead(sparse),
-        "endless": instead(lambda path: path.symlink_to("/dev/zero")),
-        "a loop": instead(lambda path: path.symlink_to(path.name)),
-    }
-
-
 def values(folder: Path) -> list[tuple]:
     """What a run measured, apart from the clock."""
     return [row for row in read_results(folder) if not row.metric.startswith("time/")]
-
-
-def copied(source: Path, target: Path) -> Path:
-    """A fresh copy of a run."""
-    shutil.rmtree(target, ignore_errors=True)
-    return shutil.copytree(source, target)

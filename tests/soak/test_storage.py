@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damage import DAMAGES
 
 from mbrl_lightning.config import load_config
 
-from .harness import KILLED, at_operation, child, command, copied, damages, training, values, verdict
+from .harness import KILLED, at_operation, child, command, training, values, verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 RUN = Path("runs/debug/gssm_aps/seed0")
@@ -122,8 +123,8 @@ def test_damages(old, verb):
     assert child(command(*RESUME))[0] == 0
     longer = values(RUN)
     for file in FILES:
-        for name, damage in damages().items():
-            copied(Path("old"), Path("runs"))
+        for name, damage in DAMAGES.items():
+            prepare(True)
             damage(RUN / file)
             status, text = child(command(*VERBS[verb]), seconds=30)
             wrong = verdict(status, text, {0, 2, 5})
@@ -136,5 +137,5 @@ def test_damages(old, verb):
             if wrong:
                 faults.append(f"{file} {name}: {wrong}")
                 print(faults[-1], flush=True)
-    print(f"{verb} after {len(FILES) * len(damages())} damages: {len(faults)} wrong")
+    print(f"{verb} after {len(FILES) * len(DAMAGES)} damages: {len(faults)} wrong")
     assert not faults, "\n".join(faults)
