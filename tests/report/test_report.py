@@ -26,35 +26,23 @@ def write_run(
 
     def add(metric: str, value: float, iteration: int, task: int = -1, shot: int = -1) -> None:
         split = "" if task < 0 and not metric.startswith(("probe", "latent")) else "test"
-        results.add(
-            metric,
-            value,
-            iteration=iteration,
-            real_steps=5000 * iteration,
-            split=split,
-            task=task,
-            shot=shot,
-            unit=unit,
-        )
+        where = {"iteration": iteration, "real_steps": 5000 * iteration, "split": split, "task": task, "shot": shot}
+        results.add(metric, value, **where, unit=unit)
 
     for iteration in range(1, iterations + 1):
-        add("real/return", 900.0, iteration)
-        add("imagined/return", 950.0 + seed, iteration)
-        add("time/model", 45.0 * iteration, iteration)
-        add("time/policy", 9.0 * iteration, iteration)
-        add("time/total", 60.0 * iteration, iteration)
+        whole = {"real/return": 900.0, "imagined/return": 950.0 + seed}
+        times = {"time/model": 45.0 * iteration, "time/policy": 9.0 * iteration, "time/total": 60.0 * iteration}
+        for metric, value in (whole | times).items():
+            add(metric, value, iteration)
         for task in range(8):
             value = 1000.0 * iteration / iterations + 100 * seed + task
             add("return/policy", value, iteration, task, 500)
-            if iteration < iterations:
-                continue
-            add("return/policy", value - 10, iteration, task, 0)
-            add("return/random", -123.0, iteration, task, 500)
-            add("return/wrong_belief", value - 5, iteration, task, 500)
-            add("model/mse", 0.5, iteration, task, 500)
-            add("model/nmse", 0.04, iteration, task, 500)
-            add("model/wrong_nmse", 0.05 if task else 0.03, iteration, task, 500)  # worse on 7 of 8
-            add("upright/share", 0.05, iteration, task, 500)
+            if iteration == iterations:
+                add("return/policy", value - 10, iteration, task, 0)
+                wrong = 0.05 if task else 0.03  # worse on 7 of 8
+                last = {"return/random": -123.0, "return/wrong_belief": value - 5, "model/mse": 0.5, "model/nmse": 0.04}
+                for metric, number in (last | {"model/wrong_nmse": wrong, "upright/share": 0.05}).items():
+                    add(metric, number, iteration, task, 500)
     add("probe/r2/mass", 0.8 + 0.1 * seed, iterations, shot=500)
     results.flush()
     return folder
@@ -79,9 +67,8 @@ def rows(tmp_path: Path) -> list[Row]:
     return reporting._with_units(read_results(tmp_path / "runs"))
 
 
-def test_return_table_by_hand(rows: list[Row]) -> None:
+def test_return_table_by_hand(rows):
     table = build(rows, "half_cheetah", "test", RETURN)
-    assert table is not None
     text = table.text()
     assert text.splitlines()[0] == "half_cheetah, test tasks: return [sum of rewards, 1000 steps]"
     # Seeds' means 1003.5 and 1103.5: mean 1053.5, sd 100 / sqrt(2) = 70.7. IQM: of 1000..1007 and 1100..1107
@@ -97,33 +84,29 @@ def test_return_table_by_hand(rows: list[Row]) -> None:
     assert "paper: gssm_aps from Table 2" in text
 
 
-def test_model_table_by_hand(rows: list[Row]) -> None:
+def test_model_table_by_hand(rows):
     table = build(rows, "half_cheetah", "test", MODEL)
-    assert table is not None
     cells = cells_of(line_of(table.text(), "gssm_aps", "500"))
     # 7 of 8 worse: p = 2 (1 + 8) / 256 = 0.07.
     assert cells[4:] == ["0.5 +- 0", "0.04 +- 0", "0.0475 +- 0", "7/8 (0.07), 7/8 (0.07)"]
     assert "0.53" in cells_of(line_of(table.text(), "paper: gssm"))
 
 
-def test_adaptation_table_by_hand(rows: list[Row]) -> None:
+def test_adaptation_table_by_hand(rows):
     ends = [row for row in rows if row.metric == "model/nmse" and row.split == "test"]
     assert build(rows, "half_cheetah", "test", ADAPTATION) is None  # nothing adapted
     before = [row._replace(metric="model/nmse_before", value=1.0) for row in ends]
     after = [row._replace(metric="model/nmse_after", value=0.75 if row.task else 2.75) for row in ends]
     table = build([*rows, *before, *after], "half_cheetah", "test", ADAPTATION)
-    assert table is not None
     cells = cells_of(line_of(table.text(), "gssm_aps", "500"))
     assert cells[4:] == ["1 +- 0", "1 +- 0", "7/8 (0.07), 7/8 (0.07)"]  # the mean alone would hide the seven
     assert "L, after" not in table.text()  # runs of before L was measured
 
 
-def test_other_tables_by_hand(rows: list[Row]) -> None:
+def test_other_tables_by_hand(rows):
     probe = build(rows, "half_cheetah", "test", PROBE)
-    assert probe is not None
     assert "0.85 +- 0.071 (least 0.8)" in probe.text()
     body = build(rows, "half_cheetah", "test", BODY)
-    assert body is not None
     assert "upright [share of steps]" in body.text()
     assert "distance" not in body.text()  # not measured: no empty column
     training = cells_of(line_of(build(rows, "half_cheetah", "", TRAINING).text(), "gssm_aps"))
@@ -131,18 +114,17 @@ def test_other_tables_by_hand(rows: list[Row]) -> None:
     assert training[6:] == ["2", "model 75%, policy 15%, other 10%"]  # 60 s an iteration, added up over two
 
 
-def test_splits_without_rows_have_no_table(rows: list[Row]) -> None:
+def test_splits_without_rows_have_no_table(rows):
     assert [build(rows, "half_cheetah", "extreme", kind) for kind in (RETURN, MODEL, PROBE, BODY)] == [None] * 4
 
 
-def test_an_older_measurement_is_not_shown_beside_a_newer_one(rows: list[Row]) -> None:
+def test_an_older_measurement_is_not_shown_beside_a_newer_one(rows):
     newer = [
         row._replace(iteration=3, real_steps=15_000, value=2000.0)
         for row in rows
         if row.metric == "return/policy" and row.shot == 500 and row.iteration == 2
     ]
     table = build(rows + newer, "half_cheetah", "test", RETURN)
-    assert table is not None
     cells = cells_of(line_of(table.text(), "gssm_aps", "500"))
     assert cells[3] == "15,000"
     assert cells[5] == "2,000 +- 0"
@@ -150,11 +132,10 @@ def test_an_older_measurement_is_not_shown_beside_a_newer_one(rows: list[Row]) -
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_diverged_seed_is_seen(rows: list[Row], value: float) -> None:
+def test_a_diverged_seed_is_seen(rows, value):
     broken = [row._replace(value=value) if row.task == 3 and row.seed == 1 else row for row in rows]
     for kind in (RETURN, MODEL):
         table = build(broken, "half_cheetah", "test", kind)
-        assert table is not None
         assert str(value) in line_of(table.text(), "gssm_aps", "500")
 
 
@@ -168,20 +149,18 @@ def test_a_diverged_seed_is_seen(rows: list[Row], value: float) -> None:
         (return_unit("episode", 300), "half_cheetah", "sum of rewards, 300 steps"),  # what the rows say wins
     ],
 )
-def test_the_unit_stands_with_the_return(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, env: str, words: str
-) -> None:
+def test_the_unit_stands_with_the_return(tmp_path, monkeypatch, unit, env, words):
     monkeypatch.setattr(reporting, "draw", lambda *_: [])
     run = write_run(tmp_path, 0, unit=unit, env=env)
     assert f"{env}, test tasks: return [{words}]" in report(run, tmp_path / "out")
 
 
-def test_numbers_are_short() -> None:
+def test_numbers_are_short():
     numbers = [0.00241, -0.4783, 99.96, 1597.2, 12345.6, float("nan")]
     assert [tables.number(value) for value in numbers] == ["0.00241", "-0.478", "100", "1,597", "12,346", "nan"]
 
 
-def test_report_writes_text_markdown_and_curves(tmp_path: Path) -> None:
+def test_report_writes_text_markdown_and_curves(tmp_path):
     pytest.importorskip("matplotlib")
     for seed in (0, 1):
         write_run(tmp_path / "runs", seed)
@@ -198,25 +177,17 @@ def test_report_writes_text_markdown_and_curves(tmp_path: Path) -> None:
     assert "own/Env-v1, test tasks" in text
 
 
-def test_report_without_matplotlib_still_has_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_without_matplotlib_still_has_tables(tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "runs", 0)
     monkeypatch.setattr(reporting.importlib.util, "find_spec", lambda name: None)
-    text = report(run, tmp_path / "out")
+    assert main([str(run), f"out={tmp_path / 'out'}"]) == 0
+    text = capsys.readouterr().out
     assert "1,004" in text
     assert "matplotlib is missing" in text
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["report.md"]
 
 
 # -- the command line
-
-
-def test_command_line_prints_and_ends_with_zero(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = write_run(tmp_path / "runs", 0)
-    monkeypatch.setattr(reporting, "draw", lambda *_: [])
-    assert main([str(run), f"out={tmp_path / 'out'}"]) == 0
-    assert "half_cheetah, test tasks: return" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -228,14 +199,7 @@ def test_command_line_prints_and_ends_with_zero(
         (["run", "out=file"], 5, "file: File exists"),
     ],
 )
-def test_faults_end_with_their_code_a_cause_and_a_remedy(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    cause: str,
-) -> None:
+def test_faults_end_with_their_code_a_cause_and_a_remedy(tmp_path, monkeypatch, capsys, arguments, code, cause):
     monkeypatch.chdir(tmp_path)
     Results("empty/results.csv", "a", "e", 0)
     write_run(tmp_path / "run", 0)
@@ -248,11 +212,11 @@ def test_faults_end_with_their_code_a_cause_and_a_remedy(
     assert Path("file").read_text() == "in the way"
 
 
-def test_a_reader_that_stops_early_is_no_fault(tmp_path: Path) -> None:
+def test_a_reader_that_stops_early_is_no_fault(tmp_path):
     run = write_run(tmp_path / "runs", 0, iterations=1)
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "mbrl_lightning.report", str(run), f"out={tmp_path / 'out'}"]
-    done = subprocess.run(command, check=False, stdout=write, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")  # as a shell counts it

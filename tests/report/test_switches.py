@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,13 @@ NAN = np.nan
 REWARD, HIDDEN = [1.0, 2.0, -3.0, 4.0], [1.0, 1.0, -1.0, -1.0]
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Collects the figures that are saved."""
-    saved: list[Any] = []
-    save = canvas.save
-    monkeypatch.setattr(canvas, "save", lambda figure, *rest: (saved.append(figure), save(figure, *rest))[1])
-    return saved
-
-
 def bands(axes: Any) -> list[tuple[float, float, Any]]:
     """Left and right end and colour of each piece of background."""
     patches = [(patch.get_extents().transformed(axes.transData.inverted()), patch) for patch in axes.patches]
     return [(round(box.x0, 6), round(box.x1, 6), patch.get_facecolor()[:3]) for box, patch in patches]
 
 
-def test_one_line_for_each_task_switched_to(tmp_path: Path, drawn: list[Any]) -> None:
+def test_one_line_for_each_task_switched_to(tmp_path, drawn):
     after = [[-2.0, 0.0, 1.0], [-4.0, 2.0, NAN], [5.0, NAN, NAN], [7.0, NAN, NAN], [9.0, 1.0, NAN]]
     path = switches(after, [1, 1, -1, -1, -1], REWARD, HIDDEN, "direction", tmp_path / "a/switches.png")
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -45,7 +35,7 @@ def test_one_line_for_each_task_switched_to(tmp_path: Path, drawn: list[Any]) ->
     assert lower.lines[0].get_ydata().tolist() == REWARD
 
 
-def test_the_background_is_the_task_in_force(tmp_path: Path, drawn: list[Any]) -> None:
+def test_the_background_is_the_task_in_force(tmp_path, drawn):
     switches([[0.0], [1.0]], [1, -1], REWARD, HIDDEN, "direction", tmp_path / "switches.png")
     upper, lower = drawn[0].axes
     (first, second), lines = bands(lower), upper.lines
@@ -57,7 +47,7 @@ def test_the_background_is_the_task_in_force(tmp_path: Path, drawn: list[Any]) -
     assert [first[2], second[2]] == [matplotlib.colors.to_rgb(colour) for colour in colours]
 
 
-def test_a_continuous_task_is_one_line_and_a_range_of_colours(tmp_path: Path, drawn: list[Any]) -> None:
+def test_a_continuous_task_is_one_line_and_a_range_of_colours(tmp_path, drawn):
     tasks = [0.5, 0.7, 1.1, 2.0, 3.0]
     switches([[float(i), 1.0] for i in range(5)], tasks, REWARD, [0.5, 0.7, 0.7, 3.0], "mass", tmp_path / "s.png")
     upper, lower, bar = drawn[0].axes
@@ -66,7 +56,7 @@ def test_a_continuous_task_is_one_line_and_a_range_of_colours(tmp_path: Path, dr
     assert bar.get_ylabel() == "mass"
 
 
-def test_without_a_switch_the_episode_alone_is_drawn(tmp_path: Path, drawn: list[Any]) -> None:
+def test_without_a_switch_the_episode_alone_is_drawn(tmp_path, drawn):
     switches(np.zeros((0, 5)), np.zeros(0), REWARD, [1.0] * 4, "direction", tmp_path / "switches.png")
     upper, lower = drawn[0].axes
     assert not upper.lines

@@ -29,7 +29,7 @@ def run_with_rows(path: Path | None, iterations: int = 3, seed: int = 0) -> Resu
 # -- the file
 
 
-def test_rows_come_back_exactly(tmp_path: Path) -> None:
+def test_rows_come_back_exactly(tmp_path):
     results = run_with_rows(tmp_path / "results.csv")
     results.add("model/mse", math.inf, iteration=3, real_steps=300)
     results.add('odd, "name"', 1e-300, iteration=3, real_steps=300, unit="m, s")
@@ -38,7 +38,7 @@ def test_rows_come_back_exactly(tmp_path: Path) -> None:
     assert (tmp_path / "results.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
 
 
-def test_rows_measured_again_take_the_place_of_the_old_ones(tmp_path: Path) -> None:
+def test_rows_measured_again_take_the_place_of_the_old_ones(tmp_path):
     results = run_with_rows(tmp_path / "results.csv")
     old = list(results.rows)
     kept = [row for row in old if not (row.iteration == 2 and row.split)]
@@ -51,14 +51,14 @@ def test_rows_measured_again_take_the_place_of_the_old_ones(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
-def test_nan_is_kept(tmp_path: Path) -> None:
+def test_nan_is_kept(tmp_path):
     results = Results(tmp_path / "results.csv", "a", "e", 0)
     results.add("x", math.nan, iteration=0, real_steps=0)
     results.flush()
     assert math.isnan(read_results(tmp_path)[0].value)
 
 
-def test_add_writes_nothing_before_flush(tmp_path: Path) -> None:
+def test_add_writes_nothing_before_flush(tmp_path):
     results = run_with_rows(tmp_path / "results.csv")
     before = (tmp_path / "results.csv").read_bytes()
     results.add("x", 1.0, iteration=9, real_steps=9)
@@ -66,19 +66,19 @@ def test_add_writes_nothing_before_flush(tmp_path: Path) -> None:
     assert results.rows[-1].metric == "x"
 
 
-def test_rows_in_memory_need_no_file() -> None:
+def test_rows_in_memory_need_no_file():
     results = run_with_rows(None)
     results.truncate(0)
     assert [row.iteration for row in results.rows] == [0, 0]
 
 
-def test_line_breaks_are_refused() -> None:
+def test_line_breaks_are_refused():
     with pytest.raises(ValueError, match="line break"):
         Results(None, "a", "e", 0).add("a\nb", 1.0, iteration=0, real_steps=0)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])
-def test_torn_last_line_is_dropped_on_read_and_repaired_on_append(tmp_path: Path, cut: int, caplog) -> None:
+def test_torn_last_line_is_dropped_on_read_and_repaired_on_append(tmp_path, cut, caplog):
     file = tmp_path / "results.csv"
     whole = run_with_rows(file).rows
     file.write_bytes(file.read_bytes()[:-cut])
@@ -91,7 +91,7 @@ def test_torn_last_line_is_dropped_on_read_and_repaired_on_append(tmp_path: Path
 
 
 @pytest.mark.parametrize("length", [0, 5])
-def test_torn_header_is_repaired(tmp_path: Path, length: int) -> None:
+def test_torn_header_is_repaired(tmp_path, length):
     file = tmp_path / "results.csv"
     file.write_bytes(",".join(COLUMNS).encode()[:length])
     rows = run_with_rows(file).rows
@@ -99,7 +99,7 @@ def test_torn_header_is_repaired(tmp_path: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize("content", ["epoch,loss\n1,2\n3", "hello"])
-def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+def test_a_foreign_file_is_refused_and_left_alone(tmp_path, content):
     file = tmp_path / "results.csv"
     file.write_text(content)
     with pytest.raises(StorageError):
@@ -107,7 +107,7 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, content: str) 
     assert file.read_text() == content
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named(tmp_path):
     file = tmp_path / "results.csv"
     run_with_rows(file)
     lines = file.read_text().splitlines(keepends=True)
@@ -117,7 +117,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         read_results(file)
 
 
-def test_a_full_disk_leaves_whole_rows_and_a_second_try(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_whole_rows_and_a_second_try(tmp_path):
     file = tmp_path / "results.csv"
     results = run_with_rows(file)
     before = file.read_bytes()
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_whole_rows_and_a_second_try(tmp_path: Path) -> None:
     assert read_results(file) == results.rows
 
 
-def test_truncate_keeps_what_a_checkpoint_covers(tmp_path: Path) -> None:
+def test_truncate_keeps_what_a_checkpoint_covers(tmp_path):
     file = tmp_path / "results.csv"
     results = run_with_rows(file)
     results.add("late", 1.0, iteration=9, real_steps=9)
@@ -165,7 +165,7 @@ results.truncate(0)
 
 
 @pytest.mark.parametrize("point", ["fsync", "rename", "after-rename"])
-def test_a_kill_during_truncation_leaves_old_or_new(tmp_path: Path, point: str) -> None:
+def test_a_kill_during_truncation_leaves_old_or_new(tmp_path, point):
     file = tmp_path / "results.csv"
     rows = run_with_rows(file).rows
     done = subprocess.run([sys.executable, "-c", KILLED, str(file), point], check=False)
@@ -186,9 +186,7 @@ NOTICED = {name: damage for name, damage in DAMAGES.items() if name not in ("las
 
 
 @pytest.mark.parametrize("damage", NOTICED.values(), ids=NOTICED)
-def test_what_happens_to_the_file_after_a_checkpoint_is_noticed_by_all_and_mended(
-    tmp_path: Path, damage, caplog
-) -> None:
+def test_what_happens_to_the_file_after_a_checkpoint_is_noticed_by_all_and_mended(tmp_path, damage, caplog):
     file = tmp_path / "seed0" / "results.csv"
     results = run_with_rows(file)
     results.record()
@@ -208,7 +206,7 @@ def test_what_happens_to_the_file_after_a_checkpoint_is_noticed_by_all_and_mende
 
 
 @pytest.mark.parametrize("name", ["emptied", "doubled", "rows gone", "rows twice", "gone", "a pipe", "a loop"])
-def test_a_file_that_is_changed_while_it_is_written_to_is_written_anew(tmp_path: Path, name: str, caplog) -> None:
+def test_a_file_that_is_changed_while_it_is_written_to_is_written_anew(tmp_path, name, caplog):
     file = tmp_path / "results.csv"
     results = run_with_rows(file)
     NOTICED[name](file)
@@ -218,7 +216,7 @@ def test_a_file_that_is_changed_while_it_is_written_to_is_written_anew(tmp_path:
     assert "written anew" in caplog.text
 
 
-def test_rows_put_in_place_are_what_is_on_record(tmp_path: Path, caplog) -> None:
+def test_rows_put_in_place_are_what_is_on_record(tmp_path, caplog):
     results = run_with_rows(tmp_path / "results.csv")
     results.record()
     results.put_in_place([row._replace(value=9.0) for row in results.rows if row.split])
@@ -227,7 +225,7 @@ def test_rows_put_in_place_are_what_is_on_record(tmp_path: Path, caplog) -> None
     assert not caplog.text
 
 
-def test_a_damaged_record_is_said_and_the_file_counts(tmp_path: Path, caplog) -> None:
+def test_a_damaged_record_is_said_and_the_file_counts(tmp_path, caplog):
     results = run_with_rows(tmp_path / "results.csv")
     results.record()
     DAMAGES["rubbish"](tmp_path / "checkpoints" / "rows")
@@ -236,7 +234,7 @@ def test_a_damaged_record_is_said_and_the_file_counts(tmp_path: Path, caplog) ->
 
 
 @pytest.mark.parametrize("name", ["emptied", "a pipe"])
-def test_a_file_without_rows_and_without_a_record_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_without_rows_and_without_a_record_is_refused(tmp_path, name):
     run_with_rows(tmp_path / "results.csv")
     DAMAGES[name](tmp_path / "results.csv")
     with pytest.raises(StorageError, match=r"empty|no results"):
@@ -246,7 +244,7 @@ def test_a_file_without_rows_and_without_a_record_is_refused(tmp_path: Path, nam
 # -- finding files
 
 
-def test_folders_above_runs_are_read(tmp_path: Path) -> None:
+def test_folders_above_runs_are_read(tmp_path):
     for seed in range(2):
         run_with_rows(tmp_path / f"cartpole/gssm_aps/seed{seed}/results.csv", seed=seed)
     (tmp_path / "cartpole/gssm_aps/seed0/metrics.csv").write_text("epoch,loss\n")
@@ -255,20 +253,20 @@ def test_folders_above_runs_are_read(tmp_path: Path) -> None:
     assert len(both) == 12
 
 
-def test_a_folder_of_named_csvs_is_read(tmp_path: Path) -> None:
+def test_a_folder_of_named_csvs_is_read(tmp_path):
     run_with_rows(tmp_path / "cartpole_seed3.csv", seed=3)
     (tmp_path / "other.csv").write_text("epoch,loss\n1,2\n")
     assert {row.seed for row in read_results(tmp_path)} == {3}
 
 
-def test_one_run_in_two_files_is_refused(tmp_path: Path) -> None:
+def test_one_run_in_two_files_is_refused(tmp_path):
     run_with_rows(tmp_path / "a/results.csv")
     run_with_rows(tmp_path / "b/results.csv")
     with pytest.raises(StorageError, match="both hold cartpole gssm_aps seed 0"):
         read_results(tmp_path)
 
 
-def test_nothing_found_says_so(tmp_path: Path) -> None:
+def test_nothing_found_says_so(tmp_path):
     with pytest.raises(StorageError, match="no such file or folder"):
         read_results(tmp_path / "absent")
     with pytest.raises(StorageError, match=r"no results\.csv"):
