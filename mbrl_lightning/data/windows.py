@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -9,18 +11,20 @@ from torch import Tensor
 from mbrl_lightning.beliefs.history import HistoryInputs
 from mbrl_lightning.data.buffer import TaskBuffer
 
+PLACES = ("episode", "age", "stride")
 STEP = ("current", "following", "action", "reward", "terminated")  # what `Histories` has of each transition
 
 
-def around(data: TensorDictBase, rows: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+def around(places: Sequence[Tensor], rows: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers of the steps `reach` `[R]` away from `rows` `[N]`, and which are of the same episode, `[N, R]` both.
 
-    An episode's steps lie `stride` rows of `data` apart; `age` counts them.
+    The `PLACES` of all transitions say where they are; an episode's steps lie `stride` rows apart, and `age` counts them.
     """
-    index = (rows.unsqueeze(1) + data["stride"][rows].unsqueeze(1) * reach) % len(data)
+    episode, age, stride = places
+    index = (rows.unsqueeze(1) + stride[rows].unsqueeze(1) * reach) % len(episode)
     # a row number beyond the buffer's ends, or since overwritten, belongs to another episode or another moment
-    mask = data["episode"][index] == data["episode"][rows].unsqueeze(1)
-    mask &= data["age"][index] == data["age"][rows].unsqueeze(1) + reach
+    mask = episode[index] == episode[rows].unsqueeze(1)
+    mask &= age[index] == age[rows].unsqueeze(1) + reach
     return index, mask
 
 
@@ -37,7 +41,7 @@ class Histories:
         self.current, self.following = inputs.current(observation), inputs.current(following)
         self.reward, self.terminated = data["next", "reward"], data["next", "terminated"].float()
         self.observation, self.action, self.next_observation = observation, data["action"], following
-        self.places = data.select("episode", "age", "stride")
+        self.places = [data[name] for name in PLACES]
         self.back = torch.arange(-length, 1, device=device)
 
     def __len__(self) -> int:
@@ -79,7 +83,7 @@ class Segments:
 
     def __init__(self, data: TensorDictBase, inputs: Tensor, target: Tensor, past: int, future: int) -> None:
         self.inputs, self.target, self.sizes = inputs, target, [past, future]
-        self.places = data.select("episode", "age", "stride").to(inputs.device)
+        self.places = [data[name].to(inputs.device) for name in PLACES]
         self.reach = torch.arange(-past, future, device=inputs.device)
 
     def at(self, rows: Tensor) -> TensorDict:
