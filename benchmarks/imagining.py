@@ -13,6 +13,7 @@ from benchmarks.measure import Ratio, compare, ratio
 from benchmarks.setting import Setting, prepare
 from mbrl_lightning.models.imagination import ImaginedStreams
 from mbrl_lightning.policies.pathwise import PathwiseLoss
+from mbrl_lightning.policies.search import searched
 
 OURS, BARE = "ImaginedStreams", "networks alone"
 
@@ -23,8 +24,10 @@ class Imagination:
     def __init__(self, setting: Setting) -> None:
         search, self.algorithm, self.spec = setting.cfg.search, setting.algorithm, setting.family.spec
         self.setting, self.horizon = setting, search.horizon or self.spec.horizon
-        self.batch: TensorDict = setting.algorithm._batch(setting.real, setting.step, search.tasks, search.rollouts)
-        self.members = len(range(*self.algorithm.members.indices(setting.cfg.dynamics.members)))
+        self.batch: TensorDict = setting.algorithm.imagined_tasks(
+            setting.real, setting.step, search.tasks, search.rollouts
+        )
+        self.members = len(range(*searched(self.algorithm.cfg).indices(setting.cfg.dynamics.members)))
         self.algorithm.dynamics.requires_grad_(False)
 
     def bare_step(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
@@ -51,7 +54,7 @@ class SampledRollout(Imagination):
         batch, draw, sample = (
             self.batch,
             self.setting.generator,
-            partial(self.algorithm.ppo.sample, self.algorithm.policy),
+            partial(self.algorithm.search.ppo.sample, self.algorithm.policy),
         )
         latent = batch["belief", "latent"][:, None]
         streams = ImaginedStreams(
@@ -60,7 +63,7 @@ class SampledRollout(Imagination):
             batch["observation"],
             self.spec.horizon,
             batch["noise"],
-            self.algorithm.members,
+            searched(self.algorithm.cfg),
         )
         streams.rollout(lambda o: sample(o, latent.expand(*o.shape[:2], -1), draw), self.horizon)
 
@@ -87,21 +90,21 @@ class DifferentiatedRollout(Imagination):
         search = setting.cfg.search
         self.policies = search.restarts
         self.loss = PathwiseLoss(
-            self.algorithm.restarts,
+            self.algorithm.search.restarts,
             self.algorithm.dynamics,
             self.horizon,
             search.gamma,
-            self.algorithm.members,
+            searched(self.algorithm.cfg),
         )
 
     def ours(self) -> None:
         """By the library."""
-        self.algorithm.restarts.zero_grad()
+        self.algorithm.search.restarts.zero_grad()
         self.loss(self.batch)["loss_policy"].backward()
 
     def bare(self) -> None:
         """By the networks alone, and the sum of rewards."""
-        policy, batch, members = self.algorithm.restarts, self.batch, self.members
+        policy, batch, members = self.algorithm.search.restarts, self.batch, self.members
         policy.zero_grad()
         tasks, copies = len(batch["observation"]), policy.copies
 

@@ -25,7 +25,7 @@ RESULTS, RUNS = DOCS.parent / "results", DOCS.parent / "runs"
 RETURN = "return/policy"
 ARMS = {"with": "told", "without": "not told", "wrong": "told wrong"}
 FRONT = {
-    "A context of random actions, then an episode": ("gssm_aps", "gssm", "dr_ppo"),
+    "A context of random actions, then an episode": ("gssm_aps", "gssm", "dr_ppo", "sac"),
     "The task is hidden, and may switch in mid-episode": ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl"),
     "Nothing varies, the reward is known": ("mb_mpo", "me_trpo", "trpo", "ppo", "ddpg"),
     "Models that adapt at every control step, or do not": ("grbal", "rebal", "mb_mpc"),

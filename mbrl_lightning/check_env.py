@@ -94,7 +94,7 @@ def check_family(family: TaskFamily) -> Iterator[Check]:
         speed = data["following"][..., 0].numel() / (time.perf_counter() - start)
         size = data["following"].abs().amax()
         yield Check("episode", True, f"{steps} random steps finite, |obs| <= {size:.3g}, {speed:.0f} steps/s")
-        for judge in (_reward, _termination, _target):
+        for judge in (_reward, _termination, _target, _mirror):
             yield Check(judge.__name__.strip("_"), *judge(family, data))
     except MBRLError as error:
         yield Check("episode", False, str(error).replace("\n", " "))
@@ -253,6 +253,23 @@ def _target(family: TaskFamily, data: dict[str, torch.Tensor]) -> tuple[bool, st
     worst, share = again.max().item(), (left / size).sqrt().max().item()
     detail = f"target(untarget) exact to {worst:.1g}; untarget(target) leaves {share:.2%} of the step at most"
     return worst < 1e-4 and share < 0.5, detail
+
+
+def _mirror(family: TaskFamily, data: dict[str, torch.Tensor]) -> tuple[bool, str]:
+    spec, rows = family.spec, (data["observation"], data["action"], data["following"])
+    if spec.mirror is None:
+        return True, "no symmetry is declared"
+    seen, turned = spec.mirror
+    images = seen(rows[0]), turned(rows[1]), seen(rows[2])
+    again = seen(images[0]), turned(images[1]), seen(images[2])
+    twice = all(image.equal(row) for image, row in zip(again, rows, strict=True))
+    reward = spec.reward(*rows)
+    error, size = (spec.reward(*images) - reward).abs().max(), reward.abs().max()
+    good = twice and bool(error <= CLOSE * size) and spec.termination(images[2]).equal(spec.termination(rows[2]))
+    return (
+        good,
+        f"mirrored twice {'is' if twice else 'is NOT'} what it was; mirrored rewards differ by {error:.2g} at most",
+    )
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
 
     from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.data.collect import Uniform, collect
+    from mbrl_lightning.data.control import Control
     from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.measuring.baselines import fit_baseline
     from mbrl_lightning.models.measures import one_step_error
@@ -66,7 +67,7 @@ def model_headroom(cfg: Config, family: Any, add: Any) -> dict[str, float]:
     tasks = family.sample(MODEL_TASKS, streams["tasks"])
 
     def transitions(chosen: Any) -> Any:
-        agent, envs = Uniform(family.spec), streams["envs"]
+        agent, envs = Uniform(Control(family.spec)), streams["envs"]
         start = agent.begin(len(chosen))
         return collect(family.simulate(chosen), family.spec, agent, start, MODEL_STEPS, envs, noise=envs)
 

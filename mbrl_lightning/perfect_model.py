@@ -112,6 +112,7 @@ def perfect_model(cfg: Config, tasks: int) -> dict[str, Tensor]:
     import torch
 
     from mbrl_lightning.data.collect import Uniform, collect, episode_returns
+    from mbrl_lightning.data.control import Control
     from mbrl_lightning.data.seeds import Streams
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.policies.planners import make_planner
@@ -122,7 +123,7 @@ def perfect_model(cfg: Config, tasks: int) -> dict[str, Tensor]:
     for name in ("random", "planner"):
         simulator = family.simulate(drawn)
         model = SimulatorModel(family, drawn, simulator, cfg.planner.horizon)
-        agent: Uniform | Planning = Uniform(spec)
+        agent: Uniform | Planning = Uniform(Control(spec))
         if name == "planner":
             agent = Planning(make_planner(spec, cfg.planner), model, spec.horizon)
         start = torch.Generator().manual_seed(cfg.seed)  # both begin alike

@@ -15,6 +15,7 @@ from mbrl_lightning.config import flattened, reads_of
 from mbrl_lightning.config.schema import FIELDS
 from mbrl_lightning.config.words import read, yaml_values
 from mbrl_lightning.data.collect import Uniform, collect
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
 
@@ -109,7 +110,7 @@ def random_steps(
     family: TaskFamily, tasks: Tensor, steps: int, generator: torch.Generator, training: bool = True, hold: int = 1
 ) -> TensorDict:
     """Transitions `[M, steps]` of tasks `[M, P]` under random actions."""
-    uniform = Uniform(family.spec, hold)
+    uniform = Uniform(Control(family.spec, hold=hold))
     simulator, start = family.simulate(tasks), uniform.begin(len(tasks))
     return collect(simulator, family.spec, uniform, start, steps, generator, generator, training)
 

@@ -26,6 +26,16 @@ VARIANTS = {name: (name, {}) for name in ALGORITHMS} | {  # a new method is a ro
         "gssm_aps",
         {"search": PPO_SEARCH | {"initial_starts": 0.5, "noise": 1.0}, "env": {"name": "half_cheetah", "options": {}}},
     ),
+    "gssm_aps-sac-cheetah": (
+        "gssm_aps",
+        {
+            "search": {"method": "sac", "rollouts": 2, "tasks": 2},
+            "policy": {"hold": 2, "feedback": [0.5, 0.1]},
+            "sac": {"batch": 8, "every": 6, "updates_per_step": 0.2, "policy_delay": 2, "layer_norm": True},
+            "branch": {"per_step": 2, "buffer": 40, "beta": 0.5, "length": 2},
+            "env": {"name": "half_cheetah", "options": {}},
+        },
+    ),
     "gssm-ppo": ("gssm", {"search": PPO_SEARCH}),
     "mb_mpo-persistent": ("mb_mpo", {"dynamics": {"persistence": 0.5}}),
     "mb_mpo-biased": ("mb_mpo", {"meta": {"bias": 0.1, "noise": 0.1}, "search": {"initial_starts": 0.5}}),
@@ -166,7 +176,7 @@ def test_a_loss_that_turns_nan_ends_the_run_and_keeps_the_last_good_state(make_l
         nonlocal calls
         calls += 1
         if stage == "policy" and loop.iteration == 2:
-            loop.algorithm.restarts.net[0].weight.data[0, 0, 0] = float("nan")
+            loop.algorithm.search.restarts.net[0].weight.data[0, 0, 0] = float("nan")
         out = real(*args)
         if stage == "model" and loop.iteration == 2 and calls >= 10:
             out["loss"] = out["loss"] * float("nan")

@@ -12,6 +12,7 @@ from mbrl_lightning.algorithms.l2a import L2A
 from mbrl_lightning.algorithms.m3po import M3PO
 from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.algorithms.pearl import PEARL
+from mbrl_lightning.algorithms.sac import SoftActorCritic
 from mbrl_lightning.algorithms.trpo import TRPO
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.seeds import Streams
@@ -33,6 +34,7 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "mb_mpc": L2A,  # the same, not adapted (Nagabandi et al., ICRA 2018)
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "ddpg": DDPG,  # Lillicrap et al., ICLR 2016, likewise
+    "sac": SoftActorCritic,  # Haarnoja et al. 2018, likewise: on real data alone
     "ppo": DRPPO,  # Schulman et al. 2017, likewise: the next one where nothing varies
     "dr_ppo": DRPPO,  # the model-free rival: PPO with domain randomisation
 }

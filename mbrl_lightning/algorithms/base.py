@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Agent, Uniform
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.base import Model
@@ -30,7 +31,8 @@ class Algorithm(nn.Module):
         family: the task family.
         cfg: the run's configuration.
         dynamics: the model, or None for model-free methods.
-        policy: the deployed policy: a `Policy`, or a `SAC` of methods on histories.
+        policy: the deployed policy: a `Policy`, a `SoftPolicy`, or a `SAC` of methods on histories.
+        control: what becomes of the policy's choices, and of the explorer's.
         optimizers: by name; part of the checkpoint.
         generator: draws all that the policy search draws; part of the checkpoint.
         iteration: outer iterations that this algorithm has been improved in.
@@ -43,6 +45,7 @@ class Algorithm(nn.Module):
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__()
         self.family, self.cfg, self.spec = family, cfg, family.spec
+        self.control = Control(self.spec, cfg.policy.feedback, cfg.policy.hold)
         self.dynamics = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
@@ -62,7 +65,8 @@ class Algorithm(nn.Module):
 
     def begin(self, tasks: int) -> TensorDict:
         """What is believed of M = `tasks` tasks before any transition; by default an empty `latent` `[M, 0]`."""
-        return TensorDict({"latent": torch.zeros(tasks, 0, device=self.device)}, batch_size=[tasks])
+        nothing = TensorDict({"latent": torch.zeros(tasks, 0, device=self.device)}, batch_size=[tasks])
+        return self.control.begin(nothing)
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
         """The belief `[M]` after a context of K further transitions `[M, K]`, or after the one step just made, `[M]`.
@@ -82,8 +86,12 @@ class Algorithm(nn.Module):
             observation: `[M, S]`.
             noise: draws a sampled action; None gives the best one.
         """
-        drawn = None if noise is None else self.policy.noise((len(observation),), noise).to(self.device)
-        return self.policy.act(observation.to(self.device), belief, drawn).cpu(), belief
+
+        def choose(belief: TensorDict) -> tuple[Tensor, TensorDict]:
+            drawn = None if noise is None else self.policy.noise((len(observation),), noise).to(self.device)
+            return self.policy.act(observation.to(self.device), belief, drawn).cpu(), belief
+
+        return self.control.act(choose, belief, observation)
 
     # -- training
 
@@ -98,7 +106,7 @@ class Algorithm(nn.Module):
             world.draw(loop.tasks_per_iteration)
             random_steps = loop.exploration_steps + first * loop.episodes_per_task * steps
             if random_steps:
-                uniform = Uniform(self.spec)
+                uniform = Uniform(self.control)
                 start, index = uniform.begin(len(world.tasks)), world.index
                 list(world.interact(world.tasks, uniform, start, random_steps, exploratory=True, index=index))
         if first or loop.episodes_per_task == 0:
@@ -110,16 +118,16 @@ class Algorithm(nn.Module):
         (data,) = world.interact(world.tasks[rows], self, start, steps, index=world.index[rows])
         return {"real/return": float(mean_return(data, self.spec))}
 
-    def warm_up(self, world: RealWorld, steps: int, hold: int) -> dict[str, float]:
+    def warm_up(self, world: RealWorld, steps: int, control: Control) -> dict[str, float]:
         """`collect` of off-policy methods: random actions in one task, in the first iteration; `improve` collects the rest.
 
         Args:
             world: where.
             steps: real steps.
-            hold: steps for which each action is held.
+            control: what becomes of what is drawn.
         """
         if world.iteration == 0 and steps:
-            uniform = Uniform(self.spec, hold)
+            uniform = Uniform(control)
             list(world.interact(world.family.sample(1, world.streams["tasks"]), uniform, uniform.begin(1), steps))
         return {}
 
@@ -139,7 +147,7 @@ class Algorithm(nn.Module):
 
     def explorer(self, tasks: int) -> tuple[Agent, TensorDict]:
         """Who gathers contexts of M = `tasks` unseen tasks, and with what belief; by default random actions."""
-        uniform = Uniform(self.spec)
+        uniform = Uniform(self.control)
         return uniform, uniform.begin(tasks)
 
     def shots(self, full: bool) -> list[int]:

@@ -17,6 +17,7 @@ from torchrl.objectives import DDPGLoss, SoftUpdate, ValueEstimators
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
@@ -79,7 +80,8 @@ class DDPG(Algorithm):
 
     def collect(self, world: RealWorld) -> dict[str, float]:
         """Random actions first; `improve` collects the rest."""
-        return self.warm_up(world, self.cfg.sac.warmup_steps, self.cfg.sac.warmup_hold)
+        held = Control(self.spec, hold=min(self.cfg.sac.warmup_hold, self.spec.horizon))
+        return self.warm_up(world, self.cfg.sac.warmup_steps, held)
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Real steps with noisy actions, and `sac.updates_per_step` updates for each of them."""

@@ -22,6 +22,7 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.beliefs.history import no_history, remember
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.windows import Histories, transition
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
@@ -169,7 +170,8 @@ class M3PO(Algorithm):
 
     def collect(self, world: RealWorld) -> dict[str, float]:
         """Random actions first; `improve` collects the rest."""
-        return self.warm_up(world, self.cfg.sac.warmup_steps, self.cfg.sac.warmup_hold)
+        held = Control(self.spec, hold=min(self.cfg.sac.warmup_hold, self.spec.horizon))
+        return self.warm_up(world, self.cfg.sac.warmup_steps, held)
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Algorithm 2, lines 4-12, over one stretch of real steps."""

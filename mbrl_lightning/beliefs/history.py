@@ -82,11 +82,12 @@ class HistoryNet(nn.Module):
         hidden: Sequence[int],
         activation: str = "silu",
         recurrent: int = 5,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.copies = copies
         self.gru = StackedGRU(copies, pair_dim, recurrent) if recurrent else None
-        self.net = StackedMLP(copies, [recurrent + current_dim, *hidden, outputs], activation)
+        self.net = StackedMLP(copies, [recurrent + current_dim, *hidden, outputs], activation, layer_norm)
 
     def read(self, inputs: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
         """What does not depend on `extra`: state of the recurrent unit and current observation, `[C, N, H + F]`.

@@ -32,6 +32,10 @@ class SACConfig:
     alpha: float | None = option(None, "temperature; null: tuned to the target entropy", above=0)
     target_entropy: float | None = option(None, "entropy to tune to; null: minus the action width")
     reward_scale: float = option(1.0, "factor on the rewards in the targets of the Q networks", above=0)
+    initial_alpha: float = option(0.2, "temperature that tuning starts from", above=0)
+    layer_norm: bool = option(False, "normalise the hidden layers of policy and Q networks", architecture=True)
+    policy_delay: int = option(1, "updates of the Q networks for each of the policy", minimum=1)
+    mirror: bool = option(False, "learn from each transition's mirror image too")
 
 
 @dataclass

@@ -83,13 +83,20 @@ class PolicyConfig:
     activation: str = option("tanh", "nonlinearity", choices=UNITS, architecture=True)
     latent_gain: float = option(1.0, "factor on the latent at the policy's input", above=0)
     initial_std: float = option(0.6, "initial deviation of the actions", above=0)
+    feedback: list[float] = option([], "gains kp, kd of joint feedback that the policy's choice is added to; []: none")
+    hold: int = option(1, "real steps for which a choice is kept", minimum=1)
 
 
 @dataclass
 class SearchConfig:
     """How the policy is improved."""
 
-    method: str = option("pathwise", "gradients through imagined rollouts, or ppo", choices=("pathwise", "ppo"))
+    method: str = option(
+        "pathwise",
+        "gradients through imagined rollouts, ppo in imagination, or sac on real and imagined steps",
+        choices=("pathwise", "ppo", "sac"),
+        architecture=True,
+    )
     updates: int = option(60, "policy updates per iteration", minimum=0)
     horizon: int | None = option(None, "imagined steps, H; null: the family's horizon", minimum=1)
     tasks: int = option(16, "tasks imagined at once, M", minimum=1)

@@ -66,7 +66,7 @@ class TaskBuffer:
                 f"the environment gave a non-finite {bad[0]}",
                 "check the family with `python -m mbrl_lightning.check_env NAME`; nothing of this batch was kept",
             )
-        flat = data.select(*COLUMNS, "initial", "age", "episode").clone()
+        flat = data.select(*COLUMNS, "initial", "age", "episode", "command", strict=False).clone()
         flat["episode"] += self.episodes if first_episode is None else first_episode
         self.episodes = max(self.episodes, int(flat["episode"].max()) + 1)
         flat["task"] = (index if index.ndim == 2 else index.unsqueeze(1)).expand(data.shape)

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.envs.spec import EnvSpec, Simulator, never, require_finite_reward
 
 
@@ -28,32 +29,30 @@ class Uniform:
     """The exploration policy pi_e of the papers: uniform over the action space, blind to the observation.
 
     Args:
-        spec: the action space.
-        hold: steps of an episode for which a drawn action is kept; with 1 it is drawn anew each step.
+        control: what becomes of its choices.
     """
 
-    def __init__(self, spec: EnvSpec, hold: int = 1) -> None:
-        self.spec, self.hold = spec, hold
+    def __init__(self, control: Control) -> None:
+        self.control = control
 
     def begin(self, tasks: int) -> TensorDict:
-        """No action yet: batch `[M]` with the one that is held and for how long."""
-        held = {"action": torch.zeros(tasks, self.spec.action_dim), "age": torch.zeros(tasks, dtype=torch.long)}
-        return TensorDict(held, batch_size=[tasks])
+        """Nothing is believed of M = `tasks` tasks."""
+        return self.control.begin(TensorDict({}, batch_size=[tasks]))
 
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
         """See `Agent.act`; without a generator draws are from torch's own."""
-        due = belief["age"] % self.hold == 0
-        if not bool(due.any()):
-            return belief["action"], belief
-        drawn = self.spec.random_action((len(observation),), noise or torch.default_generator)
-        action = torch.where(due.unsqueeze(1), drawn, belief["action"])
-        return action, belief.clone(False).set("action", action)
+
+        def choose(belief: TensorDict) -> tuple[Tensor, TensorDict]:
+            drawn = self.control.spec.random_action((len(observation),), noise or torch.default_generator)
+            return drawn, belief
+
+        return self.control.act(choose, belief, observation)
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
-        """The held action is a step older."""
-        return belief.clone(False).set("age", belief["age"] + 1) if self.hold > 1 else belief
+        """Nothing is learned."""
+        return belief
 
 
 def collect(
@@ -102,8 +101,8 @@ def collect_parts(
     Yields:
         Batch `[B, T]`: `observation`, `action`, `initial` (first step of an episode), `age` (steps since then), `episode`
         (its number in this call), `valid`, `hidden` (the task in force, where the simulator switches it; for reports, never
-        for a policy), `taken` (what the agent left there of its choice, if anything), and under `next` `observation` (before
-        any reset), `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each.
+        for a policy), `taken` and `command` (what the agent left in the belief of its choice, if anything), and under `next`
+        `observation` (before any reset), `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each.
 
     Raises:
         EnvError: the environment raised or gave a non-finite observation or reward.
@@ -120,8 +119,7 @@ def collect_parts(
     for now in range(1, steps + 1):
         action, belief = agent.act(belief, observation, noise)
         row = {"observation": observation, "valid": alive, "born": born, "episode": episode}
-        if "taken" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
-            row["taken"] = belief["taken"]
+        row |= {key: belief[key] for key in ("taken", "command") if key in belief.keys()}  # noqa: SIM118
         if hidden:
             row["hidden"] = simulator.tasks.clone()  # type: ignore[attr-defined]
         following = simulator.step(action) if training or bool(alive.all()) else simulator.step(action, alive)

@@ -7,7 +7,7 @@ Shapes: ``...`` any batch, S observation, A action, F features, U action feature
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal, Protocol
@@ -33,6 +33,15 @@ def add_difference(observation: Tensor, target: Tensor) -> Tensor:
 def never(next_observation: Tensor) -> Tensor:
     """Termination of a family whose episodes end by the time limit only: all False, [...]."""
     return torch.zeros(next_observation.shape[:-1], dtype=torch.bool, device=next_observation.device)
+
+
+def exchanged(order: Sequence[int], signs: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """Entry i of the result is ``signs[i]`` times entry ``order[i]``: how a mirror image comes about, [..., D] -> [..., D]."""
+
+    def image(value: Tensor) -> Tensor:
+        return value[..., list(order)] * value.new_tensor(signs)
+
+    return image
 
 
 def identity(value: Tensor) -> Tensor:
@@ -64,6 +73,9 @@ class EnvSpec:
         change: (obs, next_obs) -> [..., S], the change in which prediction errors are measured (angles wrapped).
         outcome: next_obs [..., S] -> [..., R] or None: what a history pair holds beside observation and action, such as the
             reward just received.
+        joints: of each actuator the entries of the observation that are its joint's angle and velocity; empty: not told.
+        mirror: left and right exchanged, where the body and all of its tasks have them: observation [..., S] -> [..., S] and
+            action [..., A] -> [..., A]; None: no symmetry.
         metrics: evaluation episodes [..., T] -> further numbers by name, [...] each (upright share, distance ...).
     """
 
@@ -82,6 +94,8 @@ class EnvSpec:
     training_termination: Callable[[Tensor], Tensor] | None = None
     change: Callable[[Tensor, Tensor], Tensor] = difference
     outcome: Callable[[Tensor], Tensor] | None = None
+    joints: tuple[tuple[int, int], ...] = ()
+    mirror: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     metrics: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:

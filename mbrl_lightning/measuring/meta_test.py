@@ -18,6 +18,7 @@ from torch import Tensor
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Agent, Uniform, collect, episode_returns
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.measuring.hidden_task import rewards_by_task
 from mbrl_lightning.models.base import Model
 from mbrl_lightning.models.measures import linear_probe
@@ -129,7 +130,7 @@ class MetaTest:
         return self._rows(metric, returns.view(episodes.shape[:2]).mean(1), split, shot)
 
     def _controls(self, tasks: Tensor, belief: TensorDict, split: str, shot: int) -> None:
-        algorithm, cfg, uniform = self.algorithm, self.algorithm.cfg.evaluation, Uniform(self.algorithm.spec)
+        algorithm, cfg, uniform = self.algorithm, self.algorithm.cfg.evaluation, Uniform(Control(self.algorithm.spec))
         self.report("return/random", self.episodes(tasks, uniform.begin(len(tasks)), True, uniform), split, shot)
         if cfg.sampled:
             self.report("return/sampled", self.episodes(tasks, belief, sampled=True), split, shot)

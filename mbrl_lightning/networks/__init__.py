@@ -34,20 +34,24 @@ class StackedLinear(nn.Module):
 
 
 class StackedMLP(nn.Sequential):
-    """C multilayer perceptrons of equal size; `sizes` are the widths of their layers, from inputs to outputs."""
+    """C multilayer perceptrons of equal size; `sizes` are the widths of their layers, from inputs to outputs.
 
-    def __init__(self, copies: int, sizes: Sequence[int], activation: str = "relu") -> None:
+    With `layer_norm` what each hidden layer gives is standardised, row by row, before the activation.
+    """
+
+    def __init__(self, copies: int, sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False) -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
             layers += [StackedLinear(copies, inputs, outputs), ACTIVATIONS[activation]()]
         super().__init__(*layers[:-1])
-        self.copies, self.sizes = copies, tuple(sizes)
+        self.copies, self.sizes, self.layer_norm = copies, tuple(sizes), layer_norm
 
     def forward(self, x: Tensor, copies: slice = slice(None), frozen: bool = False) -> Tensor:
         """`[C, N, inputs] -> [C, N, outputs]` with all copies or a slice of them; `frozen` weights get no gradient."""
         *hidden, last = self.affine
         for layer in hidden:
-            x = self.activation(layer(x, copies, frozen))
+            x = layer(x, copies, frozen)
+            x = self.activation(nn.functional.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
         return last(x, copies, frozen)
 
     @property

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
+from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.world import RealWorld
+from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.base import Dynamics
 from mbrl_lightning.models.imagination import ImaginedStreams
+from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.search import Learner, prepare, searched, starts
 
 
 class PathwiseLoss(LossModule):
@@ -81,3 +90,88 @@ class PathwiseLoss(LossModule):
         start, noise = lay_out(tensordict["observation"]), lay_out(tensordict["noise"])
         streams = ImaginedStreams(self.dynamics, tensordict["belief"], start, self.horizon + 1, noise, self.members)
         return streams.rollout(act, self.horizon)["next", "reward"].view(tasks, members, copies, rows, self.horizon)
+
+
+def _policy_loss(loss: PathwiseLoss, batch: TensorDict) -> dict[str, Tensor]:
+    return {"loss": loss(batch)["loss_policy"]}
+
+
+class PathwiseSearch(nn.Module):
+    """Several policies searched at once; the best under ensemble members that none was trained on is deployed.
+
+    Args:
+        spec: features and actions.
+        cfg: `policy`, `search`, `dynamics.members`, `loop.action_noise`.
+        latent_dim: width of what the policies are told of the task.
+
+    Raises:
+        ConfigError: actions are discrete.
+    """
+
+    ranking: Tensor
+
+    def __init__(self, spec: EnvSpec, cfg: Config, latent_dim: int) -> None:
+        super().__init__()
+        if spec.discrete:
+            raise ConfigError(
+                f"{spec.name}: no gradient passes through discrete actions, so search.method=pathwise "
+                "cannot improve a policy",
+                "set search.method=ppo",
+            )
+        # a pathwise policy learns no deviation of its own: it explores with a fixed one
+        sizes = replace(cfg.policy, initial_std=max(cfg.loop.action_noise, 0.01))
+        self.policy = Policy(spec, sizes, latent_dim, squash=True)
+        self.restarts = Policy(spec, sizes, latent_dim, cfg.search.restarts, squash=True)
+        self.optimizer = torch.optim.Adam(self.restarts.net.parameters(), lr=cfg.search.lr, fused=True)
+        self.register_buffer("ranking", torch.arange(cfg.search.restarts))
+
+    def collectors(self, belief: TensorDict) -> TensorDict:
+        """Each row is driven by one of the better half of the restarts, in turn."""
+        best = self.ranking[: max(len(self.ranking) // 2, 1)]
+        chosen = best[torch.arange(len(belief)) % len(best)]
+        own = {name: value.detach()[chosen] for name, value in self.restarts.net.named_parameters()}
+        return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
+
+    def improve(self, learner: Learner, world: RealWorld, step: GradientStep) -> dict[str, float]:
+        """`search.updates` steps of Eq. 10 in imagined tasks, then the choice."""
+        search, horizon = learner.cfg.search, learner.cfg.search.horizon or learner.spec.horizon
+        prepare(learner, self.policy, self.optimizer, world.real, step)
+        self.restarts.norm.load_state_dict(self.policy.norm.state_dict())
+        loss = PathwiseLoss(self.restarts, learner.dynamics, horizon, search.gamma, searched(learner.cfg))
+        loss.to(step.fabric.device)
+        for _ in range(search.updates):
+            batch = learner.imagined_tasks(world.real, step, search.tasks, search.rollouts)
+            step(partial(_policy_loss, loss, batch), self.optimizer, search.max_grad_norm, stacked=True)
+        return self._select(learner, world.real, step, horizon)
+
+    @torch.no_grad()
+    def _select(self, learner: Learner, real: TaskBuffer, step: GradientStep, horizon: int) -> dict[str, float]:
+        """Rank the restarts by imagined return under the held-out members and deploy the best."""
+        search, members, spec = learner.cfg.search, searched(learner.cfg), learner.spec
+        if search.holdout:
+            members = slice(members.stop, None)
+        loss = PathwiseLoss(self.restarts, learner.dynamics, horizon, 1.0, members).to(step.fabric.device)
+        batch = learner.imagined_tasks(real, step, 4 * search.tasks, search.rollouts)
+        returns: Tensor = step.mean(loss(batch)["imagined_return"])
+        self.ranking.copy_(returns.argsort(descending=True))
+        best = int(self.ranking[0])
+        for name, value in self.restarts.net.named_parameters():
+            self.policy.net.get_parameter(name).copy_(value[best : best + 1])
+        returns = returns if spec.unit == "step" else returns * spec.horizon
+        return {"imagined/return": float(returns[best]), "imagined/spread": float(returns.std(unbiased=False))}
+
+    def tune(
+        self, learner: Learner, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Parameters `[M, ...]` of the deployed policy after updates in each task's own imagined world."""
+        search, evaluation, policies = learner.cfg.search, learner.cfg.evaluation, self.policy.repeated(len(belief))
+        rows = 4 * len(range(*searched(learner.cfg).indices(learner.cfg.dynamics.members)))
+        horizon = search.horizon or learner.spec.horizon
+        loss = PathwiseLoss(policies, learner.dynamics, horizon, search.gamma, searched(learner.cfg), paired=True).to(
+            step.fabric.device
+        )
+        optimizer = torch.optim.Adam(policies.net.parameters(), lr=evaluation.fine_tune_lr, fused=True)
+        for _ in range(evaluation.fine_tune_updates):
+            batch = starts(learner, belief, real, rows, 1.0, generator)
+            step(partial(_policy_loss, loss, batch), optimizer, search.max_grad_norm, stacked=True)
+        return {name: value.detach() for name, value in policies.net.named_parameters()}

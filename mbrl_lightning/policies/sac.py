@@ -23,7 +23,6 @@ from mbrl_lightning.networks.gaussians import squashed_sample
 from mbrl_lightning.networks.step import GradientStep, summed
 
 LOG_SCALE = (-5.0, 2.0)
-INITIAL_ALPHA = 0.2  # the temperature that tuning starts from
 
 
 class HistoryPolicy(HistoryNet):
@@ -70,16 +69,20 @@ class SAC(LossModule):
     ) -> None:
         super().__init__()
         self.in_keys = ["inputs", "action", "noise", ("next", "inputs"), ("next", "reward"), ("next", "terminated")]
-        self.out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "q"]
+        self.out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "entropy", "alpha", "q"]
         self.cfg, self.action_dim = cfg, action_dim
         self.target_entropy = float(-action_dim if cfg.target_entropy is None else cfg.target_entropy)
-        shape: dict[str, Any] = {"activation": policy_cfg.activation, "recurrent": recurrent}
+        shape: dict[str, Any] = {
+            "activation": policy_cfg.activation,
+            "recurrent": recurrent,
+            "layer_norm": cfg.layer_norm,
+        }
         self.policy = HistoryPolicy(1, pair_dim, current_dim, 2 * action_dim, policy_cfg.hidden, **shape)
         self.q, self.target = (
             HistoryNet(2, pair_dim, current_dim + action_dim, 1, policy_cfg.hidden, **shape) for _ in range(2)
         )
         self.target.requires_grad_(False).load_state_dict(self.q.state_dict())
-        log_alpha = torch.tensor(math.log(cfg.alpha or INITIAL_ALPHA))
+        log_alpha = torch.tensor(math.log(cfg.alpha or cfg.initial_alpha))
         if cfg.alpha is None:
             self.log_alpha = nn.Parameter(log_alpha)
         else:
@@ -120,30 +123,55 @@ class SAC(LossModule):
         Returns:
             `loss_actor`, `loss_qvalue`, `loss_alpha`, and detached `alpha`, `entropy` and `q` (mean).
         """
-        batch, recurrent, rows = tensordict, self.policy.gru is not None, len(tensordict)
-        inputs, following = (_laid_out(part, recurrent) for part in (batch["inputs"], batch["next", "inputs"]))
-        loc, log_scale = self.policy.moments(self.policy.read(_joined(inputs, following)))
-        action, log_prob = squashed_sample(loc, log_scale, batch["noise"].transpose(0, 1).flatten(0, 1))
-        alpha = self.log_alpha.detach().exp()
+        recurrent, rows = self.policy.gru is not None, len(tensordict)
+        inputs, following = (
+            _laid_out(part, recurrent) for part in (tensordict["inputs"], tensordict["next", "inputs"])
+        )
+        action, log_prob = self._propose(_joined(inputs, following), tensordict["noise"].transpose(0, 1).flatten(0, 1))
+        loss_qvalue, seen, told = self._qvalue_loss(tensordict, inputs, following, action[rows:], log_prob[rows:])
 
-        with torch.no_grad():
-            proposed = action[rows:].unsqueeze(0)
-            future = torch.minimum(*self.target.decide(self.target.read(following), proposed))
-            future = future - alpha * log_prob[rows:].unsqueeze(-1)
-            kept = self.cfg.gamma * (1 - batch["next", "terminated"].to(future.dtype))
-            goal = self.cfg.reward_scale * batch["next", "reward"] + kept * future
-
-        seen = self.q.read(inputs)
-        value = self.q.decide(seen, batch["action"].unsqueeze(0))
-        loss_qvalue = F.mse_loss(value, goal.expand_as(value)) * len(value)  # a mean over rows, a sum over both
-
-        log_prob = log_prob[:rows]
+        log_prob, alpha = log_prob[:rows], told["alpha"]
         worth = torch.minimum(*self.q.decide(seen.detach(), action[:rows].unsqueeze(0), frozen=True))
         entropy = -log_prob.detach().mean()
         loss_actor = (alpha * log_prob).mean() - worth.mean()
         loss_alpha = self.log_alpha * (entropy - self.target_entropy)
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
-        return TensorDict(losses | {"alpha": alpha, "entropy": entropy, "q": value.detach().mean()}, batch_size=[])
+        return TensorDict(losses | {"entropy": entropy} | told, batch_size=[])
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> TensorDict:
+        """`loss_qvalue` alone, with `alpha` and `q`; arguments as for `forward`."""
+        recurrent = self.policy.gru is not None
+        inputs, following = (
+            _laid_out(part, recurrent) for part in (tensordict["inputs"], tensordict["next", "inputs"])
+        )
+        with torch.no_grad():
+            proposed = self._propose(following, tensordict["noise"][:, 1])
+        loss_qvalue, _, told = self._qvalue_loss(tensordict, inputs, following, *proposed)
+        return TensorDict({"loss_qvalue": loss_qvalue} | told, batch_size=[])
+
+    def _propose(self, inputs: dict[str, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = self.policy.moments(self.policy.read(inputs))
+        return squashed_sample(loc, log_scale, noise)
+
+    def _qvalue_loss(
+        self,
+        batch: TensorDictBase,
+        inputs: dict[str, Tensor],
+        following: dict[str, Tensor],
+        proposed: Tensor,
+        log_prob: Tensor,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, what the Q networks read, and what is logged."""
+        alpha = self.log_alpha.detach().exp()
+        with torch.no_grad():
+            future = torch.minimum(*self.target.decide(self.target.read(following), proposed.unsqueeze(0)))
+            future = future - alpha * log_prob.unsqueeze(-1)
+            kept = self.cfg.gamma * (1 - batch["next", "terminated"].to(future.dtype))
+            goal = self.cfg.reward_scale * batch["next", "reward"] + kept * future
+        seen = self.q.read(inputs)
+        value = self.q.decide(seen, batch["action"].unsqueeze(0))
+        loss = F.mse_loss(value, goal.expand_as(value)) * len(value)  # a mean over rows, a sum over both
+        return loss, seen, {"alpha": alpha, "q": value.detach().mean()}
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -151,7 +179,7 @@ class SAC(LossModule):
         torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self.cfg.tau)
 
     def update(self, batch: TensorDictBase, step: GradientStep, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """One step on all three losses, then the targets follow.
+        """One step on all three losses, or on the Q networks' alone between those of the policy; then the targets follow.
 
         Args:
             batch: see `forward`; this rank's share.
@@ -164,7 +192,8 @@ class SAC(LossModule):
         Raises:
             DivergedError: a loss or gradient is not finite; nothing has moved.
         """
-        metrics = step(lambda: summed(self(batch)), optimizer)
+        loss = self.qvalue_loss if step.count % self.cfg.policy_delay else self
+        metrics = step(lambda: summed(loss(batch)), optimizer)
         self.follow()
         return metrics
 

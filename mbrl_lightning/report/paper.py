@@ -31,17 +31,23 @@ PAPER = (
     Paper("half_cheetah", "gssm_aps", "return/policy", 1597, "Table 2"),
     Paper("half_cheetah", "gssm", "return/policy", 1307, "Table 2"),
     Paper("half_cheetah", "dr_ppo", "return/policy", 453, "Table 1, 1x"),
-    Paper("slim_humanoid", "gssm", "model/mse", 1.78, "Table 4"),
-    Paper("slim_humanoid", "gssm_aps", "return/policy", 1642, "Table 2"),
-    Paper("slim_humanoid", "gssm", "return/policy", 717, "Table 2"),
-    Paper("slim_humanoid", "dr_ppo", "return/policy", 539, "Table 1, 1x"),
+    *(
+        Paper(env, method, metric, value, source)
+        for env in ("slim_humanoid", "slim_humanoid_torque")
+        for method, metric, value, source in (
+            ("gssm", "model/mse", 1.78, "Table 4"),
+            ("gssm_aps", "return/policy", 1642, "Table 2"),
+            ("gssm", "return/policy", 717, "Table 2"),
+            ("dr_ppo", "return/policy", 539, "Table 1, 1x"),
+        )
+    ),
 )
 # For rows that do not give the horizon with their unit.
 UNITS = {
     **dict.fromkeys(("cartpole", "cartpole_wide"), return_unit("step", 25)),
     "acrobot": return_unit("step", 200),
     **dict.fromkeys(("half_cheetah", "half_cheetah_wide", "half_cheetah_flip"), return_unit("episode", 1000)),
-    "slim_humanoid": return_unit("episode", 1000),
+    **dict.fromkeys(("slim_humanoid", "slim_humanoid_torque"), return_unit("episode", 1000)),
 }
 WORDS = {"": "", "step": "mean reward per step", "episode": "sum of rewards of an episode"}
 

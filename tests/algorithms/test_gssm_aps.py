@@ -90,20 +90,20 @@ def test_the_deployed_policy_is_the_best_restart_under_the_held_out_members(trai
     loop = trained(search={"holdout": holdout})
     algorithm = loop.algorithm
     improve(loop)
-    ranking = algorithm.ranking.tolist()
+    ranking = algorithm.search.ranking.tolist()
     assert sorted(ranking) == [0, 1, 2]
     for name, value in algorithm.policy.net.named_parameters():
-        assert torch.equal(value, algorithm.restarts.net.get_parameter(name)[ranking[0] : ranking[0] + 1])
-    assert fingerprint(algorithm.policy.norm.state_dict()) == fingerprint(algorithm.restarts.norm.state_dict())
+        assert torch.equal(value, algorithm.search.restarts.net.get_parameter(name)[ranking[0] : ranking[0] + 1])
+    assert fingerprint(algorithm.policy.norm.state_dict()) == fingerprint(algorithm.search.restarts.norm.state_dict())
 
     state = algorithm.generator.get_state()
-    algorithm._select(loop.real, loop.step, 8)  # what it drew, once more
+    algorithm.search._select(loop.algorithm, loop.real, loop.step, 8)  # what it drew, once more
     algorithm.generator.set_state(state)
     members = slice(1, 2) if holdout else slice(0, 2)
-    batch = algorithm._batch(loop.real, loop.step, 4 * 4, loop.cfg.search.rollouts)
+    batch = algorithm.imagined_tasks(loop.real, loop.step, 4 * 4, loop.cfg.search.rollouts)
     with torch.no_grad():
-        returns = PathwiseLoss(algorithm.restarts, algorithm.dynamics, 8, 1.0, members)(batch)["imagined_return"]
-    assert algorithm.ranking.tolist() == returns.argsort(descending=True).tolist()
+        returns = PathwiseLoss(algorithm.search.restarts, algorithm.dynamics, 8, 1.0, members)(batch)["imagined_return"]
+    assert algorithm.search.ranking.tolist() == returns.argsort(descending=True).tolist()
 
 
 def test_held_out_members_do_not_train_the_policy(trained):
@@ -114,7 +114,7 @@ def test_held_out_members_do_not_train_the_policy(trained):
             for p in loop.algorithm.dynamics.decoder.parameters():
                 p[1:] += shift  # the held-out one
         improve(loop)
-        states.append(fingerprint(dict(loop.algorithm.restarts.net.named_parameters())))
+        states.append(fingerprint(dict(loop.algorithm.search.restarts.net.named_parameters())))
     assert states[0] == states[1]
 
 
@@ -123,17 +123,17 @@ def test_searching_raises_the_imagined_return(trained):
     algorithm = loop.algorithm
     with torch.no_grad():  # start states from which something can be won
         algorithm.dynamics.target_norm.loc.zero_()
-    before = algorithm._select(loop.real, loop.step, 15)["imagined/return"]
+    before = algorithm.search._select(loop.algorithm, loop.real, loop.step, 15)["imagined/return"]
     assert improve(loop)["imagined/return"] > before
 
 
 def test_exploring_rows_are_driven_by_the_better_half_of_the_restarts(trained):
     algorithm = trained(search={"restarts": 4}).algorithm
-    algorithm.ranking.copy_(torch.tensor([2, 0, 3, 1]))
+    algorithm.search.ranking.copy_(torch.tensor([2, 0, 3, 1]))
     belief = algorithm.begin(5)
     explored = algorithm.collectors(belief)
     assert belief.get("policy", None) is None  # the caller's belief is left alone
-    for name, value in algorithm.restarts.net.named_parameters():
+    for name, value in algorithm.search.restarts.net.named_parameters():
         assert torch.equal(explored["policy", name], value[[2, 0, 2, 0, 2]])
     deployed = trained(search={"method": "ppo"}).algorithm
     assert deployed.collectors(belief) is belief
@@ -141,7 +141,7 @@ def test_exploring_rows_are_driven_by_the_better_half_of_the_restarts(trained):
 
 def test_imagined_batches_have_full_shorter_and_empty_contexts_and_one_latent_a_task(trained):
     loop = trained()
-    batches = [loop.algorithm._batch(loop.real, loop.step, 2, 2) for _ in range(150)]
+    batches = [loop.algorithm.imagined_tasks(loop.real, loop.step, 2, 2) for _ in range(150)]
     lengths, belief = [batch["context"].shape[1] for batch in batches], batches[0]["belief"]
     assert set(lengths) >= {0, 16}
     assert 0.6 < lengths.count(16) / 150 < 0.95

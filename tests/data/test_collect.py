@@ -8,6 +8,7 @@ from fakes import CounterSimulator, Says, counter_spec
 from tensordict import TensorDict
 
 from mbrl_lightning.data.collect import Uniform, collect, episode_returns
+from mbrl_lightning.data.control import Control
 
 TASKS = torch.tensor([[3.0], [4.0], [50.0]], dtype=torch.float64)
 
@@ -129,7 +130,7 @@ def test_episode_returns_are_over_the_whole_horizon(unit, expected):
 
 
 def drawn(spec, observation: torch.Tensor) -> torch.Tensor:
-    uniform = Uniform(spec)
+    uniform = Uniform(Control(spec))
     return uniform.act(uniform.begin(len(observation)), observation, torch.Generator().manual_seed(0))[0]
 
 

@@ -31,6 +31,42 @@ def test_humanoid_reward_against_the_definition():
     assert seen == {True, False}
 
 
+@pytest.mark.parametrize("name", ["slim_humanoid", "half_cheetah", "ant", "hopper", "walker2d", "swimmer"])
+def test_joints_of_the_actuators_stand_where_the_spec_says(name):
+    family, draws = make_family(name), generator()
+    simulator = family.simulate(family.sample(1, draws))
+    observation = simulator.reset(draws)
+    for _ in range(5):
+        observation = simulator.step(family.spec.random_action((1,), draws))
+    model, data = simulator._models[0], simulator._datas[0]
+    joints = [model.actuator_trnid[motor, 0] for motor in range(model.nu)]
+    told = observation[0][torch.tensor(family.spec.joints)]
+    expected = [(data.qpos[model.jnt_qposadr[j]], data.qvel[model.jnt_dofadr[j]]) for j in joints]
+    assert torch.allclose(told, torch.tensor(np.array(expected), dtype=torch.float32), atol=1e-5)
+
+
+def test_the_mirrored_humanoid_falls_the_mirrored_way():
+    image, turned = slim_humanoid.mirror()
+    family, draws = make_family("slim_humanoid"), generator()
+    simulator = family.simulate(family.test[:1])
+    model, data = simulator._models[0], simulator._datas[0]
+
+    def after(observation, action):
+        engine.mj_resetData(model, data)
+        data.qpos[2], data.qpos[3:] = 4.0, observation[0, 1:22]  # in the air, where the feet do not differ
+        data.qvel[:] = observation[0, 22:]
+        engine.mj_forward(model, data)
+        return simulator.step(action)
+
+    observation = simulator.reset(draws) + 0.2 * torch.randn(1, 45, generator=draws)
+    action = family.spec.random_action((1,), draws)
+    one, other = after(observation, action), after(image(observation), turned(action))
+    moved = (one - observation)[0, 1:].abs().mean()
+    assert (image(one) - other)[
+        0
+    ].abs().max() < 0.1 * moved  # gymnasium's knees and hips differ in armature and stiffness
+
+
 def test_rows_do_not_depend_on_their_neighbours_or_threads():
     family, draws = make_family("slim_humanoid"), generator()
     threaded = make_family("slim_humanoid", threads=2).simulate(family.test[:3])

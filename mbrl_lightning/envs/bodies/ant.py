@@ -58,4 +58,5 @@ def ant_body(edit: Edit, scale: float = RESET_SCALE, whole: bool = False) -> Bod
     seen = functools.partial(observe, x=15 if whole else 0)  # the sensed entries follow the 15 positions
     noise = functools.partial(half_uniform, nq=15, nv=14, scale=scale)
     physics = MujocoBody("ant.xml", FRAME_SKIP, 1.0, edit, noise, seen, centre_of_mass if whole else None)
-    return Body(NAMES, 8, DT, functools.partial(MujocoSimulator, body=physics), untarget=untarget, fallen=fallen)
+    build = functools.partial(MujocoSimulator, body=physics)
+    return Body(NAMES, 8, DT, build, untarget=untarget, fallen=fallen, motors=JOINTS[-2:] + JOINTS[:-2])

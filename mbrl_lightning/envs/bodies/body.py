@@ -37,6 +37,7 @@ class Body:
         target: (visible, next visible) -> what a model predicts.
         untarget: its inverse.
         fallen: visible entries [..., S] -> bool [...], where an episode ends.
+        motors: the joint that each actuator turns, as ``names`` has it.
     """
 
     names: tuple[str, ...]
@@ -49,6 +50,12 @@ class Body:
     target: Callable[[Tensor, Tensor], Tensor] = difference
     untarget: Callable[[Tensor, Tensor], Tensor] = add_difference
     fallen: Callable[[Tensor], Tensor] = never
+    motors: tuple[str, ...] = ()
+
+
+def joint_entries(names: tuple[str, ...], motors: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Where angle and velocity of the joint of each motor stand among the entries ``names``."""
+    return tuple((names.index(f"{joint} [rad]"), names.index(f"{joint}_velocity [rad/s]")) for joint in motors)
 
 
 def body_spec(
@@ -102,6 +109,7 @@ def body_spec(
         target=target,
         untarget=untarget,
         outcome=outcome,
+        joints=joint_entries((*first, *body.names, *last), body.motors),
         metrics=metrics,
     )
 

@@ -20,7 +20,8 @@ NAMES = planar_names(JOINTS)
 def half_cheetah_body(edit: Edit, noise: Noise) -> Body:
     """The body with tasks written by ``edit``, starting from ``noise``."""
     physics = MujocoBody("half_cheetah.xml", FRAME_SKIP, 1.0, edit, noise, functools.partial(observe_planar, dt=DT))
-    return Body(NAMES, 6, DT, functools.partial(MujocoSimulator, body=physics), features=planar_features)
+    build = functools.partial(MujocoSimulator, body=physics)
+    return Body(NAMES, 6, DT, build, features=planar_features, motors=JOINTS)
 
 
 def around_rest(scale: float) -> Noise:

@@ -15,9 +15,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.body import Body, free_names
+from mbrl_lightning.envs.bodies.body import Body, free_names, joint_entries
 from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, centre_of_mass
-from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.envs.spec import EnvSpec, exchanged
 
 DT, FRAME_SKIP, HORIZON, SENSED = 0.015, 5, 1000, 24
 CONTROL_SCALE, CONTROL_COST, ALIVE_BONUS, SPEED_WEIGHT = 0.4, 0.1, 5.0, 0.25 / 0.015
@@ -28,6 +28,11 @@ JOINTS = (
     "left_hip_x", "left_hip_z", "left_hip_y", "left_knee", "right_shoulder1", "right_shoulder2",
     "right_elbow", "left_shoulder1", "left_shoulder2", "left_elbow",
 )  # fmt: skip
+ACTUATORS = ("abdomen_y", "abdomen_z", *JOINTS[2:])  # the first two motors are in another order than their joints
+MIRRORED = {  # signs of the joints whose axes are not each other's mirror images; left and right are exchanged beside that
+    "abdomen_z": -1.0, "abdomen_x": -1.0, "right_shoulder1": -1.0, "right_shoulder2": -1.0, "left_shoulder1": -1.0,
+    "left_shoulder2": -1.0,
+}  # fmt: skip
 NAMES = free_names(JOINTS)
 
 
@@ -136,6 +141,24 @@ def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
     }
 
 
+def other_side(names: tuple[str, ...]) -> tuple[list[int], list[float]]:
+    """Where each joint's mirror image stands among ``names``, and its sign."""
+    swap = {"right": "left_", "left": "right_"}
+    images = [swap.get(side, side + _) + rest for side, _, rest in (name.partition("_") for name in names)]
+    return [names.index(image) for image in images], [MIRRORED.get(name, 1.0) for name in names]
+
+
+def mirror() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Left and right exchanged in observations and actions; the feet of gymnasium's body differ a little.
+
+    A reflection in the x-z plane turns round y-components of vectors and x- and z-components of rotations.
+    """
+    order, signs = other_side(JOINTS)
+    orders = [0, *range(1, 5), *(5 + i for i in order), *range(22, 28), *(28 + i for i in order)]
+    turned = [1.0, 1.0, -1.0, 1.0, -1.0, *signs, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, *signs]
+    return exchanged(orders, turned), exchanged(*other_side(ACTUATORS))
+
+
 def humanoid_spec(training_termination: Callable[[Tensor], Tensor] | None) -> EnvSpec:
     """The slim humanoid's spec; training episodes are cut where ``training_termination`` says."""
     return EnvSpec(
@@ -149,6 +172,8 @@ def humanoid_spec(training_termination: Callable[[Tensor], Tensor] | None) -> En
         target=target,
         untarget=untarget,
         training_termination=training_termination,
+        joints=joint_entries(NAMES, ACTUATORS),
+        mirror=mirror(),
         metrics=metrics,
     )
 
@@ -162,4 +187,14 @@ def humanoid_body(edit: Edit) -> Body:
     """The body whose paid speed is that of the centre of mass, which the 45 visible entries do not determine."""
     whole = dataclasses.replace(humanoid_physics(edit), observe=observe_with_speed, sense=centre_of_mass)
     build = functools.partial(MujocoSimulator, body=whole)
-    return Body(NAMES, 17, DT, build, features=features, target=target, untarget=untarget, fallen=fallen)
+    return Body(
+        NAMES,
+        17,
+        DT,
+        build,
+        features=features,
+        target=target,
+        untarget=untarget,
+        fallen=fallen,
+        motors=ACTUATORS,
+    )

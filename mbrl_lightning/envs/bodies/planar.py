@@ -56,7 +56,7 @@ def hopper_body(scale: float) -> Body:
     noise = functools.partial(uniform, nq=6, nv=6, scale=scale)
     physics = MujocoBody("hopper.xml", 4, 1.0, leave, noise, functools.partial(observe_clipped, dt=HOPPER_DT))
     build, names = functools.partial(MujocoSimulator, body=physics), planar_names(HOPPER_JOINTS)
-    return Body(names, 3, HOPPER_DT, build, features=planar_features, fallen=hopper_fallen)
+    return Body(names, 3, HOPPER_DT, build, features=planar_features, fallen=hopper_fallen, motors=HOPPER_JOINTS)
 
 
 def walker2d_fallen(entries: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def walker2d_body(edit: Edit) -> Body:
     noise = functools.partial(uniform, nq=9, nv=9, scale=WALKER_RESET)
     physics = MujocoBody("walker2d_v5.xml", 4, 1.0, edit, noise, functools.partial(observe_clipped, dt=WALKER_DT))
     build, names = functools.partial(MujocoSimulator, body=physics), planar_names(WALKER_JOINTS)
-    return Body(names, 6, WALKER_DT, build, features=planar_features, fallen=walker2d_fallen)
+    return Body(names, 6, WALKER_DT, build, features=planar_features, fallen=walker2d_fallen, motors=WALKER_JOINTS)
 
 
 def write_parameters(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
@@ -101,4 +101,4 @@ def swimmer_body(scale: float) -> Body:
     speeds = (*(f"{axis}_velocity [m/s]" for axis in "xy"), "angular_velocity [rad/s]")
     joints = tuple(f"{joint}_velocity [rad/s]" for joint in SWIMMER_ANGLES[1:])
     names = (*(f"{angle} [rad]" for angle in SWIMMER_ANGLES), *speeds, *joints)
-    return Body(names, 2, SWIMMER_DT, build, features=swimmer_features)
+    return Body(names, 2, SWIMMER_DT, build, features=swimmer_features, motors=SWIMMER_ANGLES[1:])

@@ -1,0 +1,71 @@
+"""From what is chosen to what the motors are given: a command is kept for a while, and joint feedback makes actions of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from mbrl_lightning.envs.spec import EnvSpec
+from mbrl_lightning.errors import ConfigError
+
+Choose = Callable[[TensorDict], tuple[Tensor, TensorDict]]
+"""The belief `[B]` -> what is chosen `[B, A]`, and the belief after the choice."""
+
+
+class Control:
+    """A choice u is a command, kept for `hold` steps; the action is clip(u - kp q - kd q', -1, 1), anew at every step.
+
+    q and q' are angle and velocity of the joint that each actuator turns, as the observation has them. With no gains and a
+    hold of 1, choices are actions and a belief is left as it is; otherwise it carries the command and its age.
+
+    Args:
+        spec: joints and horizon.
+        feedback: (kp, kd), in units of the largest action a radian and a radian a second; empty: none.
+        hold: steps for which a command is kept.
+
+    Raises:
+        ConfigError: the spec names no joints, or a command would outlast the episode.
+    """
+
+    def __init__(self, spec: EnvSpec, feedback: Sequence[float] = (), hold: int = 1) -> None:
+        if feedback and not spec.joints:
+            raise ConfigError(
+                f"{spec.name}: policy.feedback={list(feedback)}, but the family names no joint of its actuators",
+                "set policy.feedback=[], or give the spec's `joints`",
+            )
+        if hold > spec.horizon:
+            raise ConfigError(
+                f"{spec.name}: policy.hold={hold} is longer than the episode of {spec.horizon} steps",
+                f"choose policy.hold of at most {spec.horizon}",
+            )
+        self.spec, self.feedback, self.hold = spec, tuple(feedback), hold
+        self.direct = hold == 1 and not feedback
+
+    def begin(self, belief: TensorDict) -> TensorDict:
+        """The belief `[M]` of an episode to come: no command yet."""
+        if self.direct:
+            return belief
+        command = torch.zeros(len(belief), self.spec.action_dim, device=belief.device)
+        return belief.update({"command": command, "age": torch.zeros_like(command[:, 0], dtype=torch.long)})
+
+    def act(self, choose: Choose, belief: TensorDict, observation: Tensor) -> tuple[Tensor, TensorDict]:
+        """Actions `[B, A]` for observations `[B, S]`, and the belief after them; asks only where a command is due."""
+        if self.direct:
+            return choose(belief)
+        due, command = belief["age"] % self.hold == 0, belief["command"]
+        if bool(due.any()):
+            chosen, belief = choose(belief)
+            command = torch.where(due.unsqueeze(1), chosen.to(command.device), command)
+        belief = belief.clone(False).update({"command": command, "age": belief["age"] + 1})
+        return self.action(observation, command.to(observation.device)), belief
+
+    def action(self, observation: Tensor, command: Tensor) -> Tensor:
+        """Actions `[..., A]` of commands `[..., A]` in observations `[..., S]`."""
+        if not self.feedback:
+            return command
+        angles, velocities = zip(*self.spec.joints, strict=True)
+        (kp, kd), q, v = self.feedback, observation[..., list(angles)], observation[..., list(velocities)]
+        return (command - kp * q - kd * v).clamp(-1, 1)

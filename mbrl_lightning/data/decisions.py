@@ -1,0 +1,73 @@
+"""Transitions between decisions: what a policy learns from whose choices are kept for several real steps."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from mbrl_lightning.data.buffer import TaskBuffer
+
+KEYS = ("observation", "command", "following", "reward", "terminated")
+
+
+class Decisions:
+    """The decisions of all real steps read so far: rewards are summed until the next one, or the end of the episode.
+
+    One that the time limit cuts short says nothing about what follows and is left out.
+
+    Args:
+        real: transitions with `command` where choices are not actions; an episode's steps lie `stride` rows apart.
+        hold: steps of a decision.
+    """
+
+    def __init__(self, real: TaskBuffer, hold: int) -> None:
+        self.real, self.hold = real, hold
+        self.seen = max(real.num_steps - len(real), 0)  # steps read, as numbers that never come back
+        self.open = torch.zeros(0, dtype=torch.long)  # begun, not yet over
+        self.rows = TensorDict({}, batch_size=[0])
+        self.read()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self) -> None:
+        """Read on to the end of the real data."""
+        data, total, reach = self.real.transitions(), self.real.num_steps, torch.arange(self.hold)
+        fresh = torch.arange(self.seen, total)
+        begun = torch.cat([self.open, fresh[data["age"][fresh % len(data)] % self.hold == 0]])
+        start = begun % len(data)
+        steps = begun.unsqueeze(1) + data["stride"][start].unsqueeze(1) * reach
+        there, at = steps < total, steps % len(data)
+        own = there & (data["episode"][at] == data["episode"][start].unsqueeze(1))
+        own &= data["age"][at] == data["age"][start].unsqueeze(1) + reach
+        ended = data["next", "terminated"][at].squeeze(-1) & own
+        over = own.all(1) | ended.any(1)
+        self.open, self.seen = begun[~over & (own == there).all(1)], total
+        at, own, ended, start = at[over], own[over], ended[over], start[over]
+        last = at.gather(1, own.sum(1, keepdim=True) - 1).squeeze(1)
+        reward = data["next", "reward"][at].squeeze(-1).float() * own
+        new = {
+            "observation": data["observation"][start],
+            "command": data.get("command", data["action"])[start],
+            "following": data["next", "observation"][last],
+            "reward": reward.sum(1, keepdim=True),
+            "terminated": ended.any(1, keepdim=True).float(),
+            "task": data["task"][start],
+        }
+        self.rows = (
+            torch.cat([self.rows, TensorDict(new, batch_size=[len(start)])])
+            if len(self.rows)
+            else TensorDict(new, batch_size=[len(start)])
+        )
+
+    def draw(self, count: int, latents: Tensor, generator: torch.Generator) -> TensorDict:
+        """Decisions `[count]`, uniform, with replacement, and the `latent` of each one's task.
+
+        Args:
+            count: how many.
+            latents: of every task in the buffer, `[tasks, Z]`.
+            generator: draws them.
+        """
+        drawn = self.rows[torch.randint(len(self.rows), (count,), generator=generator)]
+        return drawn.set("latent", latents[drawn.pop("task")])
