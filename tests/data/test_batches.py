@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-from fakes import fingerprint
+from fakes import fingerprint, generator
 
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.batches import TransitionData, context_target
 
 CFG = DynamicsConfig(tasks=4, context=5, targets=7, particles=2, latent_dim=3)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_shapes_and_told_parameters(filled, cartpole):
@@ -46,7 +40,3 @@ def test_an_epoch_has_as_many_batches_as_asked_for_and_they_differ(filled, cartp
         expected = [fingerprint(context_target(filled, CFG, source, cartpole.scale).to_dict()) for _ in range(2)]
         assert [fingerprint(batch.to_dict()) for batch in loader] == expected
         assert expected[0] != expected[1]
-
-
-def test_more_tasks_than_there_are(filled, cartpole):
-    assert len(context_target(filled, replace(CFG, tasks=20), generator(), cartpole.scale)) == 20

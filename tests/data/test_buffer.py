@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import CounterSimulator, Says, counter_spec, fingerprint
+from fakes import CounterSimulator, Says, counter_spec, fingerprint, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
@@ -20,8 +20,8 @@ def episode(tasks: torch.Tensor, steps: int, seed: int = 0, horizon: int = 5) ->
     def act(observation: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(observation), 1)
 
-    agent, generator = Says(act), torch.Generator().manual_seed(seed)
-    return collect(CounterSimulator(tasks), counter_spec(horizon), agent, agent.begin(len(tasks)), steps, generator)
+    agent, draws = Says(act), generator(seed)
+    return collect(CounterSimulator(tasks), counter_spec(horizon), agent, agent.begin(len(tasks)), steps, draws)
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -39,10 +39,6 @@ def filled(lengths: dict[float, int], policy_steps: int = 0, capacity: int = 100
             data["action"] = torch.ones_like(data["action"])
             buffer.extend(data, index, exploratory=False)
     return buffer
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_only_valid_rows_are_kept_and_counted():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import CounterSimulator, Says, counter_spec
+from fakes import CounterSimulator, Says, counter_spec, generator
 
 from mbrl_lightning.beliefs.history import HistoryInputs
 from mbrl_lightning.data.buffer import TaskBuffer
@@ -27,12 +27,12 @@ def filled(
 ) -> tuple[TaskBuffer, list]:
     """A buffer of episodes that end at different times, and the episodes as lists of (observation, action, next)."""
     spec = counter_spec(6, termination=past_task, outcome=lambda n: n[..., :1] * 2, **fields)
-    real, walked, generator = TaskBuffer(1, capacity), [], torch.Generator().manual_seed(0)
+    real, walked, draws = TaskBuffer(1, capacity), [], generator()
     for _ in range(calls):
         index, first = real.add_tasks(TASKS), real.episodes if every else None
         parts = []
         simulator = CounterSimulator(TASKS)
-        for part in collect_parts(simulator, spec, NOISY, START, steps, generator, every or steps, generator):
+        for part in collect_parts(simulator, spec, NOISY, START, steps, draws, every or steps, draws):
             real.extend(part, index, exploratory=False, first_episode=first)
             parts.append(part)
         data = torch.cat(parts, 1)
@@ -104,10 +104,6 @@ def test_parts_are_the_whole():
     assert [part.shape[1] for part in parts] == [7, 7, 7, 7, 7, 5]
     assert (torch.cat(parts, 1) == whole).all()
     assert len(whole["episode"].unique()) == int(whole["initial"].sum())
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def segments(real: TaskBuffer, past: int, future: int) -> Segments:

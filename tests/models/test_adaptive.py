@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import plain_spec
+from fakes import generator, plain_spec
 from tensordict import TensorDict
 
 from mbrl_lightning.config.methods import L2AConfig
@@ -11,10 +11,6 @@ from mbrl_lightning.data.windows import Segments
 from mbrl_lightning.models.adaptive import adaptation_errors, make_adaptive
 
 PAST, FUTURE = 6, 6
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def walked(count: int, actions: int, draws: torch.Generator, follow, steps: int = 30) -> TensorDict:

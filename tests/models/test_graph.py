@@ -99,17 +99,6 @@ def test_likelihood_scale_is_learned_only_if_asked_for(learn):
     assert (model.log_scale.grad is not None) == learn
 
 
-@pytest.mark.parametrize("context", [0, 1])
-def test_empty_and_single_contexts(context):
-    model = small()
-    batch = batch_of(model, context=context).double()
-    losses = model.training_step(batch)
-    losses["loss"].backward()
-    assert torch.isfinite(losses["loss"])
-    assert losses["loss_kl"] >= 0
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
 def test_prediction_averages_over_particles_and_members():
     model = small(members=3)
     batch = batch_of(model, targets=6).double()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from fakes import plain_spec
 
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.batches import context_target
@@ -21,13 +20,6 @@ def test_the_told_models_predictions_depend_on_what_it_is_told(cartpole, recorde
     one, other = (model.tell(torch.full((6, 2), value)) for value in (-1.0, 1.0))
     predictions = [model.predict(recorded["observation"], recorded["action"], belief) for belief in (one, other)]
     assert (predictions[0] - predictions[1]).abs().amax((1, 2)).min() > 1e-3
-
-
-def test_each_row_is_told_its_own_task():
-    model = MLPDynamics(plain_spec(), CFG, 2)
-    parameters = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
-    code = model.code(torch.zeros(2, 3, 5), model.tell(parameters))
-    assert torch.equal(code, parameters.unsqueeze(1).expand(2, 3, 2))
 
 
 def test_training_step_is_the_likelihood_of_the_targets(cartpole, filled):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import Says
+from fakes import Says, generator
 
 from mbrl_lightning.config.methods import PlannerConfig
 from mbrl_lightning.config.schema import FIELDS
@@ -22,10 +22,6 @@ PUSH = torch.tensor([[0.0, 0.2]], dtype=torch.float64)
 SPEC = EnvSpec(
     "cart", ("place", "speed"), 1, 40, "episode", lambda o, a, n: -n.square().sum(-1) - 0.1 * a.square().sum(-1)
 )
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def make(spec=SPEC, members=1, **changes):
