@@ -50,13 +50,10 @@ writes evaluation_<tasks>.csv and figures into RUN/evaluation.
 
 
 def load_run(folder: str | Path, env_file: str | None = None) -> Any:
-    """The `MetaLoop` of a run as it was at its newest complete checkpoint, for looking at and evaluating.
+    """The `MetaLoop` of a run as it was at its newest complete checkpoint, for looking at and evaluating; it writes nothing.
 
-    It writes nothing; its `results` hold the run's rows. `env_file`: where the run's `env.file` is now, if it has moved.
-
-    Raises:
-        ConfigError: no run there.
-        StorageError: no complete checkpoint.
+    Its `results` hold the run's rows. `env_file`: where the run's `env.file` is now, if it has moved. A ConfigError where there
+    is no run, a StorageError where there is no complete checkpoint.
     """
     cfg = read_run_config(folder, env_file)
     quiet_libraries()
@@ -85,11 +82,7 @@ def evaluate(
     into: str = "",
     env_file: str | None = None,
 ) -> Results:
-    """Meta-test the newest checkpoint of a run into `run/evaluation`; arguments as the keys of the command line.
-
-    Returns:
-        The new rows alone.
-    """
+    """Meta-test the newest checkpoint of a run into `run/evaluation`: the new rows. Arguments as on the command line."""
     loop = load_run(run, env_file)
     from mbrl_lightning.measuring import diagnostics
 
@@ -115,8 +108,7 @@ def evaluate(
 def put_into_results(run: Path, rows: Sequence[Row]) -> str:
     """Rows of one split and iteration put into a run's `results.csv` in place of those there; what was done, in words.
 
-    Raises:
-        StorageError: the run is being trained, or the file cannot be written; it is as before.
+    A StorageError if the run is being trained, or the file cannot be written; it is as before.
     """
     with locked(run):
         results = Results(run / "results.csv", rows[0].algorithm, rows[0].env, rows[0].seed)

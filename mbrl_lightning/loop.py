@@ -218,9 +218,7 @@ class MetaLoop:
     def restore(self, run: Path, weights_only: bool = False, last: int | None = None) -> int:
         """Load the newest checkpoint of a run's folder, up to step `last`, as `load_state_dict` does; its step.
 
-        Raises:
-            ConfigError: its weights are not of this shape.
-            StorageError: there is no complete checkpoint.
+        A ConfigError if its weights are not of this shape, a StorageError if there is no complete one.
         """
         step, state = checkpoint.load(run / "checkpoints", last)
         checkpoint.refuse_mismatch(state["algorithm"], self.algorithm.state_dict(), str(run))

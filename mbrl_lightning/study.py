@@ -111,10 +111,7 @@ def folder_of(arm: str) -> str:
 def arm_words(name: str, words: Sequence[str], out: str = OUT) -> dict[str, list[str]]:
     """The command line of `mbrl_lightning.fit` for every arm of a study, with runs below `out`.
 
-    The user's `key=value` words replace the study's own, but for what tells arms apart.
-
-    Raises:
-        ConfigError: no such study, or a word that the arms differ in.
+    The user's `key=value` words replace the study's own; a ConfigError if there is no such study, or arms differ in a word.
     """
     if name not in STUDIES:
         raise ConfigError(f"no study '{name}'{did_you_mean(name, STUDIES)}", f"choose one of {', '.join(STUDIES)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import mbrl_lightning
+from mbrl_lightning.__main__ import COMMANDS
 from mbrl_lightning.config import available
 from mbrl_lightning.config.sources import families
 
@@ -26,37 +27,10 @@ ROOMS = [
     {"top level", "bounds"},
 ]
 TOP_LEVEL = {"__init__", "__main__", "fit", "evaluate", "loop", "check_env", "headroom", "perfect_model", "study"}
-LIGHT = (
-    "errors",
-    "config",
-    "__main__",
-    "fit",
-    "evaluate",
-    "report",
-    "check_env",
-    "headroom",
-    "perfect_model",
-    "study",
-    "bounds",
-    "runs.storage",
-    "runs.checkpoint",
-    "runs.results",
-    "runs.run",
-    "runs.signals",
-    "runs.seed_jobs",
-)
-HEAVY = {
-    "torch",
-    "torchrl",
-    "tensordict",
-    "lightning",
-    "numpy",
-    "gymnasium",
-    "mujoco",
-    "matplotlib",
-    "sklearn",
-    "imageio",
-}
+RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs")
+LIGHT = ("errors", "config", "__main__", *COMMANDS, *(f"runs.{name}" for name in RUNS))
+HEAVY = {"torch", "torchrl", "tensordict", "lightning", "numpy"}
+HEAVY |= {"gymnasium", "mujoco", "matplotlib", "sklearn", "imageio"}
 
 
 def dotted(path: Path) -> str:
@@ -156,19 +130,13 @@ def test_names_on_the_command_line_are_those_in_the_registries():
     assert set(families()) == set(FAMILIES) <= set(available())
 
 
-def defined_here() -> set[str]:
-    found = (
-        node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
-    )
-    return set(found)
-
-
 def test_nothing_asks_of_what_class_of_ours_a_thing_is():
     """Errors are told apart by class, as Python does; and what a user's own function gave is looked at once."""
-    own = {name for name in defined_here() if not name.endswith("Error")}
-    asked = set()
-    for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+    nodes = {module: list(ast.walk(ast.parse(path.read_text()))) for module, path in MODULES.items()}
+    own = {node.name for found in nodes.values() for node in found if isinstance(node, ast.ClassDef)}
+    own, asked = {name for name in own if not name.endswith("Error")}, set()
+    for module, found in nodes.items():
+        for node in found:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
                 names = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
                 asked |= {(module, name) for name in names & own}

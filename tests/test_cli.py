@@ -95,22 +95,14 @@ def train(*words):
     return fit_module.fit(load_config(["conf=debug", *words]))
 
 
-class Stop(StopFlag):
-    """As if SIGTERM had come during the first iteration."""
-
-    requested = signal.SIGTERM
-
-    def heed(self, remedy):
-        """It had not come yet."""
-
-
 @pytest.mark.parametrize("algorithm", ["gssm_aps", "dr_ppo"])
 def test_resume_is_exact(algorithm, plain, monkeypatch):
     words = [f"algorithm={algorithm}", "loop.evaluate_every=1", "loop.iterations=3"]
     whole, parts = (Path(out, "debug", algorithm, "seed0") for out in ("whole", "parts"))
     train(*words, "out=whole")
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "StopFlag", Stop)
+        patch.setattr(StopFlag, "requested", signal.SIGTERM)  # as if it had come during the first iteration
+        patch.setattr(StopFlag, "heed", lambda *_: None)
         with pytest.raises(errors.Preempted):
             train(*words, "out=parts")
     with (parts / "results.csv").open("a") as file:  # rows of work that was lost after the checkpoint
@@ -123,13 +115,16 @@ def test_resume_is_exact(algorithm, plain, monkeypatch):
     assert len(rows[0]) > 20
 
 
-def test_finished_run_is_not_run_again(plain, capsys, monkeypatch):
-    results = train("loop.iterations=1")
-    folder = run_folder(load_config(["conf=debug", "loop.iterations=1"]))
-    monkeypatch.setattr(fit_module, "_build_loop", lambda *_: pytest.fail("trained again"))
-    again = fit_module.fit(load_config([f"resume={folder}"]))
-    assert again.rows == results.rows
+def test_a_finished_run_is_not_run_again_nor_overwritten_when_its_checkpoints_are_gone(plain, capsys, monkeypatch):
+    rows, folder = train("loop.iterations=1").rows, run_folder(load_config(["conf=debug"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "_build_loop", lambda *_: pytest.fail("trained again"))
+        assert fit_module.fit(load_config([f"resume={folder}"])).rows == rows
     assert "is finished" in capsys.readouterr().out
+    shutil.rmtree(folder / "checkpoints" / "step_00000001")
+    with pytest.raises(errors.StorageError, match="checkpoints are gone"):
+        fit_module.fit(load_config([f"resume={folder}"]))
+    assert read_results(folder) == rows
 
 
 def test_weights_start_a_new_run(plain):
@@ -215,15 +210,6 @@ def test_what_is_asked_for_and_not_here_is_a_configuration_error_and_leaves_noth
         with pytest.raises(errors.ConfigError, match="MASTER_PORT"):
             train("devices=2", "dynamics.tasks=2", "search.tasks=2")
     assert not list(Path().iterdir())
-
-
-def test_results_without_checkpoints_are_not_overwritten_by_a_resume(plain):
-    folder = Path("runs/debug/gssm_aps/seed0")
-    rows = train("loop.iterations=1").rows
-    shutil.rmtree(folder / "checkpoints" / "step_00000001")
-    with pytest.raises(errors.StorageError, match="checkpoints are gone"):
-        fit_module.fit(load_config([f"resume={folder}"]))
-    assert read_results(folder) == rows
 
 
 def test_a_signal_before_the_first_iteration_ends_as_preempted():

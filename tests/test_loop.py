@@ -394,15 +394,6 @@ def test_half_precision_moves_the_numbers_and_not_the_weights_type(make_loop):
     torch.testing.assert_close(states[0][weight], states[1][weight], atol=0.01, rtol=0)
 
 
-# -- several devices
-
-
-@pytest.mark.parametrize(("section", "key"), [("dynamics", "tasks"), ("search", "tasks")])
-def test_tasks_that_do_not_divide_among_devices_are_refused(tiny, section, key):
-    with pytest.raises(ConfigError, match=f"{section}.{key}=3"):
-        tiny(devices=2, **{section: {key: 3}})
-
-
 def test_without_a_folder_nothing_is_written(make_loop, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_loop(loop={"iterations": 1}).fit()

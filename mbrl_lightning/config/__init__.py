@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,10 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
-    """Put the layers together and check the result.
+    """Put the layers together and check the result; a ConfigError names everything that is wrong, `problems` too.
 
-    Args:
-        overrides: dotted keys, or sections as nested mappings, with their values; `conf_file` may name a YAML file
-            anywhere in place of `conf`. With `resume` the run's own configuration takes the place of the files.
-        problems: what was wrong already, to be reported with the rest.
-
-    Raises:
-        ConfigError: naming everything that is wrong.
+    `overrides` are dotted keys, or sections as nested mappings, with their values; `conf_file` may name a YAML file anywhere
+    in place of `conf`. With `resume` the run's own configuration takes the place of the files.
     """
     draft, flat = Draft(problems), flattened(overrides)
     if isinstance(flat.get("resume"), str):
@@ -133,11 +128,7 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
 
 
 def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None) -> Config:
-    """Configuration of an existing run; `env_file`: where its `env.file`, if it has one, is now.
-
-    Raises:
-        ConfigError: if the folder holds no run, or its config.yaml does not fit this version.
-    """
+    """Configuration of an existing run, or a ConfigError; `env_file`: where its `env.file`, if it has one, is now."""
     path, draft = Path(folder) / "config.yaml", Draft()
     if not path.is_file():
         remedy = "give the folder that a run wrote, e.g. runs/cartpole/gssm_aps/seed0"
@@ -157,26 +148,24 @@ def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None)
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """What differs between a run and what is asked of it now, one line each, apart from keys that may change.
+    """What differs between a run and what is asked of it now, one line each, apart from `free` keys and more iterations."""
+    return [
+        f"{key}: {before} in the run, {after} asked for"
+        for key, before, after, facts in _changed(old, new)
+        if not facts.get("free") and not (key == "loop.iterations" and after > before)
+    ]
 
-    Those are the `free` ones of the schema, and more iterations than before.
-    """
-    lines = []
+
+def _changed(old: Config, new: Config) -> Iterator[tuple[str, Any, Any, Mapping[str, Any]]]:
+    """Key, both values and what is known of the key, where they differ."""
     for key, entry in FIELDS.items():
-        before, after = get(old, key), get(new, key)
-        longer = key == "loop.iterations" and after > before
-        if before != after and not longer and not entry.metadata.get("free"):
-            lines.append(f"{key}: {before} in the run, {after} asked for")
-    return lines
+        if get(old, key) != get(new, key):
+            yield key, get(old, key), get(new, key), entry.metadata
 
 
 def _refuse_other_architecture(config: Config, init_from: str) -> None:
-    source = read_run_config(init_from, config.env.file)
-    rows = [
-        f"{key:<24} {get(source, key)!s:<16} {get(config, key)}"
-        for key, entry in FIELDS.items()
-        if entry.metadata.get("architecture") and get(source, key) != get(config, key)
-    ]
+    changed = _changed(read_run_config(init_from, config.env.file), config)
+    rows = [f"{key:<24} {old!s:<16} {new}" for key, old, new, facts in changed if facts.get("architecture")]
     if rows:
         table = "\n  ".join([f"{'key':<24} {'init_from':<16} this run", *rows])
         cause = f"the weights of {init_from} do not fit this run:\n  {table}"
@@ -199,11 +188,7 @@ def to_yaml(config: Config) -> str:
 
 
 def load_config(argv: Sequence[str]) -> Config:
-    """Configuration from `key=value` words; values are YAML, those of text are taken as they stand, later words win.
-
-    Raises:
-        ConfigError: naming everything that is wrong.
-    """
+    """Configuration from `key=value` words: YAML, but text as it stands, later words win; a ConfigError names all faults."""
     return config_of(read(argv))
 
 

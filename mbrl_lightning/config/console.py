@@ -66,10 +66,9 @@ def make_callable(module: str) -> None:
 
 
 def rank() -> int:
-    """Number of this process among those of a distributed run, 0 if there is only one.
+    """Number of this process among those of a distributed run, 0 if there is only one; known before PyTorch is imported.
 
-    Known before PyTorch is imported: torchrun sets RANK, SLURM sets SLURM_PROCID, and Lightning's launcher
-    gives the processes that it starts LOCAL_RANK (and NODE_RANK on further nodes).
+    torchrun sets RANK, SLURM sets SLURM_PROCID, Lightning's launcher LOCAL_RANK (and NODE_RANK on further nodes).
     """
     for name in ("RANK", "SLURM_PROCID"):
         if os.environ.get(name, "").isdigit():
@@ -79,11 +78,7 @@ def rank() -> int:
 
 
 def quiet_libraries() -> None:
-    """Import the PyTorch stack without its chatter.
-
-    Raises:
-        ConfigError: if the stack does not load, which means versions that do not belong together.
-    """
+    """Import the PyTorch stack without its chatter; a ConfigError if its versions do not belong together."""
     os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # "Initialized LazyTensorStorage ...", read at import
     try:
         for name in ("torch", "tensordict", "torchrl", "lightning.fabric"):

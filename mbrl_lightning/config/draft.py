@@ -72,11 +72,7 @@ class Draft:
             options[name] = plain(value)
 
     def finish(self) -> Config:
-        """The checked configuration: defaults where nothing was put.
-
-        Raises:
-            ConfigError: naming every problem found on the way.
-        """
+        """The checked configuration, defaults where nothing was put; a ConfigError names every problem."""
         config = Config()
         for key, value in self.values.items():
             section, _, name = key.rpartition(".")
@@ -96,11 +92,7 @@ def plain(value: Any) -> Any:
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """`value` as what a field holds.
-
-    Raises:
-        ValueError, OverflowError: it is none, and what is expected.
-    """
+    """`value` as what a field holds; a ValueError or OverflowError says what is expected."""
     value, kinds = plain(value), typing.get_args(annotation)
     if type(None) in kinds:
         return None if value is None else typed(value, kinds[0])

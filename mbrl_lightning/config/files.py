@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mbrl_lightning.config.schema import EVERY, FIELDS, NAME, short
-from mbrl_lightning.config.sources import is_registered
+from mbrl_lightning.config.sources import registered
 from mbrl_lightning.config.words import refuse_nesting
 from mbrl_lightning.errors import did_you_mean
 
@@ -52,7 +52,7 @@ def read_named(kind: str, name: Any, problems: list[str]) -> dict[str, Any]:
     path = (root / f"{name}.yaml").resolve()
     if name in known and path.parent == root:
         return read_yaml(path, f"{path.parent.name}/{path.name}", problems)
-    if kind == "algorithm" and is_registered(name):
+    if kind == "algorithm" and name in registered("algorithms"):
         problems.append(f"algorithm={name}: its YAML is missing: write conf/algorithm/{name}.yaml")
     else:
         problems.append(f"{word}={short(name)}: unknown{likely(name[:60], known)}; known: {', '.join(known)}")
@@ -80,10 +80,7 @@ def merged(low: Any, high: Any) -> Any:
 
 
 def reads_of(algorithm: Any) -> frozenset[str]:
-    """The keys that an algorithm reads, by its file and those that it is like, and those that every run reads.
-
-    All keys, where there is no such algorithm.
-    """
+    """The keys that an algorithm, and every run, reads, by its file and those that it is like; all, where there is none."""
     if algorithm not in available("algorithm"):
         return frozenset(FIELDS)
     keys = set(EVERY)

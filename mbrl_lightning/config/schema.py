@@ -5,7 +5,6 @@ text that may begin with `~`.
 """
 
 import functools
-from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -170,15 +169,10 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-def _leaves(section: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    for entry in fields(section):
-        if isinstance(entry.type, type) and is_dataclass(entry.type):
-            yield from _leaves(entry.type, f"{prefix}{entry.name}.")
-        else:
-            yield prefix + entry.name, entry
-
-
-FIELDS: dict[str, Field[Any]] = dict(_leaves(Config))
+FIELDS: dict[str, Field[Any]] = {}
+for _entry in fields(Config):
+    _own = fields(_entry.type) if isinstance(_entry.type, type) and is_dataclass(_entry.type) else ()
+    FIELDS |= {f"{_entry.name}.{each.name}": each for each in _own} or {_entry.name: _entry}
 SECTIONS = {key.rpartition(".")[0] for key in FIELDS} - {""}
 OPEN = "env.options"  # the one mapping whose keys belong to the task family, not to the schema
 _RUN = "iterations buffer evaluate_every checkpoint_every keep figures_every"

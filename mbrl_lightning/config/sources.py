@@ -48,17 +48,13 @@ def option_problems(name: str, file: str | None, options: dict[str, Any]) -> lis
 
 
 @functools.cache
-def _rows(registry: str) -> list[str]:
+def registered(registry: str) -> list[str]:
+    """Names of the rows of a registry, that of the `algorithms` or of the `envs`."""
     tree = ast.parse((PACKAGE / registry / "__init__.py").read_text(encoding="utf-8"))
     keys = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
     return [str(key.value) for key in keys if isinstance(key, ast.Constant)]
 
 
-def is_registered(algorithm: str) -> bool:
-    """Whether the registry of algorithms has a row of this name."""
-    return algorithm in _rows("algorithms")
-
-
 def families() -> list[str]:
-    """Names of the shipped task families: the rows of their registry."""
-    return _rows("envs")
+    """Names of the shipped task families."""
+    return registered("envs")

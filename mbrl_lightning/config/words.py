@@ -102,11 +102,7 @@ def take(kind: type[T], words: Words, strict: bool = True) -> T:
 
 
 def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
-    """Options of a command that has no others.
-
-    Raises:
-        ConfigError: naming everything that is wrong.
-    """
+    """Options of a command that has no others; a ConfigError names everything that is wrong."""
     words = read(argv)
     options = take(kind, words)
     words.raise_problems(f"see python -m mbrl_lightning.{command} --help")
@@ -141,11 +137,7 @@ def _read(entry: Field[Any], text: str, given: dict[str, Any], problems: list[st
 
 
 def number_list(text: str) -> list[int]:
-    """Whole numbers from `0..4` (both ends count), `[0,3]` or `0,3`.
-
-    Raises:
-        ValueError: for any other text, repeated numbers, or more than 1000 of them.
-    """
+    """Whole numbers, 1 to 1000 different ones, from `0..4` (both ends count), `[0,3]` or `0,3`; else a ValueError."""
     bare = text.strip().removeprefix("[").removesuffix("]")
     span = re.fullmatch(r"\s*(\d{1,9})\s*\.\.\s*(\d{1,9})\s*", bare)
     if span:

@@ -52,12 +52,8 @@ CURVES = {"return/policy": "learning", "real/return": "training", "model/mse": "
 def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> str:
     """Writes `report.md` and its PNGs into a folder, in place of those there; returns the tables as plain text.
 
-    Args:
-        paths: run folders, folders above runs, CSVs.
-        out: the folder; made when missing.
-
-    Raises:
-        StorageError: results missing or damaged, or the folder cannot be written.
+    `paths` are run folders, folders above runs, CSVs. A StorageError where results are missing or damaged, or the folder
+    cannot be written.
     """
     rows = _with_units(read_results(paths))
     if not rows:

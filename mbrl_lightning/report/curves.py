@@ -63,13 +63,9 @@ def curve(rows: Sequence[Row], place: Literal["real_steps", "shot"]) -> Curve:
 
 
 def choose(rows: Sequence[Row], metric: str, split: str | None = None, shot: int | None = None) -> list[Row]:
-    """Rows of one env and metric, of one split and, of each algorithm, one shot.
+    """Rows of one metric and split (None: "test", or the first that comes) and, of each algorithm, one shot.
 
-    Args:
-        rows: of one env, or a ValueError says of which.
-        metric: its name.
-        split: None takes "test" where there is one, else the first that comes.
-        shot: None takes each algorithm's own: the one measured at most iterations, the longest among equals.
+    `shot`: None takes each algorithm's own: the one measured at most iterations, the longest among equals.
     """
     chosen = [row for row in rows if row.metric == metric and split in (None, row.split)]
     splits = [row.split for row in chosen]

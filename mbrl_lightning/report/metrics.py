@@ -7,13 +7,7 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """How one metric is shown.
-
-    Attributes:
-        heading: of its column or axis.
-        better: "up", "down", or nothing where neither is.
-        digits: shown of a number.
-    """
+    """How a metric is shown: heading of its column or axis, "up" or "down" where one is better, digits of a number."""
 
     heading: str
     better: str = ""

@@ -37,9 +37,6 @@ def iqm(values: ArrayLike) -> float:
     """Interquartile mean of all entries: what is left when the lowest and the highest quarter are cut off; a NaN gives NaN.
 
     With n values `floor(n / 4)` are cut at each end, as `scipy.stats.trim_mean(values, 0.25)` does and with it `rliable`.
-
-    Raises:
-        ValueError: no values.
     """
     flat = np.sort(np.asarray(values, dtype=np.float64), axis=None)
     if flat.size == 0:
@@ -80,11 +77,7 @@ class SignTest(NamedTuple):
 
 
 def sign_test(differences: ArrayLike) -> SignTest:
-    """Exact two-sided sign test: is a difference (one per task) as often above zero as below? Zeros are left out.
-
-    Raises:
-        ValueError: a difference is NaN, which has no sign.
-    """
+    """Exact two-sided sign test: is a difference (one per task) as often above zero as below? Zeros are left out."""
     array = np.asarray(differences, dtype=np.float64)
     if np.isnan(array).any():
         raise ValueError("sign test of a NaN")

@@ -38,7 +38,11 @@ def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: 
         mine = after if value is None else after[tasks == value]
         label = f"after a switch, {len(mine)} of them" if value is None else f"{name}={value:g}, {len(mine)} switches"
         if len(mine):
-            _mean_and_spread(upper, mine, canvas.colour(index), label)
+            kept, shade = mine[:, np.isfinite(mine).mean(0) >= 0.5], canvas.colour(index)
+            mean, deviation = np.nanmean(kept, 0), np.nanstd(kept, 0)
+            upper.plot(mean, color=shade, linewidth=1.8, label=label)
+            ends = (mean - deviation, mean + deviation)
+            upper.fill_between(range(len(mean)), *ends, color=shade, alpha=0.18, linewidth=0)
     upper.set_xlabel("steps since the last switch")
     lower.set_xlabel("step of one episode")
     for axes in (upper, lower):
@@ -51,13 +55,6 @@ def switches(after: Any, tasks: Any, reward: Any, hidden: Any, name: str, path: 
     lower.plot(reward, color="black", linewidth=0.9)
     lower.set_xlim(0, max(len(reward) - 1, 1))
     return canvas.save(figure, path, "line and band: mean and deviation over switches; background: the hidden task")
-
-
-def _mean_and_spread(axes: Axes, rewards: Array, shade: str, label: str) -> None:
-    kept = rewards[:, np.isfinite(rewards).mean(0) >= 0.5]
-    mean, deviation = np.nanmean(kept, 0), np.nanstd(kept, 0)
-    axes.plot(mean, color=shade, linewidth=1.8, label=label)
-    axes.fill_between(range(len(mean)), mean - deviation, mean + deviation, color=shade, alpha=0.18, linewidth=0)
 
 
 def _bands(axes: Axes, hidden: Array, values: Array, bar: str) -> None:

@@ -100,10 +100,7 @@ class Kind:
 
 
 def build(rows: Sequence[Row], env: str, split: str, kind: Kind, each_seed: bool = False) -> Table | None:
-    """The table of one kind for one env and split of its tasks, or None where its rows have nothing for it.
-
-    `each_seed`: a line for every seed in place of their mean.
-    """
+    """The table of one kind for one env and split, of means over seeds or of each; None where its rows have nothing for it."""
     mine = [row for row in rows if row.split == split]
     columns = _columns(kind, {row.metric for row in mine})
     unit = next((row.unit for row in mine if row.unit), "")

@@ -19,11 +19,8 @@ Frames = NDArray[np.uint8]
 def write_video(frames: Iterable[Frames], path: PathLike, fps: float = 30.0) -> Path | None:
     """Writes a clip: mp4 through imageio-ffmpeg, or a GIF beside it where that fails. One there is replaced by a whole one.
 
-    Rendering may happen while `frames`, T pictures `[h, w, 3]` of one size, is being iterated: an error in it counts as one
-    of this function's.
-
-    Returns:
-        Path of what was written, with its suffix; None, after a warning, if nothing could be.
+    `frames`: T pictures `[h, w, 3]` of one size; an error in rendering them while they are iterated counts as one of this
+    function's. Returns the path of what was written; None, after a warning, if nothing could be.
     """
     try:
         pictures = np.stack(list(frames))

@@ -24,17 +24,16 @@ _ATTEMPTS = 3
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write the checkpoint of one step, then prune older ones; a complete one of that step is left as it is.
+    """Write the checkpoint of one step, then keep the newest `keep`; a complete one of that step is left as it is.
 
     Args:
         folder: where the checkpoints of a run are; made if missing.
         step: outer iteration, at least 0.
-        state: plain containers (dict, list, tuple, numbers, text) and tensors.
-        keep: how many checkpoints to keep, at least 1.
+        state: plain containers (dict, list, tuple, numbers, text) and tensors; a TypeError names anything else.
+        keep: at least 1.
 
     Raises:
         StorageError: if it cannot be written, even after older ones made room. The newest of those is then intact.
-        TypeError: if the state holds an object that could not be loaded without executing code.
     """
     import torch
 
@@ -62,14 +61,10 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
 
 
 def load(folder: Path, last: int | None = None) -> tuple[int, dict[str, Any]]:
-    """The newest complete checkpoint, on the CPU. Damaged newer ones are skipped with a warning.
+    """The newest complete checkpoint up to step `last`, on the CPU. Damaged newer ones are skipped with a warning.
 
-    Args:
-        folder: where the checkpoints of a run are, which may be in training: what it prunes meanwhile is looked for anew.
-        last: step of the newest to look at; None: all.
-
-    Raises:
-        StorageError: if there is none, or the newest complete one is of another format or holds anything but plain data.
+    The run may be in training: what it prunes meanwhile is looked for anew. A StorageError if there is none, or the newest
+    complete one is of another format or holds anything but plain data.
     """
     found: list[int] | None = None
     faults: list[str] = []
@@ -100,11 +95,7 @@ def newest(folder: Path) -> int:
 
 
 def refuse_mismatch(saved: Mapping[str, Any], present: Mapping[str, Any], source: str) -> None:
-    """Compare the tensors of a checkpoint, `saved`, with those of a module, `present`, before any is copied.
-
-    Raises:
-        ConfigError: with one line per name whose shape differs: name, shape saved, shape here.
-    """
+    """A ConfigError, before any is copied, where shapes of a checkpoint, `saved`, and a module, `present`, differ: a table."""
 
     def shape(value: Any) -> str:
         return str(list(value.shape)) if hasattr(value, "shape") else value if value == "absent" else "other"

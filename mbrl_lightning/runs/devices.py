@@ -22,11 +22,7 @@ PATIENCE = timedelta(minutes=10)  # of one rank with another; pictures and check
 
 
 def make_fabric(config: Config) -> Fabric:
-    """Fabric as configured, not launched. To be made before a folder is: it finds out what is not to be had here.
-
-    Raises:
-        ConfigError: a device, strategy, precision, port or package.
-    """
+    """Fabric as configured, not launched; a ConfigError, before a folder is made, says what is not to be had here."""
     several = config.devices * config.num_nodes > 1
     strategy: Any = DDPStrategy(timeout=PATIENCE) if several and config.strategy in ("auto", "ddp") else config.strategy
     try:

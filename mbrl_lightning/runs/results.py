@@ -47,10 +47,7 @@ HEADER = (",".join(COLUMNS) + "\n").encode()
 
 
 def return_unit(unit: str, horizon: int) -> str:
-    """Words for the unit of a return over `horizon` steps, to be stored in `Row.unit`.
-
-    `unit` is "step" (mean reward per step) or "episode" (sum of rewards), as in `EnvSpec.unit`.
-    """
+    """Words for `Row.unit` of a return: `unit` is "step" (mean reward per step) or "episode" (sum), as in `EnvSpec`."""
     words = {"step": "mean reward per step", "episode": "sum of rewards"}
     return f"{words[unit]}, {horizon} steps"
 
@@ -63,16 +60,13 @@ class Results:
 
     Args:
         path: the CSV, made with its folder when missing, continued when there; None: rows in memory only.
-        algorithm: name written into every row.
-        env: name of the task family, written into every row.
-        seed: root seed of the run, written into every row.
+        algorithm, env, seed: written into every row.
 
     Attributes:
         rows: every row, buffered ones included, oldest first.
 
     Raises:
-        StorageError: the file cannot be read or written, or is not one of ours; also in the methods, which then have changed
-            nothing.
+        StorageError: the file cannot be read or written, or is not one of ours; a method that raises has changed nothing.
     """
 
     def __init__(self, path: PathLike | None, algorithm: str, env: str, seed: int) -> None:
@@ -159,11 +153,7 @@ def read_results(paths: PathLike | Iterable[PathLike]) -> list[Row]:
 
     In a folder every `results.csv` below it is read; a folder without any (such as committed results, one
     named CSV per seed) gives all its CSVs that start with our header. A torn last line is left out with a
-    warning.
-
-    Raises:
-        StorageError: nothing found, an unreadable or damaged file, or one run (algorithm, env, seed) found in
-            two files, which would be counted twice.
+    warning. A StorageError where nothing is found, a file is damaged, or two files hold one run.
     """
     owner: dict[tuple[str, str, int], Path] = {}
     rows: list[Row] = []

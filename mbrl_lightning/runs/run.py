@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mbrl_lightning import __version__
@@ -37,10 +36,8 @@ def absolute(env: EnvConfig) -> EnvConfig:
 class Run:
     """One run on disk. Making the object only checks; as a context manager it owns the folder.
 
-    Of the processes of a distributed run only rank 0 makes, locks and writes anything (`writer`).
-
-    Raises:
-        ConfigError: if something was learned in the folder already and neither resume nor overwrite was asked for.
+    Of the processes of a distributed run only rank 0 makes, locks and writes anything (`writer`). A ConfigError if something
+    was learned in the folder already and neither resume nor overwrite was asked for.
     """
 
     def __init__(self, config: Config) -> None:
@@ -97,9 +94,7 @@ class Run:
                 raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self.writer:
             ended = error.code if isinstance(error, MBRLError) else kind.__name__ if kind else "done"
             with contextlib.suppress(StorageError):  # must not hide the error that ended the run

@@ -37,10 +37,9 @@ class Job:
 
 
 def plan(config: Config, words: Sequence[str]) -> list[Job]:
-    """What is to be done for each seed of a checked configuration, made of these words: start, resume, or nothing.
+    """What is to be done for each seed of a configuration, made of these words: start, resume, or nothing.
 
-    Raises:
-        ConfigError: if a run of one of the seeds exists with another configuration.
+    A ConfigError if a run of one of the seeds exists with another configuration.
     """
     kept = [word for word in words if word.partition("=")[0] not in _OWN_KEYS]
     jobs, problems = [], []
@@ -64,9 +63,7 @@ def plan(config: Config, words: Sequence[str]) -> list[Job]:
 
 
 def train_seeds(config: Config, words: Sequence[str]) -> tuple[int, list[Path]]:
-    """Train all seeds; arguments and errors as in `plan`.
-
-    A signal is passed on once to every running process; they save and end, and no further one is started.
+    """Train all seeds. A signal is passed on once to every running process; they save and end, and no other is started.
 
     Returns:
         Exit status of the first seed, in the order given, that failed, 0 if none did; and the folders of the finished

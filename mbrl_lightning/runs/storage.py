@@ -99,11 +99,7 @@ def probe(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep others out of a folder that is there. The system gives the lock back when its holder ends, however that ends.
-
-    Raises:
-        StorageError: if another process holds it, or the folder cannot be written.
-    """
+    """Keep others out of a folder that is there; a StorageError if it is held. It is free when its holder ends, however."""
     from filelock import FileLock, Timeout
 
     path = folder / "lock"  # which stays
