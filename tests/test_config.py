@@ -285,6 +285,18 @@ def test_help_lists_every_key_conf_and_algorithm():
         assert name in text
 
 
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("policy.feedback=[1.0] search.method=sac", "policy.feedback=[1.0]: give two gains"),
+        ("policy.hold=3", "search.method=pathwise knows neither; choose search.method=sac"),
+        ("policy.feedback=[1,0.1]", "search.method=pathwise knows neither; choose search.method=sac"),
+    ],
+)
+def test_held_choices_and_feedback_need_a_search_that_knows_them(words, cause):
+    assert cause in message("conf=mine", *words.split())
+
+
 def test_defaults_need_no_mutable_sharing():
     first = Config()
     first.policy.hidden.append(1)

@@ -82,6 +82,11 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     many = planner.kind in ("cem", "icem") and planner.elites > planner.candidates
     text = f"planner.elites={planner.elites}: more than planner.candidates={planner.candidates}"
     yield "planner.elites planner.candidates", many, text
+    gains, hold, method = config.policy.feedback, config.policy.hold, config.search.method
+    text = f"policy.feedback={short(gains)}: give two gains, [kp,kd], or none, []"
+    yield "policy.feedback", len(gains) not in (0, 2), text
+    text = f"policy.hold={hold}, policy.feedback={short(gains)}: search.method={method} knows neither; choose search.method=sac"
+    yield "policy.hold policy.feedback search.method", method != "sac" and (hold > 1 or bool(gains)), text
 
 
 def _family(config: Config) -> list[str]:

@@ -45,7 +45,7 @@ class SoftPolicy(nn.Module):
         if spec.discrete:
             raise ConfigError(
                 f"{spec.name}: soft actor-critic is for continuous actions, and these are discrete",
-                "choose search.method=ppo, or algorithm=dr_ppo",
+                "choose algorithm=dr_ppo, or algorithm=gssm_aps search.method=ppo",
             )
         if cfg.sac.mirror and spec.mirror is None:
             raise ConfigError(
