@@ -7,6 +7,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.windows import PLACES, around
 
 KEYS = ("observation", "command", "following", "reward", "terminated")
 
@@ -37,10 +38,9 @@ class Decisions:
         fresh = torch.arange(self.seen, total)
         begun = torch.cat([self.open, fresh[data["age"][fresh % len(data)] % self.hold == 0]])
         start = begun % len(data)
-        steps = begun.unsqueeze(1) + data["stride"][start].unsqueeze(1) * reach
-        there, at = steps < total, steps % len(data)
-        own = there & (data["episode"][at] == data["episode"][start].unsqueeze(1))
-        own &= data["age"][at] == data["age"][start].unsqueeze(1) + reach
+        there = begun.unsqueeze(1) + data["stride"][start].unsqueeze(1) * reach < total
+        at, own = around([data[name] for name in PLACES], start, reach)
+        own &= there
         ended = data["next", "terminated"][at].squeeze(-1) & own
         over = own.all(1) | ended.any(1)
         self.open, self.seen = begun[~over & (own == there).all(1)], total
@@ -55,11 +55,8 @@ class Decisions:
             "terminated": ended.any(1, keepdim=True).float(),
             "task": data["task"][start],
         }
-        self.rows = (
-            torch.cat([self.rows, TensorDict(new, batch_size=[len(start)])])
-            if len(self.rows)
-            else TensorDict(new, batch_size=[len(start)])
-        )
+        fresh_rows = TensorDict(new, batch_size=[len(start)])
+        self.rows = torch.cat([self.rows, fresh_rows]) if len(self.rows) else fresh_rows
 
     def draw(self, count: int, latents: Tensor, generator: torch.Generator) -> TensorDict:
         """Decisions `[count]`, uniform, with replacement, and the `latent` of each one's task.
