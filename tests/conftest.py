@@ -14,6 +14,7 @@ import torch
 from fakes import random_steps, read_by, shortened
 from tensordict import TensorDict
 
+import mbrl_lightning
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose
 from mbrl_lightning.config.schema import Config
@@ -23,6 +24,13 @@ from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.loop import MetaLoop
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own; child processes still find the package."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(mbrl_lightning.__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

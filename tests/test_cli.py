@@ -30,14 +30,7 @@ from mbrl_lightning.runs.signals import StopFlag
 
 FIT = [sys.executable, "-m", "mbrl_lightning.fit"]
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Runs go to a folder of their own; child processes still find the package."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(fit_module.__file__).parents[1]))
-    monkeypatch.chdir(tmp_path)
-
-
+pytestmark = pytest.mark.usefixtures("elsewhere")
 KINDS = {"ConfigError": 2, "EnvError": 3, "DivergedError": 4, "StorageError": 5, "Preempted": 75, "Interrupted": 130}
 
 

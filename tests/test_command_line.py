@@ -8,11 +8,9 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-import mbrl_lightning
 from mbrl_lightning.__main__ import COMMANDS, main
 from mbrl_lightning.config import load_config
 from mbrl_lightning.config.option import option
@@ -27,11 +25,7 @@ RUN = (
 )
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Child processes still find the package."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(mbrl_lightning.__file__).parents[1]))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.mark.parametrize(

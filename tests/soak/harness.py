@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import mbrl_lightning.algorithms as algorithms
@@ -144,6 +144,17 @@ def verdict(status: int | None, text: str, allowed: set[int] = CODES) -> str:
     if "Traceback" in text and "error[E-ENV]" not in text:  # an environment's own is shown above its error
         return f"a traceback:\n{text[-1500:]}"
     return "" if status in allowed else f"exit status {status}:\n{text[-800:]}"
+
+
+def none_is_wrong(what: str, outcomes: Iterable[tuple[str, str]]) -> None:
+    """Tells of each case with something wrong when it comes, and fails with all of them at the end."""
+    faults, count = [], 0
+    for count, (name, wrong) in enumerate(outcomes, 1):  # noqa: B007 - told below
+        if wrong:
+            faults.append(f"{name}: {wrong}")
+            print(faults[-1], flush=True)
+    print(f"{count} {what}: {len(faults)} wrong")
+    assert not faults, "\n".join(faults)
 
 
 def at_operation(number: int, fault: str, work: Callable[[], int]) -> Callable[[], int]:

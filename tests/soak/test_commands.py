@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .harness import child, command, verdict
+from .harness import child, command, none_is_wrong, verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.usefixtures("elsewhere")]
 COMMANDS = {
     "fit": ["conf=debug", "loop.iterations=1"],
     "evaluate": ["run=nowhere"],
@@ -40,22 +40,13 @@ WORDS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_hostile_command_lines():
-    faults = []
-    lines = list(itertools.product(COMMANDS, WORDS))
-    for module, word in lines:
-        status, text = child(command(module, *COMMANDS[module], word), seconds=60)
-        wrong = verdict(status, text)
-        if wrong:
-            faults.append(f"{module} {word[:60]!r}: {wrong}")
-            print(faults[-1], flush=True)
-    print(f"{len(lines)} command lines: {len(faults)} wrong")
-    assert not faults, "\n".join(faults)
+    def outcomes():
+        for module, word in itertools.product(COMMANDS, WORDS):
+            status, text = child(command(module, *COMMANDS[module], word))
+            yield f"{module} {word[:60]!r}", verdict(status, text)
+
+    none_is_wrong("command lines", outcomes())
 
 
 FAMILY = """
@@ -112,15 +103,12 @@ FAULTS = (
 
 def test_faulty_environments():
     """49 of them: one fault at one place, whose end is that of an environment (3) or of a configuration (2)."""
-    faults = []
-    for place, fault in itertools.product(PLACES, FAULTS):
-        text = FAMILY.format(fault=fault).replace(f"# {place}\n", "fail()\n")
-        Path("mine.py").write_text(text)
-        words = ("conf=debug", "loop.iterations=1", "env.file=mine.py", "overwrite=true")
-        status, text = child(command("fit", *words, stubbed=False), seconds=120)
-        wrong = verdict(status, text, {2, 3} if place != "close" else {0, 2, 3})
-        if wrong:
-            faults.append(f"{place} {fault}: {wrong}")
-            print(faults[-1], flush=True)
-    print(f"{len(PLACES) * len(FAULTS)} faulty environments: {len(faults)} wrong")
-    assert not faults, "\n".join(faults)
+
+    def outcomes():
+        for place, fault in itertools.product(PLACES, FAULTS):
+            Path("mine.py").write_text(FAMILY.format(fault=fault).replace(f"# {place}\n", "fail()\n"))
+            words = ("conf=debug", "loop.iterations=1", "env.file=mine.py", "overwrite=true")
+            status, text = child(command("fit", *words, stubbed=False), seconds=120)
+            yield f"{place} {fault}", verdict(status, text, {2, 3} if place != "close" else {0, 2, 3})
+
+    none_is_wrong("faulty environments", outcomes())

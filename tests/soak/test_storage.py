@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +14,14 @@ from damage import DAMAGES
 
 from mbrl_lightning.config import load_config
 
-from .harness import KILLED, at_operation, child, command, training, values, verdict
+from .harness import KILLED, at_operation, child, command, none_is_wrong, training, values, verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.usefixtures("elsewhere")]
 RUN = Path("runs/debug/gssm_aps/seed0")
 ASIDE = RUN.with_name("seed0.tmp-replaced")
 NEW = ("fit", "conf=debug", "loop.iterations=2")
 RESUME = ("fit", f"resume={RUN}", "loop.iterations=3")
 OVERWRITE = (*NEW, "overwrite=true", "loop.iterations=3")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -59,8 +56,9 @@ def test_a_fault_at_every_operation(old, words, before, fault):
     prepare(before)
     config = load_config(words[1:])
     assert child(at_operation(0, fault, training(config)))[0] == 0
-    wanted, count, faults = values(RUN), int(Path("count").read_text()), []
-    for number in range(1, count + 1):
+    wanted, count = values(RUN), int(Path("count").read_text())
+
+    def outcome(number: int) -> str:
         prepare(before)
         status, text = child(at_operation(number, fault, training(config)))
         wrong = verdict(status, text, {0, 5, KILLED})
@@ -69,12 +67,9 @@ def test_a_fault_at_every_operation(old, words, before, fault):
         wrong = wrong or ("neither the old run nor the new one is there" if before and not kept else "")
         wrong = wrong or go_on(config) or ("" if values(RUN) == wanted else "other rows than undisturbed")
         left = [path.name for path in RUN.parent.iterdir() if path.name != RUN.name]
-        wrong = wrong or (f"left over: {left}" if left else "")
-        if wrong:
-            faults.append(f"operation {number}: {wrong}")
-            print(faults[-1], flush=True)
-    print(f"{fault} at {count} operations: {len(faults)} wrong")
-    assert not faults, "\n".join(faults)
+        return wrong or (f"left over: {left}" if left else "")
+
+    none_is_wrong(f"operations, {fault} at each", ((f"{n}", outcome(n)) for n in range(1, count + 1)))
 
 
 def test_random_kills_of_a_real_run(tmp_path):
@@ -95,17 +90,8 @@ def test_random_kills_of_a_real_run(tmp_path):
     print(f"{kills} kills, {runs} runs that ended, all with the rows of one that was left alone")
 
 
-FILES = (
-    "config.yaml",
-    "manifest.json",
-    "results.csv",
-    "lock",
-    "checkpoints/rows",
-    "checkpoints/step_00000001/state.pt",
-    "checkpoints/step_00000001/manifest.json",
-    "checkpoints/step_00000002/state.pt",
-    "checkpoints/step_00000002/manifest.json",
-)
+FILES = ["config.yaml", "manifest.json", "results.csv", "lock", "checkpoints/rows"]
+FILES += [f"checkpoints/step_0000000{step}/{name}" for step in (1, 2) for name in ("state.pt", "manifest.json")]
 VERBS = {
     "resume": ("fit", f"resume={RUN}"),
     "longer": RESUME,
@@ -118,24 +104,19 @@ VERBS = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_damages(old, verb):
     """Whatever is damaged: rows as before, or an error; rows that come out of a record are told of."""
-    faults = []
     prepare(True)
     assert child(command(*RESUME))[0] == 0
-    longer = values(RUN)
-    for file in FILES:
-        for name, damage in DAMAGES.items():
-            prepare(True)
-            damage(RUN / file)
-            status, text = child(command(*VERBS[verb]), seconds=30)
-            wrong = verdict(status, text, {0, 2, 5})
-            if not wrong and status == 0 and verb != "report":
-                rows = values(RUN)
-                wanted = longer if verb in ("longer", "overwrite") else old
-                wrong = "" if rows == wanted else f"{len(rows)} rows for {len(wanted)}:\n{text}"
-            if not wrong and status == 0 and verb in ("report", "longer") and file == "results.csv":
-                wrong = "" if "record" in text or "no end" in text else "in silence"
-            if wrong:
-                faults.append(f"{file} {name}: {wrong}")
-                print(faults[-1], flush=True)
-    print(f"{verb} after {len(FILES) * len(DAMAGES)} damages: {len(faults)} wrong")
-    assert not faults, "\n".join(faults)
+    wanted = values(RUN) if verb in ("longer", "overwrite") else old
+
+    def outcome(file: str, damage: Callable[[Path], object]) -> str:
+        prepare(True)
+        damage(RUN / file)
+        status, text = child(command(*VERBS[verb]), seconds=30)
+        wrong = verdict(status, text, {0, 2, 5})
+        if not wrong and status == 0 and verb != "report" and (rows := values(RUN)) != wanted:
+            wrong = f"{len(rows)} rows for {len(wanted)}:\n{text}"
+        silent = status == 0 and verb in ("report", "longer") and "record" not in text and "no end" not in text
+        return wrong or ("in silence" if silent and file == "results.csv" else "")
+
+    cases = itertools.product(FILES, DAMAGES)
+    none_is_wrong(f"damages, then {verb}", ((f"{file} {name}", outcome(file, DAMAGES[name])) for file, name in cases))
