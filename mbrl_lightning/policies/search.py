@@ -11,6 +11,7 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Agent
 from mbrl_lightning.data.control import Control
+from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Dynamics
 from mbrl_lightning.networks.step import GradientStep
@@ -40,11 +41,11 @@ def searched(cfg: Config) -> slice:
 
 
 def prepare(
-    learner: Learner, policy: Policy, optimizer: torch.optim.Optimizer, real: TaskBuffer, step: GradientStep
+    learner: Learner, policy: Policy, optimizer: torch.optim.Optimizer, world: RealWorld, step: GradientStep
 ) -> None:
     """Before a search in imagination: the statistics of what is seen, and a rate that falls linearly over the run."""
-    policy.norm.fit(learner.spec.features(real.transitions()["observation"]).to(step.fabric.device))
-    done = float(learner.iteration) / max(learner.cfg.loop.iterations, 1)
+    policy.norm.fit(learner.spec.features(world.real.transitions()["observation"]).to(step.fabric.device))
+    done = world.iteration / max(learner.cfg.loop.iterations, 1)
     for group in optimizer.param_groups:
         group["lr"] = learner.cfg.search.lr * max(1 - done, 0.1)
 

@@ -41,6 +41,7 @@ def trained(make_loop):
 def improve(loop) -> dict[str, float]:
     found = loop.algorithm.improve(loop.world, loop.step)
     loop.algorithm.iteration += 1
+    loop.world.iteration += 1
     return found
 
 
