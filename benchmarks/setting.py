@@ -15,6 +15,7 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Uniform, collect
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.networks.step import GradientStep
@@ -34,7 +35,7 @@ class Setting:
 
 def random_steps(family: TaskFamily, tasks: Tensor, steps: int, generator: torch.Generator) -> TensorDict:
     """Transitions `[M, steps]` of tasks `[M, P]` under random actions."""
-    uniform = Uniform(family.spec)
+    uniform = Uniform(Control(family.spec))
     start = uniform.begin(len(tasks))
     return collect(family.simulate(tasks), family.spec, uniform, start, steps, generator, generator)
 
