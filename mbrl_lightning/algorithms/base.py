@@ -45,7 +45,7 @@ class Algorithm(nn.Module):
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__()
         self.family, self.cfg, self.spec = family, cfg, family.spec
-        self.control = Control(self.spec, cfg.policy.feedback, cfg.policy.hold)
+        self.control = Control(self.spec)
         self.dynamics = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))

@@ -22,6 +22,7 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
@@ -48,6 +49,7 @@ class GSSMAPS(Algorithm):
 
     def __init__(self, family: TaskFamily, cfg: Config, conditioned: bool = True) -> None:
         super().__init__(family, cfg)
+        self.control = Control(self.spec, cfg.policy.feedback, cfg.policy.hold)
         self.dynamics = GraphDynamics(self.spec, cfg.dynamics)
         if cfg.search.method not in self.searches:
             raise ConfigError(

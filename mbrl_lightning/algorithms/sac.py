@@ -9,6 +9,7 @@ import torch
 
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
+from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.decisions import Decisions
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
@@ -28,6 +29,7 @@ class SoftActorCritic(Algorithm):
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
+        self.control = Control(self.spec, cfg.policy.feedback, cfg.policy.hold)
         self.policy = SoftPolicy(self.spec, cfg, 0, self.control)
         self.optimizers = {"sac": torch.optim.Adam(self.policy.sac.trained_parameters(), lr=cfg.sac.lr, fused=True)}
 

@@ -94,6 +94,7 @@ class SoftPolicy(nn.Module):
             Metrics of the last updates, and `real/return`.
         """
         sac, branch, seen, metrics = self.cfg.sac, self.cfg.branch, list[TensorDict](), dict[str, float]()
+        share = 0.0 if imagine is None else branch.beta
         imagined = TensorDict({}, batch_size=[0]) if imagine is None else imagine(branch.buffer)
         for part in parts:
             seen.append(part)
@@ -101,8 +102,8 @@ class SoftPolicy(nn.Module):
             if imagine is not None:
                 imagined = torch.cat([imagined, imagine(branch.per_step * part.numel())])[-branch.buffer :]
             for _ in range(round(sac.updates_per_step * part.numel())):
-                draws = torch.rand(sac.batch, generator=generator) if len(imagined) else torch.ones(0)
-                count = int((draws < branch.beta).sum())
+                draws = torch.rand(sac.batch if share else 0, generator=generator)
+                count = int((draws < share).sum())
                 batch = decisions.draw(sac.batch - count, latents, generator)
                 if count:
                     drawn = torch.randint(len(imagined), (count,), generator=generator)

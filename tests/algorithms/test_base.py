@@ -14,7 +14,7 @@ from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
 PLANNED = ("grbal", "rebal", "mb_mpc")  # candidates are drawn for all rows at once
-CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg")
+CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg", "sac")
 
 
 def test_every_algorithm_has_a_configuration_file_and_the_other_way_round():

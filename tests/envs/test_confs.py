@@ -95,7 +95,12 @@ IN_VAIN = {
 }
 IN_VAIN |= {"evaluation.shots", "evaluation.wrong_belief", "evaluation.context", "policy.latent_gain"}
 RUNS = {  # of those that a method is like, too: what one of them reads all may be given
-    "gssm_aps": [("acrobot", "gssm", {}), ("cartpole", "gssm_aps", {"policy.kind": "rbf"}), ("debug", "gssm", {})],
+    "gssm_aps": [
+        ("acrobot", "gssm", {}),
+        ("cartpole", "gssm_aps", {"policy.kind": "rbf"}),
+        ("debug", "gssm", {}),
+        ("cartpole", "gssm_aps", {"search.method": "sac"}),
+    ],
     "m3po": [("point_switch", "m3po", {}), ("point_switch", "m3po_h", {})],
     "mb_mpo": [("point2d", "mb_mpo", {}), ("point2d", "me_trpo", {"meta.noise": 0.1})],
     "grbal": [

@@ -156,7 +156,7 @@ def test_a_file_is_a_module_among_its_neighbours(tmp_path, monkeypatch):
 
 def test_check_env_command(tmp_path, capsys):
     assert main(["cartpole", "env.options.half=false"]) == 0
-    assert "11 of 11" in capsys.readouterr().out
+    assert "12 of 12" in capsys.readouterr().out
     for words in (["cartpole", "env.file=x.py"], ["cartpole", "speed=3"]):
         assert main(words) == 2
     assert "E-CFG" in capsys.readouterr().err
