@@ -64,7 +64,7 @@ class MetaLoop:
         algorithm.to(self.fabric.device)
         self.step = GradientStep(self.fabric)
         self.streams = Streams(cfg.seed)
-        self.world = RealWorld(family, self.streams, cfg.loop.buffer, commands=not algorithm.control.direct)
+        self.world = RealWorld(family, self.streams, cfg.loop.buffer)
         self.real = self.world.real
         path = folder / "results.csv" if folder is not None and self.fabric.is_global_zero else None
         self.results = Results(path, cfg.algorithm, cfg.conf or family.spec.name, cfg.seed)

@@ -23,6 +23,9 @@ class SoftActorCritic(Algorithm):
     Args:
         family: the task family.
         cfg: `sac`, `policy`; `loop.tasks_per_iteration` and `loop.episode_steps` set the real steps.
+
+    Raises:
+        ConfigError: see `SoftPolicy` and `Control`.
     """
 
     policy: SoftPolicy
@@ -30,7 +33,7 @@ class SoftActorCritic(Algorithm):
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
         super().__init__(family, cfg)
         self.control = Control(self.spec, cfg.policy.feedback, cfg.policy.hold)
-        self.policy = SoftPolicy(self.spec, cfg, 0, self.control)
+        self.policy = SoftPolicy(self.spec, cfg, 0)
         self.optimizers = {"sac": torch.optim.Adam(self.policy.sac.trained_parameters(), lr=cfg.sac.lr, fused=True)}
 
     def collect(self, world: RealWorld) -> dict[str, float]:

@@ -9,8 +9,6 @@ from torch import Tensor
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.windows import PLACES, around
 
-KEYS = ("observation", "command", "following", "reward", "terminated")
-
 
 class Decisions:
     """The decisions of all real steps read so far: rewards are summed until the next one, or the end of the episode.
@@ -18,7 +16,7 @@ class Decisions:
     One that the time limit cuts short says nothing about what follows and is left out.
 
     Args:
-        real: transitions with `command` where choices are not actions; an episode's steps lie `stride` rows apart.
+        real: transitions with `command` where feedback makes actions of them; an episode's steps lie `stride` rows apart.
         hold: steps of a decision.
     """
 
@@ -28,9 +26,6 @@ class Decisions:
         self.open = torch.zeros(0, dtype=torch.long)  # begun, not yet over
         self.rows = TensorDict({}, batch_size=[0])
         self.read()
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def read(self) -> None:
         """Read on to the end of the real data."""

@@ -18,8 +18,6 @@ from mbrl_lightning.envs.family import TaskFamily
 class RealWorld:
     """Tasks, the transitions collected in them, and how to collect more; at most `capacity` are kept.
 
-    With `commands` what an agent chose is kept beside the action that became of it.
-
     Attributes:
         real: all transitions.
         iteration: outer iterations done.
@@ -27,9 +25,8 @@ class RealWorld:
         index: their indices in `real` `[M]`.
     """
 
-    def __init__(self, family: TaskFamily, streams: Streams, capacity: int, commands: bool = False) -> None:
+    def __init__(self, family: TaskFamily, streams: Streams, capacity: int) -> None:
         self.family, self.streams, self.iteration = family, streams, 0
-        self.left_out = [] if commands else ["command"]
         self.real = TaskBuffer(len(family.parameters), capacity)
         self.tasks = torch.zeros(0, len(family.parameters), dtype=torch.float64)
         self.index = torch.zeros(0, dtype=torch.long)
@@ -72,7 +69,7 @@ class RealWorld:
             ):
                 if index is None and "hidden" in part.keys():  # noqa: SIM118 - a TensorDict has no `in`
                     place = self.real.index_of(part["hidden"])
-                self.real.extend(part.exclude(*self.left_out), place, exploratory, first_episode=first)
+                self.real.extend(part, place, exploratory, first_episode=first)
                 yield part
         finally:
             simulator.close()

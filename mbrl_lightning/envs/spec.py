@@ -37,9 +37,10 @@ def never(next_observation: Tensor) -> Tensor:
 
 def exchanged(order: Sequence[int], signs: Sequence[float]) -> Callable[[Tensor], Tensor]:
     """Entry i of the result is ``signs[i]`` times entry ``order[i]``: how a mirror image comes about, [..., D] -> [..., D]."""
+    index, sign = torch.tensor(order), torch.tensor(signs)
 
     def image(value: Tensor) -> Tensor:
-        return value[..., list(order)] * value.new_tensor(signs)
+        return value[..., index] * sign.to(value)
 
     return image
 

@@ -123,10 +123,7 @@ class SAC(LossModule):
         Returns:
             `loss_actor`, `loss_qvalue`, `loss_alpha`, and detached `alpha`, `entropy` and `q` (mean).
         """
-        recurrent, rows = self.policy.gru is not None, len(tensordict)
-        inputs, following = (
-            _laid_out(part, recurrent) for part in (tensordict["inputs"], tensordict["next", "inputs"])
-        )
+        (inputs, following), rows = self._histories(tensordict), len(tensordict)
         action, log_prob = self._propose(_joined(inputs, following), tensordict["noise"].transpose(0, 1).flatten(0, 1))
         loss_qvalue, seen, told = self._qvalue_loss(tensordict, inputs, following, action[rows:], log_prob[rows:])
 
@@ -140,14 +137,14 @@ class SAC(LossModule):
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> TensorDict:
         """`loss_qvalue` alone, with `alpha` and `q`; arguments as for `forward`."""
-        recurrent = self.policy.gru is not None
-        inputs, following = (
-            _laid_out(part, recurrent) for part in (tensordict["inputs"], tensordict["next", "inputs"])
-        )
+        inputs, following = self._histories(tensordict)
         with torch.no_grad():
             proposed = self._propose(following, tensordict["noise"][:, 1])
         loss_qvalue, _, told = self._qvalue_loss(tensordict, inputs, following, *proposed)
         return TensorDict({"loss_qvalue": loss_qvalue} | told, batch_size=[])
+
+    def _histories(self, batch: TensorDictBase) -> list[dict[str, Tensor]]:
+        return [_laid_out(part, self.policy.gru is not None) for part in (batch["inputs"], batch["next", "inputs"])]
 
     def _propose(self, inputs: dict[str, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
         loc, log_scale = self.policy.moments(self.policy.read(inputs))

@@ -34,13 +34,12 @@ class SoftPolicy(nn.Module):
         spec: features and actions.
         cfg: `policy`, `sac`, `branch`.
         latent_dim: Z.
-        control: what becomes of choices.
 
     Raises:
         ConfigError: actions are discrete, or mirrored data are asked for where no symmetry is declared.
     """
 
-    def __init__(self, spec: EnvSpec, cfg: Config, latent_dim: int, control: Control) -> None:
+    def __init__(self, spec: EnvSpec, cfg: Config, latent_dim: int) -> None:
         super().__init__()
         if spec.discrete:
             raise ConfigError(
@@ -52,7 +51,7 @@ class SoftPolicy(nn.Module):
                 f"{spec.name}: sac.mirror=true, but the family declares no symmetry that all of its tasks share",
                 "set sac.mirror=false, or give the spec's `mirror`",
             )
-        self.spec, self.cfg, self.control = spec, cfg, control
+        self.spec, self.cfg = spec, cfg
         self.norm = Normalizer(spec.feature_dim)
         self.sac = SAC(cfg.policy, cfg.sac, 1, spec.feature_dim + latent_dim, spec.action_dim, recurrent=0)
 
@@ -146,7 +145,7 @@ class SoftSearch(nn.Module):
 
     def __init__(self, spec: EnvSpec, cfg: Config, latent_dim: int) -> None:
         super().__init__()
-        self.policy = SoftPolicy(spec, cfg, latent_dim, Control(spec, cfg.policy.feedback, cfg.policy.hold))
+        self.policy = SoftPolicy(spec, cfg, latent_dim)
         self.optimizer = torch.optim.Adam(self.policy.sac.trained_parameters(), lr=cfg.sac.lr, fused=True)
 
     def collectors(self, belief: TensorDict) -> TensorDict:
@@ -160,6 +159,7 @@ class SoftSearch(nn.Module):
             self.policy.norm.fit(learner.spec.features(real.transitions()["observation"]).to(step.fabric.device))
         index = world.index.repeat_interleave(cfg.loop.episodes_per_task)
         belief = learner.believed(real, torch.arange(len(real.tasks)))
+        members = len(range(*searched(cfg).indices(cfg.dynamics.members)))
 
         def imagine(count: int) -> TensorDict:
             rows = -(-count // (cfg.search.tasks * cfg.branch.length * members)) * members
@@ -174,9 +174,9 @@ class SoftSearch(nn.Module):
                 noise=cfg.search.noise,
                 generator=learner.generator,
             )
-            return self.branches(streams, batch["belief", "latent"], cfg.branch.length, learner.generator)
+            latent = batch["belief", "latent"]
+            return self.branches(streams, learner.control, latent, cfg.branch.length, learner.generator)
 
-        members = len(range(*searched(cfg).indices(cfg.dynamics.members)))
         steps = cfg.loop.episode_steps or learner.spec.horizon
         parts = world.interact(
             real.tasks[index], learner, belief[index], steps, learner.generator, cfg.sac.every, index=index
@@ -192,30 +192,29 @@ class SoftSearch(nn.Module):
         )
 
     @torch.no_grad()
-    def branches(self, streams: ImaginedStreams, latent: Tensor, length: int, generator: torch.Generator) -> TensorDict:
+    def branches(
+        self, streams: ImaginedStreams, control: Control, latent: Tensor, length: int, generator: torch.Generator
+    ) -> TensorDict:
         """Imagined decisions `[at most M B k]`: what `Decisions.draw` gives of real ones.
 
         Args:
             streams: M x B, just begun, each of one episode.
+            control: what becomes of choices.
             latent: what the policy is told of each task, `[M, Z]`.
             length: k, decisions of a branch.
             generator: draws the choices.
         """
-        told, hold, held = (
-            latent.unsqueeze(1).expand(-1, streams.start.shape[1], -1),
-            self.policy.control.hold,
-            [latent],
-        )
+        told, held = latent.unsqueeze(1).expand(-1, streams.start.shape[1], -1), [latent]
 
         def act(observation: Tensor) -> dict[str, Tensor]:
-            if streams.now % hold == 0:
+            if streams.now % control.hold == 0:
                 rows = TensorDict({"latent": told.flatten(0, 1)})
                 noise = self.policy.noise((len(rows["latent"]),), generator).to(observation.device)
                 held[0] = self.policy.act(observation.flatten(0, 1), rows, noise).view(*observation.shape[:2], -1)
-            return {"action": self.policy.control.action(observation, held[0]), "command": held[0]}
+            return {"action": control.action(observation, held[0]), "command": held[0]}
 
-        data = streams.rollout(act, length * hold)
-        data = data.reshape(*data.shape[:2], length, hold)
+        data = streams.rollout(act, length * control.hold)
+        data = data.reshape(*data.shape[:2], length, control.hold)
         first, after = data[..., 0], data["next"]
         rows = {
             "observation": first["observation"],

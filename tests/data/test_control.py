@@ -31,15 +31,12 @@ def test_direct_choices_are_actions_and_leave_the_belief_alone():
 
 
 @pytest.mark.parametrize(
-    ("fields", "arguments", "remedy"),
-    [
-        ({}, {"feedback": (1.0, 0.1)}, r"policy.feedback=\[\]"),
-        ({}, {"hold": 11}, "policy.hold of at most 10"),
-    ],
+    ("arguments", "remedy"),
+    [({"feedback": (1.0, 0.1)}, r"policy.feedback=\[\]"), ({"hold": 11}, "policy.hold of at most 10")],
 )
-def test_what_cannot_be_is_refused(fields, arguments, remedy):
+def test_what_cannot_be_is_refused(arguments, remedy):
     with pytest.raises(ConfigError, match=remedy):
-        Control(plain_spec(**fields), **arguments)
+        Control(plain_spec(), **arguments)
 
 
 def episodes(hold: int = 3, steps: int = 20, horizon: int = 8, **fields) -> tuple[TensorDict, TaskBuffer]:
@@ -57,10 +54,26 @@ def episodes(hold: int = 3, steps: int = 20, horizon: int = 8, **fields) -> tupl
 
 def test_a_command_is_kept_and_begun_anew_with_each_episode():
     data, _ = episodes()
-    command, age = data["command"][0].squeeze(-1), data["age"][0]
+    command, age = data["action"][0].squeeze(-1), data["age"][0]
     for now in range(1, len(age)):
         assert bool(command[now] == command[now - 1]) == bool(age[now] % 3 != 0), now
-    assert torch.equal(data["command"], data["action"])
+    assert "command" not in data.keys()  # noqa: SIM118 - actions are commands here
+
+
+def test_with_feedback_the_command_is_kept_beside_the_actions_made_of_it():
+    family = counter_family(joints=((0, 1),))
+    uniform = Uniform(Control(family.spec, feedback=(0.01, 0.0), hold=3))
+    data = collect(
+        family.simulate(family.test[:2]), family.spec, uniform, uniform.begin(2), 6, generator(), generator(1)
+    )
+    made = (data["command"] - 0.01 * data["observation"][..., :1]).clamp(-1, 1)
+    assert torch.allclose(data["action"], made)
+    assert torch.equal(data["command"][:, 0], data["command"][:, 2])
+    assert not torch.equal(data["command"], data["action"])
+    real = TaskBuffer(1)
+    real.extend(data, real.add_tasks(family.test[:2]), exploratory=True)
+    chosen = data["command"][:, ::3].flatten().sort().values
+    assert torch.equal(Decisions(real, 3).rows["command"].flatten().sort().values, chosen)
 
 
 def decisions_by_hand(data: TensorDict, hold: int) -> list[tuple[float, ...]]:
@@ -78,7 +91,7 @@ def decisions_by_hand(data: TensorDict, hold: int) -> list[tuple[float, ...]]:
                 last += 1
             if ended or last - now == hold - 1:
                 before, after = data["observation"][row, now, 0], data["next", "observation"][row, last, 0]
-                found.append((float(before), float(data["command"][row, now]), float(after), total, float(ended), row))
+                found.append((float(before), float(data["action"][row, now]), float(after), total, float(ended), row))
             now = last + 1
     return sorted(found)
 

@@ -28,8 +28,7 @@ def config(**words):
 
 def policy(spec: EnvSpec, **words) -> SoftPolicy:
     torch.manual_seed(0)
-    cfg = config(**words)
-    return SoftPolicy(spec, cfg, 2, Control(spec, hold=cfg.policy.hold))
+    return SoftPolicy(spec, config(**words), 2)
 
 
 def decisions(rows: int = 6) -> TensorDict:
@@ -53,10 +52,7 @@ def test_a_mirrored_transition_is_what_would_have_been_seen_on_the_other_side():
 
 @pytest.mark.parametrize(
     ("spec", "words", "cause"),
-    [
-        (plain_spec(), {"sac.mirror": True}, "declares no symmetry"),
-        (plain_spec(discrete=True), {}, "continuous actions"),
-    ],
+    [(plain_spec(), {"sac.mirror": True}, "no symmetry"), (plain_spec(discrete=True), {}, "continuous actions")],
 )
 def test_what_cannot_be_is_refused(spec, words, cause):
     with pytest.raises(ConfigError, match=cause):
@@ -65,11 +61,8 @@ def test_what_cannot_be_is_refused(spec, words, cause):
 
 def test_the_policy_learns_every_second_time_where_it_is_delayed():
     soft = policy(plain_spec(), **{"sac.policy_delay": 2})
-    step, optimizer = (
-        GradientStep(Fabric(accelerator="cpu", devices=1)),
-        torch.optim.Adam(soft.sac.trained_parameters(), lr=1e-2),
-    )
-    moved = []
+    step, moved = GradientStep(Fabric(accelerator="cpu", devices=1)), []
+    optimizer = torch.optim.Adam(soft.sac.trained_parameters(), lr=1e-2)
     for _ in range(4):
         before = [p.detach().clone() for net in (soft.sac.policy, soft.sac.q) for p in net.parameters()]
         soft.update(decisions(), step, optimizer, generator())
@@ -95,9 +88,9 @@ def test_imagined_decisions_are_steps_under_a_held_command():
     search = SoftSearch(spec, config(**{"policy.feedback": [0.5, 0.1]}), 2)
     start, latent = torch.randn(2, 3, 3, generator=generator(1)) / 4, torch.randn(2, 2, generator=generator(2))
     streams = ImaginedStreams(Adds(spec), TensorDict({}, batch_size=[2]), start, 10)
-    rows = search.branches(streams, latent, 2, generator(5))
-    assert rows.batch_size == (12,)
     control = Control(spec, (0.5, 0.1), 2)
+    rows = search.branches(streams, control, latent, 2, generator(5))
+    assert rows.batch_size == (12,)
     for row in rows:
         state, reward = row["observation"], 0.0
         for _ in range(2):
@@ -118,7 +111,7 @@ def test_nothing_is_imagined_beyond_the_end_of_an_episode():
     search = SoftSearch(spec, config(), 2)
     start = torch.tensor([[[-1e3, 0, 0], [1e3, 0, 0]]])  # the second is over after its first step
     streams = ImaginedStreams(Adds(spec), TensorDict({}, batch_size=[1]), start, 10)
-    rows = search.branches(streams, torch.zeros(1, 2), 3, generator())
+    rows = search.branches(streams, Control(spec, hold=2), torch.zeros(1, 2), 3, generator())
     ended = rows["terminated"].squeeze(-1).bool()
     assert len(rows) == 4
     assert ended.sum() == 1
