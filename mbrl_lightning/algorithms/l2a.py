@@ -16,80 +16,47 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.algorithms.planning import PlanningAlgorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.windows import Segments
-from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.adaptive import AdaptiveDynamics, adaptation_errors, make_adaptive, output_errors
 from mbrl_lightning.models.base import MAX_GRAD_NORM
 from mbrl_lightning.models.measures import until_fall
 from mbrl_lightning.networks.step import GradientStep
-from mbrl_lightning.policies.planners import make_planner
 
 
-class L2A(Algorithm):
+class L2A(PlanningAlgorithm):
     """A model that adapts within M steps, and a planner in it; meta-testing is acting on. Tasks may switch inside an episode."""
 
     dynamics: AdaptiveDynamics
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
-        super().__init__(family, cfg)
-        self.dynamics = make_adaptive(self.spec, cfg.dynamics, cfg.l2a)
-        self.optimizers = {"dynamics": self.dynamics.configure_optimizers()}
-        self.planner = make_planner(self.spec, cfg.planner, cfg.dynamics.members)
-
-    def begin(self, tasks: int) -> TensorDict:
-        """A cold plan, no transition among the last M, and nothing `frozen`: rows that are keep theta."""
-        past, spec = self.cfg.l2a.past, self.spec
-        widths = {"inputs": spec.feature_dim + spec.action_feature_dim, "target": spec.target_dim}
-        last = {name: torch.zeros(tasks, past, width, device=self.device) for name, width in widths.items()}
-        flags = torch.zeros(tasks, past + 1, dtype=torch.bool, device=self.device)
-        window = last | {"mask": flags[:, 1:], "frozen": flags[:, 0], "age": flags[:, 0].long()}
-        return super().begin(tasks).update(window | {"plan": self.planner.cold(tasks).to(self.device)})
-
-    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
-        """The last M transitions after the one just made `[B]`, or after K of them in order `[B, K]`."""
-        rows = (transitions if transitions.ndim > 1 else transitions.unsqueeze(1)).to(self.device)
-        belief = belief.clone(False).set("age", belief["age"] + rows.shape[1])
-        if self.dynamics.idle:
-            return belief
-        inputs = self.dynamics.inputs(rows["observation"], rows["action"])
-        present = torch.ones(rows.shape, dtype=torch.bool, device=self.device)
-        news = {"inputs": inputs, "target": self.dynamics.targets(rows), "mask": present}
-        last = {name: torch.cat([belief[name], new], 1)[:, rows.shape[1] :] for name, new in news.items()}
-        return belief.update(last)
+        super().__init__(family, cfg, partial(make_adaptive, cfg=cfg.dynamics, l2a=cfg.l2a), cfg.l2a.past)
 
     @torch.no_grad()
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
-        """The first action of a plan in the model of theta'_t; without a generator its candidates follow from the age.
-
-        So they are the same at that age of every episode, and those of the oldest row where ages differ.
-        """
-        model, belief = self.dynamics, belief.clone(False)
+        """See PlanningAlgorithm.act; the model is that of theta'_t, and of theta where rows are `frozen`."""
+        model = self.dynamics
         if not model.idle:
             mask = belief["mask"] & ~belief["frozen"].unsqueeze(1)
-            belief.update(model.settle(model.believe(belief["inputs"], belief["target"], mask)))
-        draws = torch.Generator().manual_seed(int(belief["age"].max())) if noise is None else noise
-        advance = partial(model.imagine, belief=belief)
-        action, plan = self.planner.plan(advance, observation.to(self.device), draws, belief["plan"])
-        return action.cpu(), belief.set("plan", plan)
+            adapted = model.settle(model.believe(belief["inputs"], belief["target"], mask))
+            belief = belief.clone(False).update(adapted)
+        return super().act(belief, observation, noise)
 
     def collectors(self, belief: TensorDict) -> TensorDict:
         """Training episodes begin with nothing seen: a context drawn from the data is no row of steps."""
         return self.begin(len(belief))
 
     def controls(self, belief: TensorDict) -> dict[str, TensorDict]:
-        """The same planner in the model as it is before it adapts."""
-        if self.dynamics.idle:
-            return {}
-        return {"unadapted": belief.clone(False).set("frozen", torch.ones_like(belief["frozen"]))}
+        """See PlanningAlgorithm.controls; none where nothing adapts."""
+        return {} if self.dynamics.idle else super().controls(belief)
 
     def measures(self, episodes: TensorDict, *_: object) -> dict[str, Tensor]:
         """Errors on the next K transitions before and after adapting to the last M; see `adaptation_errors`."""
@@ -113,7 +80,3 @@ class L2A(Algorithm):
         draw = partial(segments.draw, cfg.segments, generator)
         found = step.fit(dynamics.training_step, draw, self.optimizers["dynamics"], steps, MAX_GRAD_NORM)
         return {f"train/model_{name}": value for name, value in (found | dynamics.inner_sizes()).items()}
-
-    def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
-        """Nothing: the planner is as good as its model."""
-        return {}
