@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from mbrl_lightning import study
 from mbrl_lightning.config import available
 from mbrl_lightning.report import figures, make_tables
-from mbrl_lightning.report.curves import by_algorithm, last
+from mbrl_lightning.report.curves import at_context, by_algorithm
 from mbrl_lightning.report.kinds import REWARD, interval
 from mbrl_lightning.report.metrics import METRICS, metric
 from mbrl_lightning.report.paper import PAPER, full_unit
 from mbrl_lightning.report.statistics import iqm, score_matrix
 from mbrl_lightning.report.tables import Column, Kind, Table, build, number, span
 from mbrl_lightning.runs.results import Row, read_results
+from mbrl_lightning.study import STUDIES, mb_mpo
 
 DOCS = Path(__file__).parent
 PAGES, IMAGES = DOCS / "results", DOCS / "images"
@@ -74,19 +74,6 @@ def rows_of(name: str) -> list[Row]:
     return [row._replace(algorithm=label) for label in labels for row in read_results(RESULTS / name / label)]
 
 
-def at_context(rows: Iterable[Row]) -> list[Row]:
-    """Rows of unseen tasks at each run's end, after the family's context: the one at which random actions were measured."""
-    runs: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        if row.split == "test" and row.task >= 0:
-            runs.setdefault((row.algorithm, row.seed), []).append(row)
-    kept = []
-    for mine in runs.values():
-        shot = next((row.shot for row in last(mine) if row.metric == "return/random"), last(mine)[0].shot)
-        kept += [row for row in last(mine) if row.shot == shot]
-    return kept
-
-
 def page(name: str) -> str:
     """Tables and learning curves of one family."""
     rows = rows_of(name)
@@ -133,11 +120,11 @@ def headroom_table(name: str) -> Table | None:
 
 def study_section(name: str) -> str:
     """Tables and figure of one of MB-MPO's studies."""
-    rows = study.rows_of(name, RESULTS / "studies" / name)
-    parts = [table.markdown() for table in study.tables_of(name, rows)]
+    rows = STUDIES[name].rows(RESULTS / "studies" / name)
+    parts = [table.markdown() for table in mb_mpo.tables_of(name, rows)]
     if name != "plasticity":  # which is drawn from checkpoints
-        study.draw(name, rows, IMAGES / f"study_{name}.png")
-    return "\n\n".join([*parts, f"![{study.STUDIES[name].question}](../images/study_{name}.png)"])
+        mb_mpo.draw(STUDIES[name].question, rows, IMAGES / f"study_{name}.png")
+    return "\n\n".join([*parts, f"![{mb_mpo.STUDIES[name].question}](../images/study_{name}.png)"])
 
 
 def front() -> str:
@@ -210,7 +197,7 @@ def main(names: Sequence[str] = ()) -> None:
         path = PAGES / f"{name}.md"
         path.write_text(filled(path.read_text() if path.is_file() else begun(name), "tables", page(name)))
     studies = PAGES / "studies.md"
-    for name in study.STUDIES if not names and (RESULTS / "studies").is_dir() else ():
+    for name in mb_mpo.STUDIES if not names and (RESULTS / "studies").is_dir() else ():
         studies.write_text(filled(studies.read_text(), f"study: {name}", study_section(name)))
     index = PAGES / "README.md"
     index.write_text(filled(index.read_text(), "front", front()))

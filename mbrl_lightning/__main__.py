@@ -14,7 +14,7 @@ COMMANDS = {
     "check_env": "is a task family sound? Checks before anything is trained on it",
     "headroom": "what knowing the task is worth in a family, to a policy and to a model",
     "perfect_model": "what an algorithm's planner makes of the true simulator",
-    "study": "MB-MPO's own studies: every arm, the table, the figure",
+    "study": "comparisons of methods and settings: every arm, the table, the figure; `quick` checks results",
     "bounds": "M3PO's performance guarantees in numbers, of given errors or along a run",
 }
 LINES = "\n".join(f"  {name:<15}{line}" for name, line in COMMANDS.items())

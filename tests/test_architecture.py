@@ -98,7 +98,7 @@ def test_algorithms_do_not_import_each_other():
 
 
 def lightweight(name: str) -> bool:
-    return name in ("__init__", *LIGHT) or name.startswith("config.")
+    return name in ("__init__", *LIGHT) or name.startswith(("config.", "study."))
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if lightweight(name)])

@@ -8,7 +8,9 @@ import torch
 from mbrl_lightning.config import load_config
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.measuring.plasticity import Plasticity, draw_maps, grid, plasticity, rank_correlation
-from mbrl_lightning.study import STUDIES, arm_words, folder_of, main, study
+from mbrl_lightning.runs.results import Results
+from mbrl_lightning.study import STUDIES, arm_words, main, quick, study
+from mbrl_lightning.study.base import folder_of
 
 SHORT = [
     "seeds=0",
@@ -71,6 +73,42 @@ def test_a_study_runs_draws_and_skips_what_is_finished(tmp_path, capfd):
 def test_where_every_run_fails_that_is_the_status_and_there_is_no_table(tmp_path, monkeypatch):
     monkeypatch.setattr("mbrl_lightning.runs.seed_jobs.train_seeds", lambda *_: (4, []))
     assert study("tailored", SHORT, str(tmp_path)) == (4, "no run of this study has any rows")
+
+
+def stored(path, returns, random=None):
+    """Rows of one finished run of `point2d mb_mpo` in two tasks."""
+    results = Results(
+        path, "mb_mpo", "point2d", int(path.stem.removeprefix("seed") or 0) if path.stem != "results" else 0
+    )
+    at = {"iteration": 3, "real_steps": 1800}
+    for task, value in enumerate(returns):
+        results.add("return/policy", value, split="test", task=task, shot=0, **at)
+        if random is not None:
+            results.add("return/random", random, split="test", task=task, shot=0, **at)
+    results.add("time/total", 30.0, **at)
+    results.flush()
+
+
+@pytest.mark.parametrize(("value", "status"), [(-14.0, 0), (-27.0, 1), (float("nan"), 1)])
+def test_quick_says_which_result_left_its_band(value, status, tmp_path, monkeypatch):
+    """Committed -16, -15, -17: one deviation is 1, random -76 is 60 away, so the band is -16 +- (3 + 3)."""
+    monkeypatch.setattr(quick, "RESULTS", tmp_path / "results")
+    for seed, mean in enumerate((-16.0, -15.0, -17.0)):
+        stored(tmp_path / "results" / "point2d" / "mb_mpo" / f"seed{seed}.csv", [mean - 1, mean + 1], -76.0)
+    band = quick.band_of(quick.committed("point2d mb_mpo"))
+    assert (band.seeds, band.mean, band.margin) == (3, -16.0, pytest.approx(6.0))
+    stored(tmp_path / "quick" / "point2d_mb_mpo" / "results.csv", [value - 1, value + 1])
+    one = STUDIES["quick"]
+    ended, text = one.close("quick", one, tmp_path / "quick", one.rows(tmp_path / "quick"))
+    assert ended == status
+    assert ("left their band: point2d mb_mpo, seed 0" in text) == bool(status)
+
+
+def test_quick_needs_the_committed_results_and_has_all_of_its_own(tmp_path, monkeypatch):
+    assert all(quick.band_of(quick.committed(arm)).seeds >= 3 for arm in quick.CHECKED)
+    monkeypatch.setattr(quick, "RESULTS", tmp_path)
+    with pytest.raises(ConfigError, match="no committed results"):
+        quick.committed("point2d mb_mpo")
 
 
 def test_plasticity_is_measured_at_every_checkpoint(tmp_path):

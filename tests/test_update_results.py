@@ -122,7 +122,7 @@ def test_headroom_is_a_table_of_its_own_and_no_algorithm(updater, tmp_path):
 
 
 def test_a_study_stands_under_the_names_of_its_arms(updater, tmp_path, monkeypatch):
-    monkeypatch.setattr(updater.study, "draw", lambda name, rows, path: path)
+    monkeypatch.setattr(updater.mb_mpo, "draw", lambda question, rows, path: path)
     path = tmp_path / "results" / "studies" / "tailored" / "adapted_policies_collect" / "seed0.csv"
     results = Results(path, "mb_mpo", "half_cheetah_200", 0)
     for iteration in (1, 2):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +86,19 @@ def last(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         final[row[:3]] = max(row.iteration, final.get(row[:3], row.iteration))
     return [row for row in rows if row.iteration == final[row[:3]]]
+
+
+def at_context(rows: Iterable[Row]) -> list[Row]:
+    """Rows of unseen tasks at each run's end, after the family's context: the one at which random actions were measured."""
+    runs: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row.split == "test" and row.task >= 0:
+            runs.setdefault((row.algorithm, row.seed), []).append(row)
+    kept = []
+    for mine in runs.values():
+        shot = next((row.shot for row in last(mine) if row.metric == "return/random"), last(mine)[0].shot)
+        kept += [row for row in last(mine) if row.shot == shot]
+    return kept
 
 
 def by_algorithm(rows: Sequence[Row]) -> dict[str, list[Row]]:
