@@ -80,13 +80,17 @@ def merged(low: Any, high: Any) -> Any:
 
 
 def reads_of(algorithm: Any) -> frozenset[str]:
-    """The keys that an algorithm, and every run, reads, by its file and those that it is like; all, where there is none."""
+    """The keys that an algorithm, and every run, reads, by its file and those that it is like; all, where there is none.
+
+    A section without any key takes away what a file it is like reads of it.
+    """
     if algorithm not in available("algorithm"):
         return frozenset(FIELDS)
     keys = set(EVERY)
     for tree in chain("algorithm", algorithm, []).values():
         for section, names in tree.get("reads", {}).items():
-            keys |= {key for key in FIELDS if key.startswith(section + ".") and names == "all"}
+            whole = {key for key in FIELDS if key.startswith(section + ".")}
+            keys = keys | whole if names == "all" else keys if names else keys - whole
             keys |= {f"{section}.{name}" for name in names if names != "all"}
     return frozenset(keys)
 

@@ -82,7 +82,9 @@ class PolicyConfig:
     activation: str = option("tanh", "nonlinearity", choices=UNITS, architecture=True)
     latent_gain: float = option(1.0, "factor on the latent at the policy's input", above=0)
     initial_std: float = option(0.6, "initial deviation of the actions", above=0)
-    feedback: list[float] = option([], "gains kp, kd of joint feedback that the policy's choice is added to; []: none")
+    feedback: list[float] = option(
+        [], "gains kp, kd of joint feedback that the policy's choice is added to; []: none", minimum=0
+    )
     hold: int = option(1, "real steps for which a choice is kept", minimum=1)
 
 
