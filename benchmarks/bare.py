@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.models.latent import LatentDynamics
 from mbrl_lightning.policies.heads import Policy
 
 Gaussian = tuple[Tensor, Tensor]
 
 
-def context(model: GraphDynamics, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Gaussian]:
+def context(model: LatentDynamics, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Gaussian]:
     """Keys, values and q(z_c) of standardised inputs `[M, K, X]` and targets `[M, K, Y]`."""
     encoder = model.encoder
     keys = F.normalize(encoder.similarity(x), dim=-1)
@@ -29,7 +29,7 @@ def context(model: GraphDynamics, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
     return keys, nodes, (encoder.task_loc(pooled), (0.5 * encoder.task_log_var(pooled)).exp())
 
 
-def codes(model: GraphDynamics, x: Tensor, keys: Tensor, values: Tensor) -> Gaussian:
+def codes(model: LatentDynamics, x: Tensor, keys: Tensor, values: Tensor) -> Gaussian:
     """q(z_t) of standardised inputs `[M, N, X]`."""
     encoder = model.encoder
     if keys.shape[1] > 0:
@@ -39,7 +39,7 @@ def codes(model: GraphDynamics, x: Tensor, keys: Tensor, values: Tensor) -> Gaus
     return encoder.point_loc(messages), (0.5 * encoder.point_log_var(messages)).exp()
 
 
-def decode(model: GraphDynamics, x: Tensor, code: Tensor, members: int) -> Tensor:
+def decode(model: LatentDynamics, x: Tensor, code: Tensor, members: int) -> Tensor:
     """Decoder stack on `[M, N, X]` and `[M, N, Z]`, each member on its block of the rows."""
     tasks, rows = x.shape[:2]
     h = torch.cat([x, code], -1).view(tasks, members, rows // members, -1).transpose(0, 1)
@@ -51,7 +51,7 @@ def decode(model: GraphDynamics, x: Tensor, code: Tensor, members: int) -> Tenso
     return h.view(members, tasks, rows // members, -1).transpose(0, 1).reshape(tasks, rows, -1)
 
 
-def loss(model: GraphDynamics, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+def loss(model: LatentDynamics, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     """GSSM Eq. 7, one particle: x and y of the context `[M, K, .]` and targets `[M, N, .]`, noise `[M, N, Z]`."""
     cx, cy, x, y, noise = batch
     keys, values, (loc_c, scale_c) = context(model, cx, cy)
@@ -74,7 +74,7 @@ def mlp(policy: Policy, inputs: Tensor) -> Tensor:
 
 
 def next_observation(
-    model: GraphDynamics,
+    model: LatentDynamics,
     observation: Tensor,
     action: Tensor,
     noise: Tensor,

@@ -10,19 +10,19 @@ from tensordict import TensorDict
 from benchmarks.graph_rival import ExpandedEncoder
 from benchmarks.measure import Memory, Ratio, compare, memory, ratio
 from benchmarks.setting import prepare
-from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.models.latent import LatentDynamics
 
 TASKS, SIZES = 4, (100, 200, 500)
 OURS, RIVAL = "matrix products", "explicit messages"
 
 
-def models(latent: int) -> tuple[GraphDynamics, GraphDynamics, TensorDict]:
+def models(latent: int) -> tuple[LatentDynamics, LatentDynamics, TensorDict]:
     """Ours and the rival with equal weights, and transitions `[M, 2 max N]` of half-cheetah."""
     setting = prepare("half_cheetah", TASKS, 2 * max(SIZES))
     cfg = setting.cfg.dynamics
     cfg.latent_dim, cfg.members, cfg.layers = latent, 1, 5  # the paper's network (Table 5)
     data = setting.real.draw_targets(torch.arange(TASKS), 2 * max(SIZES), setting.generator)
-    ours, rival = GraphDynamics(setting.family.spec, cfg), GraphDynamics(setting.family.spec, cfg)
+    ours, rival = LatentDynamics(setting.family.spec, cfg), LatentDynamics(setting.family.spec, cfg)
     ours.observe(setting.real.transitions())
     encoder = ours.encoder
     rival.encoder = ExpandedEncoder(
@@ -44,20 +44,20 @@ def batch_of(data: TensorDict, size: int, latent: int) -> TensorDict:
 
 
 @torch.no_grad()
-def forward(model: GraphDynamics, batch: TensorDict) -> torch.Tensor:
+def forward(model: LatentDynamics, batch: TensorDict) -> torch.Tensor:
     """Belief from the context, then the predicted next observations `[M, N, S]`."""
     target = batch["target"]
     return model.imagine(target["observation"], target["action"], model.infer(batch["context"]))
 
 
 @torch.no_grad()
-def encode(model: GraphDynamics, batch: TensorDict) -> torch.Tensor:
+def encode(model: LatentDynamics, batch: TensorDict) -> torch.Tensor:
     """Belief from the context, then the codes of all targets `[M, N, Z]`."""
     target = batch["target"]
     return model.code(model.inputs(target["observation"], target["action"]), model.infer(batch["context"]))
 
 
-def train_encoder(model: GraphDynamics, optimizer: torch.optim.Optimizer, batch: TensorDict) -> None:
+def train_encoder(model: LatentDynamics, optimizer: torch.optim.Optimizer, batch: TensorDict) -> None:
     """One optimiser step on the codes' mean square: forward and backward through the encoder alone."""
     target = batch["target"]
     optimizer.zero_grad()
@@ -66,7 +66,7 @@ def train_encoder(model: GraphDynamics, optimizer: torch.optim.Optimizer, batch:
     optimizer.step()
 
 
-def train(model: GraphDynamics, optimizer: torch.optim.Optimizer, batch: TensorDict) -> None:
+def train(model: LatentDynamics, optimizer: torch.optim.Optimizer, batch: TensorDict) -> None:
     """One optimiser step on the evidence lower bound."""
     optimizer.zero_grad()
     model.training_step(batch)["loss"].backward()
@@ -84,7 +84,7 @@ def run(repeats: int, latent: int = 16) -> tuple[list[Ratio], list[Memory]]:
     """
     ours, rival, data = models(latent)
     optimizers = {id(model): model.configure_optimizers() for model in (ours, rival)}
-    works: dict[str, Callable[[GraphDynamics, TensorDict], object]] = {
+    works: dict[str, Callable[[LatentDynamics, TensorDict], object]] = {
         "encoder, forward": encode,
         "encoder, training step": lambda model, batch: train_encoder(model, optimizers[id(model)], batch),
         "whole model, forward": forward,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.algorithms.ddpg import DDPG
@@ -14,6 +15,7 @@ from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.algorithms.pearl import PEARL
 from mbrl_lightning.algorithms.sac import SoftActorCritic
 from mbrl_lightning.algorithms.trpo import TRPO
+from mbrl_lightning.beliefs.encoders import AttentiveEncoder, MeanEncoder
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.seeds import Streams
 from mbrl_lightning.envs.family import TaskFamily
@@ -22,6 +24,10 @@ from mbrl_lightning.errors import ConfigError, did_you_mean
 ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "gssm_aps": GSSMAPS,  # Wang & van Hoof, ICML 2022: amortized policy search
     "gssm": GSSM,  # the same model, unconditioned policy, fine-tuned at meta-test
+    "mlsm_v0": partial(GSSM, encoder=MeanEncoder),  # Galashov et al. 2019: GSSM's rival, a neural process
+    "mlsm_v1": partial(GSSM, encoder=AttentiveEncoder),  # the same with attention (Kim et al., ICLR 2019)
+    "mlsm_v0_aps": partial(GSSMAPS, encoder=MeanEncoder),  # their policies given the belief, which no paper has
+    "mlsm_v1_aps": partial(GSSMAPS, encoder=AttentiveEncoder),
     "m3po": M3PO,  # Hiraoka et al. 2020: hidden tasks that switch; recurrent model and policy, branched rollouts
     "m3po_h": M3PO,  # the same, imagined data giving way to real data
     "m2po": M3PO,  # the same, the model without history

@@ -19,6 +19,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.beliefs.encoders import GraphEncoder
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.batches import context_target
 from mbrl_lightning.data.buffer import TaskBuffer
@@ -27,7 +28,7 @@ from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.base import MAX_GRAD_NORM
-from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.models.latent import LatentDynamics
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.imagined_ppo import PPOSearch
 from mbrl_lightning.policies.pathwise import PathwiseSearch
@@ -41,16 +42,19 @@ class GSSMAPS(Algorithm):
         family: the task family.
         cfg: the run's configuration.
         conditioned: the policy sees z_c (APS).
+        encoder: of contexts; that of a neural process makes it MLSM (sections 3.2 and 5.1).
     """
 
-    dynamics: GraphDynamics
+    dynamics: LatentDynamics
     search: Any
     searches: ClassVar[dict[str, Any]] = {"pathwise": PathwiseSearch, "ppo": PPOSearch, "sac": SoftSearch}
 
-    def __init__(self, family: TaskFamily, cfg: Config, conditioned: bool = True) -> None:
+    def __init__(
+        self, family: TaskFamily, cfg: Config, conditioned: bool = True, encoder: type[Any] = GraphEncoder
+    ) -> None:
         super().__init__(family, cfg)
         self.control = Control(self.spec, cfg.policy.feedback, cfg.policy.hold)
-        self.dynamics = GraphDynamics(self.spec, cfg.dynamics)
+        self.dynamics = LatentDynamics(self.spec, cfg.dynamics, encoder)
         if cfg.search.method not in self.searches:
             raise ConfigError(
                 f"search.method={cfg.search.method}: algorithm={cfg.algorithm} has no such search",
@@ -148,8 +152,8 @@ class GSSM(GSSMAPS):
 
     searches: ClassVar[dict[str, Any]] = {"pathwise": PathwiseSearch, "ppo": PPOSearch}
 
-    def __init__(self, family: TaskFamily, cfg: Config) -> None:
-        super().__init__(family, cfg, conditioned=False)
+    def __init__(self, family: TaskFamily, cfg: Config, encoder: type[Any] = GraphEncoder) -> None:
+        super().__init__(family, cfg, conditioned=False, encoder=encoder)
 
     def fine_tune(
         self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator

@@ -25,6 +25,8 @@ class GraphEncoder(nn.Module):
     which divides once more by the context length).
     """
 
+    codes = 1  # vectors of width Z that a decoder is told
+
     def __init__(self, inputs: int, outputs: int, latent: int, width: int = 32, message: str = "sum") -> None:
         super().__init__()
         self.message = message
@@ -71,6 +73,80 @@ class GraphEncoder(nn.Module):
             messages = torch.softmax(BETA * self.embed(x) @ keys.mT, -1) @ values
             messages = messages / values.shape[1] if self.message == "mean" else messages
         return _gaussian(self.point_loc(messages), self.point_log_var(messages))
+
+    def posterior(self, x: Tensor, y: Tensor, belief: TensorDict) -> tuple[Tensor, Tensor]:
+        """What z is drawn from in training, `[M, N, Z]` both: q(z_t), which does not see the targets' y (Eq. 7)."""
+        return self.target(x, belief)
+
+    def code(self, x: Tensor, latent: Tensor, belief: TensorDict) -> Tensor:
+        """What the decoder is told, `[M, N, Z]`: z_t itself."""
+        return latent
+
+
+class MeanEncoder(nn.Module):
+    """A neural process (Garnelo et al. 2018), MLSM-v0 of GSSM's tables: q(z | context) from the mean of the points' features.
+
+    There is one z a task, which all of its targets share. Arguments as for `GraphEncoder`; `message` says nothing here.
+    """
+
+    codes = 1
+
+    def __init__(self, inputs: int, outputs: int, latent: int, width: int = 32, message: str = "mean") -> None:
+        super().__init__()
+        self.nodes = _points(inputs + outputs, width, latent)
+        self.task_loc, self.task_log_var = nn.Linear(latent, latent), nn.Linear(latent, latent)
+
+    def context(self, x: Tensor, y: Tensor) -> TensorDict:
+        """Belief `[M]` after `[M, K, X]` and `[M, K, Y]`: `loc`, `scale` `[M, Z]`, and the points' `nodes` `[M, K, Z]`."""
+        nodes = self.nodes(torch.cat([x, y], -1))
+        loc, scale = self._pooled(nodes)
+        return TensorDict({"loc": loc, "scale": scale, "nodes": nodes}, batch_size=[x.shape[0]])
+
+    def _pooled(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = nodes.sum(1) / max(nodes.shape[1], 1)
+        return _gaussian(self.task_loc(pooled), self.task_log_var(pooled))
+
+    def target(self, x: Tensor, belief: TensorDict) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of q(z | context), `[M, 1, Z]`: the same for every target `[M, N, X]`."""
+        return belief["loc"].unsqueeze(1), belief["scale"].unsqueeze(1)
+
+    def posterior(self, x: Tensor, y: Tensor, belief: TensorDict) -> tuple[Tensor, Tensor]:
+        """q(z | context, targets), `[M, 1, Z]` both, for targets `[M, N, X]`, `[M, N, Y]`: z of training, by the same encoder."""
+        nodes = torch.cat([belief["nodes"], self.nodes(torch.cat([x, y], -1))], 1)
+        loc, scale = self._pooled(nodes)
+        return loc.unsqueeze(1), scale.unsqueeze(1)
+
+    def code(self, x: Tensor, latent: Tensor, belief: TensorDict) -> Tensor:
+        """What the decoder is told at `[M, N, X]`, `[M, N, Z]`: z, `[M, 1 or N, Z]`."""
+        return latent.expand(-1, x.shape[1], -1)
+
+
+class AttentiveEncoder(MeanEncoder):
+    """An attentive neural process (Kim et al. 2019), MLSM-v1: beside z each target is told what it finds in the context.
+
+    That is a deterministic code, scaled dot-product attention from the target's x to the context's, over values of their own.
+    """
+
+    codes = 2
+
+    def __init__(self, inputs: int, outputs: int, latent: int, width: int = 32, message: str = "mean") -> None:
+        super().__init__(inputs, outputs, latent, width, message)
+        self.values, self.keys = _points(inputs + outputs, width, latent), nn.Linear(inputs, width, bias=False)
+
+    def context(self, x: Tensor, y: Tensor) -> TensorDict:
+        """As MeanEncoder.context, with `keys` `[M, K, L]` and `values` `[M, K, Z]`."""
+        return super().context(x, y).update({"keys": self.keys(x), "values": self.values(torch.cat([x, y], -1))})
+
+    def code(self, x: Tensor, latent: Tensor, belief: TensorDict) -> Tensor:
+        """The latent beside what is found in the context, nought where that is empty: `[M, N, 2 Z]`."""
+        keys = belief["keys"]
+        weights = torch.softmax(self.keys(x) @ keys.mT * keys.shape[-1] ** -0.5, -1)  # [M, N, K]
+        return torch.cat([super().code(x, latent, belief), weights @ belief["values"]], -1)
+
+
+def _points(inputs: int, width: int, latent: int) -> nn.Sequential:
+    hidden = [module for _ in range(2) for module in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), *hidden, nn.Linear(width, latent))
 
 
 def _gaussian(loc: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:

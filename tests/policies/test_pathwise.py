@@ -10,7 +10,7 @@ from tensordict import TensorDict
 
 from mbrl_lightning.config.schema import DynamicsConfig, PolicyConfig
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.models.latent import LatentDynamics
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.pathwise import PathwiseLoss
 
@@ -18,10 +18,10 @@ SPEC = make_family("cartpole").spec
 TASKS, ROWS, LATENT = 2, 4, 3
 
 
-def model(members: int = 2) -> GraphDynamics:
+def model(members: int = 2) -> LatentDynamics:
     torch.manual_seed(0)
     cfg = DynamicsConfig(latent_dim=LATENT, width=8, hidden=16, layers=1, members=members)
-    net = GraphDynamics(SPEC, cfg).double().requires_grad_(False)
+    net = LatentDynamics(SPEC, cfg).double().requires_grad_(False)
     for normalizer in (net.input_norm, net.target_norm):  # statistics that matter
         normalizer.loc.uniform_(-0.2, 0.2)
         normalizer.inverse_std.uniform_(0.5, 2.0)
@@ -34,7 +34,7 @@ def policy(copies: int, kind: str = "mlp") -> Policy:
     return Policy(SPEC, cfg, LATENT, copies, squash=True).double()
 
 
-def batch_of(dynamics: GraphDynamics, tasks: int = TASKS) -> TensorDict:
+def batch_of(dynamics: LatentDynamics, tasks: int = TASKS) -> TensorDict:
     torch.manual_seed(2)
     seen, action, after = (torch.randn(tasks, 5, width) for width in (4, 1, 4))
     context = {"observation": seen, "action": action, "next": {"observation": after}}

@@ -1,4 +1,4 @@
-"""GSSM: sizes of the paper, the evidence lower bound, fitting with a plain Lightning Trainer."""
+"""GSSM and MLSM: sizes of the paper, evidence lower bounds, fitting with a plain Lightning Trainer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from fakes import plain_spec
 from tensordict import TensorDict
 from torch.distributions import Normal, kl_divergence
 
+from mbrl_lightning.beliefs.encoders import AttentiveEncoder, GraphEncoder, MeanEncoder
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.batches import TransitionData, context_target
-from mbrl_lightning.models.graph import GraphDynamics
+from mbrl_lightning.models.latent import LatentDynamics
 
 SMALL = DynamicsConfig(latent_dim=3, width=8, hidden=16, layers=1, tasks=4, context=12, targets=12)
 
@@ -23,24 +24,25 @@ SMALL = DynamicsConfig(latent_dim=3, width=8, hidden=16, layers=1, tasks=4, cont
 @pytest.mark.parametrize(
     ("table", "observation", "action", "hidden", "layers", "exact"),
     [
-        ("8.9e4", 4, 1, 200, 2, 89_844),
-        ("8.1e5", 4, 1, 400, 5, 816_644),
-        ("2.1e5", 18, 6, 200, 5, 218_722),
-        ("2.3e5", 45, 17, 200, 5, 235_045),
+        ("8.9e4", 4, 1, 200, 2, (89_844, 89_108)),
+        ("8.1e5", 4, 1, 400, 5, (816_644, 815_908)),
+        ("2.1e5", 18, 6, 200, 5, (218_722, 217_378)),
+        ("2.3e5", 45, 17, 200, 5, (235_045, 232_485)),
     ],
     ids=["cart-pole", "acrobot", "half-cheetah", "slim-humanoid"],
 )
 def test_parameter_counts_of_table_5(table, observation, action, hidden, layers, exact):
     cfg = DynamicsConfig(latent_dim=16, width=32, hidden=hidden, layers=layers)
-    model = GraphDynamics(plain_spec(observation, action), cfg)
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert count == exact
-    digits = 10 ** (len(str(count)) - 2)
-    assert float(table) == count // digits * digits  # the paper truncates
+    for encoder, expected in zip((GraphEncoder, MeanEncoder), exact, strict=True):
+        model = LatentDynamics(plain_spec(observation, action), cfg, encoder)
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert count == expected
+        digits = 10 ** (len(str(count)) - 2)
+        assert float(table) == count // digits * digits  # the paper truncates
 
 
 def batch_of(
-    model: GraphDynamics, context: int = 5, targets: int = 4, particles: int = 1, tasks: int = 2
+    model: LatentDynamics, context: int = 5, targets: int = 4, particles: int = 1, tasks: int = 2
 ) -> TensorDict:
     generator = torch.Generator().manual_seed(0)
     spec = model.spec
@@ -55,9 +57,9 @@ def batch_of(
     return TensorDict(parts, batch_size=[tasks])
 
 
-def small(**changes) -> GraphDynamics:
+def small(encoder=GraphEncoder, **changes) -> LatentDynamics:
     torch.manual_seed(0)
-    return GraphDynamics(plain_spec(), replace(SMALL, **changes)).double()
+    return LatentDynamics(plain_spec(), replace(SMALL, **changes), encoder).double()
 
 
 @pytest.mark.parametrize(("particles", "kl_weight"), [(1, 1.0), (3, 1.0), (2, 0.25)])
@@ -78,6 +80,70 @@ def test_loss_is_the_negative_evidence_lower_bound(particles, kl_weight):
     torch.testing.assert_close(losses["loss_likelihood"], -total.mean())
     torch.testing.assert_close(losses["loss_kl"], kl.mean())
     torch.testing.assert_close(losses["loss"], -total.mean() + kl_weight * kl.mean())
+
+
+@pytest.mark.parametrize("encoder", [MeanEncoder, AttentiveEncoder])
+def test_a_neural_process_weighs_one_kl_a_task_against_the_sum_of_its_targets(encoder):
+    model = small(encoder, particles=2, kl_weight=0.5, scale=0.3)
+    batch = batch_of(model, particles=2).double()
+    losses, target, context = model.training_step(batch), batch["target"], batch["context"]
+    prior, total = model.infer(context), 0.0
+    after = model.infer(torch.cat([context, target], 1))  # the same encoder on both
+    x, y = model.inputs(target["observation"], target["action"]), model.targets(target)
+    for m in range(2):
+        for particle in range(2):
+            z = (
+                after["loc"][m] + after["scale"][m] * batch["noise"][m, particle, 0]
+            )  # once for all of the task's targets
+            told = model.encoder.code(x, z.expand(2, 4, -1), prior)[m]
+            mean = model.decoder(torch.cat([x[m], told], -1).unsqueeze(0))[0]
+            total = total - Normal(mean, 0.3).log_prob(y[m]).sum() / 2
+        both = Normal(after["loc"][m], after["scale"][m]), Normal(prior["loc"][m], prior["scale"][m])
+        total = total + 0.5 * kl_divergence(*both).sum()
+    torch.testing.assert_close(losses["loss"], total / (2 * 4))
+    assert losses["loss_kl"] > 0
+
+
+def test_an_attentive_process_is_the_plain_one_but_for_a_constant_code_if_it_attends_to_all_alike():
+    plain, attentive = small(MeanEncoder), small(AttentiveEncoder)
+    batch = batch_of(plain, targets=6).double()
+    seen = batch["target", "observation"], batch["target", "action"]
+    with torch.no_grad():
+        attentive.encoder.load_state_dict(plain.encoder.state_dict(), strict=False)
+        belief = attentive.infer(batch["context"])
+        apart = attentive.code(attentive.inputs(*seen), belief)[..., 3:]
+        assert not torch.allclose(apart, apart[:, :1].expand_as(apart))
+        attentive.encoder.keys.weight.zero_()
+        belief = attentive.infer(batch["context"])
+        code = attentive.code(attentive.inputs(*seen), belief)
+        torch.testing.assert_close(code[..., :3], plain.code(plain.inputs(*seen), plain.infer(batch["context"])))
+        torch.testing.assert_close(code[..., 3:], belief["values"].mean(1, keepdim=True).expand(-1, 6, -1))
+        first, width = (
+            attentive.decoder.affine[0],
+            plain.decoder.sizes[0],
+        )  # the plain decoder under the code of one task
+        for mine, its in zip(plain.decoder.affine, attentive.decoder.affine, strict=True):
+            mine.bias.copy_(its.bias)
+            mine.weight.copy_(its.weight[:, : mine.weight.shape[1]])
+        plain.decoder.affine[0].bias.add_(code[0, 0, 3:] @ first.weight[0, width:])
+        one = plain.predict(seen[0][:1], seen[1][:1], plain.infer(batch["context"][:1]))
+    torch.testing.assert_close(one, attentive.predict(*seen, belief)[:1])
+
+
+@pytest.mark.parametrize("encoder", [MeanEncoder, AttentiveEncoder])
+def test_a_process_knows_no_order_and_nothing_of_an_empty_context(encoder):
+    model = small(encoder)
+    context, x = batch_of(model).double()["context"], torch.randn(2, 4, 5, dtype=torch.float64)
+    code = model.code(x, model.infer(context))
+    torch.testing.assert_close(model.code(x, model.infer(context.flip(1))), code)
+    nothing = model.infer(context[:, :0])
+    torch.testing.assert_close(nothing["loc"], model.encoder.task_loc.bias.expand(2, 3))
+    assert model.code(x, nothing).shape == code.shape
+    noise = torch.randn(2, 4, 3, dtype=torch.float64)  # of a stream each
+    told = model.code(x, model.infer(context), noise)[..., :3]
+    torch.testing.assert_close(
+        told, model.infer(context)["loc"][:, None] + model.infer(context)["scale"][:, None] * noise
+    )
 
 
 def test_kl_is_zero_when_both_posteriors_share_their_head_and_message():
@@ -115,7 +181,7 @@ def test_prediction_averages_over_particles_and_members():
     torch.testing.assert_close(predicted, torch.stack(single).mean(0))
 
 
-def fit(model: GraphDynamics, data: TransitionData, **options) -> lightning.Trainer:
+def fit(model: LatentDynamics, data: TransitionData, **options) -> lightning.Trainer:
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -133,7 +199,7 @@ def fit(model: GraphDynamics, data: TransitionData, **options) -> lightning.Trai
 
 def test_a_plain_trainer_fits_recorded_data_and_its_checkpoint_is_plain(cartpole, filled, tmp_path):
     torch.manual_seed(0)
-    model = GraphDynamics(cartpole.spec, replace(SMALL, lr=3e-3))
+    model = LatentDynamics(cartpole.spec, replace(SMALL, lr=3e-3))
     model.observe(filled.transitions())
     held = context_target(filled, model.cfg, torch.Generator().manual_seed(99), cartpole.scale, context=10)
     before = model.training_step(held)["loss"].item()
@@ -146,7 +212,7 @@ def test_a_plain_trainer_fits_recorded_data_and_its_checkpoint_is_plain(cartpole
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     state = torch.load(tmp_path / "model.ckpt", weights_only=True)  # nothing but tensors and plain containers
     torch.manual_seed(1)
-    other = GraphDynamics(cartpole.spec, model.cfg)
+    other = LatentDynamics(cartpole.spec, model.cfg)
     other.load_state_dict(state["state_dict"])
     with torch.no_grad():
         assert float(other.training_step(held)["loss"]) == model.training_step(held)["loss"].item()
