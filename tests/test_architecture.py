@@ -28,6 +28,7 @@ ROOMS = [
 ]
 TOP_LEVEL = {"__init__", "__main__", "fit", "evaluate", "loop", "check_env", "headroom", "perfect_model", "study"}
 RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs")
+SHARED = ("base", "planning", "adapted_policy")  # of algorithms/, what others may import
 LIGHT = ("errors", "config", "__main__", *COMMANDS, *(f"runs.{name}" for name in RUNS))
 HEAVY = {"torch", "torchrl", "tensordict", "lightning", "numpy"}
 HEAVY |= {"gymnasium", "mujoco", "matplotlib", "sklearn", "imageio"}
@@ -94,7 +95,7 @@ def test_algorithms_do_not_import_each_other():
     for path in (PACKAGE / "algorithms").glob("*.py"):
         siblings = {name for name in imports(path) if name.startswith("mbrl_lightning.algorithms.")}
         if path.stem not in ("__init__", "base"):
-            assert siblings <= {f"mbrl_lightning.algorithms.{shared}" for shared in ("base", "planning")}, path
+            assert siblings <= {f"mbrl_lightning.algorithms.{name}" for name in SHARED}, path
 
 
 def lightweight(name: str) -> bool:

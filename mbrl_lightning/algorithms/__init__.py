@@ -11,6 +11,7 @@ from mbrl_lightning.algorithms.dr_ppo import DRPPO
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
 from mbrl_lightning.algorithms.l2a import L2A
 from mbrl_lightning.algorithms.m3po import M3PO
+from mbrl_lightning.algorithms.maml import MAML, Reptile
 from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.algorithms.pearl import PEARL
 from mbrl_lightning.algorithms.sac import SoftActorCritic
@@ -38,6 +39,8 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "grbal": L2A,  # Nagabandi et al., ICLR 2019: a model adapted by gradient at every control step, and a planner in it
     "rebal": L2A,  # the same, adapted by a recurrent state
     "mb_mpc": L2A,  # the same, not adapted (Nagabandi et al., ICRA 2018)
+    "maml": MAML,  # Finn et al., ICML 2017: model-free; a policy one gradient step away from good ones in each task
+    "reptile": Reptile,  # Nichol et al. 2018: the same without derivatives of the steps
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "ddpg": DDPG,  # Lillicrap et al., ICLR 2016, likewise
     "sac": SoftActorCritic,  # Haarnoja et al. 2018, likewise: on real data alone

@@ -16,14 +16,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm
-from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Losses, Parameters
+from mbrl_lightning.algorithms.adapted_policy import AdaptedPolicyAlgorithm
+from mbrl_lightning.beliefs.gradient import Linearised, Parameters
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Agent
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.base import MAX_GRAD_NORM
@@ -33,34 +32,24 @@ from mbrl_lightning.models.stopping import RollingStop
 from mbrl_lightning.models.worlds import Worlds
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
-from mbrl_lightning.policies.returns import advantages
-from mbrl_lightning.policies.trust_region import TrustRegion, executed_density, inner_loss, sampled_rows
+from mbrl_lightning.policies.trust_region import inner_loss, sampled_rows, standardised_advantages
 
 STARTS = 500  # initial states drawn for an iteration's imagined trajectories
 
 
-class MBMPO(Algorithm):
+class MBMPO(AdaptedPolicyAlgorithm):
     """A policy from which one gradient step leads to a good policy for each of K learned models.
 
     The family's hidden tasks, if it has any, are part of what the models are uncertain of.
     """
 
     dynamics: EnsembleDynamics
-    policy: Policy
     fitted: Tensor
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
-        super().__init__(family, cfg)
-        meta = cfg.meta
-        self.dynamics = EnsembleDynamics(self.spec, cfg.dynamics)
-        self.policy = Policy(self.spec, cfg.policy, 0)
-        self.tasks = 1 if meta.random_model else cfg.dynamics.members
+        super().__init__(family, cfg, partial(EnsembleDynamics, cfg=cfg.dynamics))
+        self.tasks = 1 if cfg.meta.random_model else cfg.dynamics.members
         self.adapted = Policy(self.spec, cfg.policy, 0, copies=self.tasks).requires_grad_(False)
-        names = list(self.policy.adaptable())
-        inner = GradientAdaptation(names, meta.inner_lr, meta.inner_steps)
-        self.inner_step = GradientAdaptation(names, 0.0 if inner.idle else meta.inner_lr)
-        self.outer = TrustRegion(self.policy, meta, inner)
-        self.inner_steps = 0 if inner.idle else meta.inner_steps
         self.optimizers = {"dynamics": self.dynamics.configure_optimizers()}
         self.register_buffer("fitted", torch.zeros((), dtype=torch.long))
 
@@ -138,20 +127,16 @@ class MBMPO(Algorithm):
 
     def _trajectories(self, worlds: Worlds) -> tuple[TensorDict, dict[str, float], Linearised]:
         """Lines 5-9: a batch for `TrustRegion`, imagined returns before and after, and the inner steps."""
-        linear = Linearised(self.inner_step, self.outer.theta(self.tasks), [])
-        support: list[TensorDict] = []
-        returns: dict[str, float] = {}
-        for _ in range(self.inner_steps):
-            rows, found = self._imagine(worlds, linear.adapted)  # line 6
-            support.append(rows)
-            returns.setdefault("imagined/return", found)
-            linear = linear.then(self.inner_step.linearise(inner_loss(self.policy, rows), linear.adapted))  # line 7
-        target, found = self._imagine(worlds, linear.adapted)  # line 8
-        returns["imagined/adapted" if returns else "imagined/return"] = found
-        batch = TensorDict({"target": target}, batch_size=[self.tasks])
-        if support:
-            batch["support"] = torch.stack(support, 1)
-        return batch, returns, linear
+        returns: list[float] = []
+
+        def sample(parameters: Parameters) -> TensorDict:
+            rows, found = self._imagine(worlds, parameters)  # lines 6 and 8
+            returns.append(found)
+            return rows
+
+        batch, linear = self.trajectories(sample, self.tasks)
+        adapted = {"imagined/adapted": returns[-1]} if self.inner_steps else {}
+        return batch, {"imagined/return": returns[0]} | adapted, linear
 
     @torch.no_grad()
     def _imagine(self, worlds: Worlds, parameters: Parameters) -> tuple[TensorDict, float]:
@@ -167,13 +152,8 @@ class MBMPO(Algorithm):
             return {"inputs": inputs} | {name: value.flatten(0, 1).unsqueeze(0) for name, value in taken.items()}
 
         data = worlds.rollout(act)[0].unflatten(0, (self.tasks, rows))
-        data["advantage"] = self._advantages(data)
+        data["advantage"] = standardised_advantages(self.policy, data, self.cfg.search)
         return sampled_rows(self.policy, data, scale), float(mean_return(data, self.spec))
-
-    def _advantages(self, data: TensorDictBase) -> Tensor:
-        search, after = self.cfg.search, data["next", "observation"][..., -1, :]
-        last = self.policy.norm(self.spec.features(after))
-        return advantages(data["inputs"], last, data, search.gamma, search.lam)
 
     def _keep_adapted(self, worlds: Worlds, step: GradientStep) -> None:
         """Adapt to each model once more, from where the outer steps ended: the collectors of the next iteration."""
@@ -192,25 +172,9 @@ class MBMPO(Algorithm):
         own = {name: value.detach()[chosen] for name, value in self.adapted.adaptable().items()}
         return belief.clone(False).set("policy", TensorDict(own, batch_size=[len(belief)]))
 
-    def explorer(self, tasks: int) -> tuple[Agent, TensorDict]:
-        """The pre-update policy itself: what an inner step on real data needs."""
-        return self, self.begin(tasks)
-
     def shots(self, full: bool) -> list[int]:
         """None first: what learns, and what curves show, is the policy before it adapts."""
         return [0, *sorted({*self.contexts(full)} - {0})] if full and self.inner_steps else [0]
-
-    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
-        """Inner steps from theta on real transitions `[M, K]`, in order, in place of earlier ones; on none, theta."""
-        # a draw from the buffer, which holds no ends, is not in order
-        in_order = ("next", "done") in transitions.keys(include_nested=True)
-        if not self.inner_steps or transitions.ndim == 1 or not transitions.shape[1] or not in_order:
-            return belief
-        with torch.no_grad():
-            data = transitions.select("action", "age", "next").unsqueeze(1)
-            data["inputs"] = self.policy.norm(self.spec.features(transitions["observation"])).unsqueeze(1)
-            rows = data.set("advantage", self._advantages(data)).flatten(1, 2)
-            return self._stepped(belief, inner_loss(self.policy, rows, executed_density), len(belief))
 
     def fine_tune(
         self, belief: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator
@@ -219,10 +183,4 @@ class MBMPO(Algorithm):
         if not self.inner_steps:
             return None
         rows, _ = self._imagine(self._worlds(real, step, generator), self.outer.theta(self.tasks))
-        return self._stepped(belief, inner_loss(self.policy, rows.reshape(1, -1)), 1)
-
-    @torch.no_grad()
-    def _stepped(self, belief: TensorDict, losses: Losses, tasks: int) -> TensorDict:
-        """The belief with what inner steps on the losses of M or of one task make of theta."""
-        own = TensorDict(self.outer.adaptation(losses, self.outer.theta(tasks)), batch_size=[tasks])
-        return belief.clone(False).set("policy", own.expand(len(belief)).clone())
+        return self.stepped(belief, inner_loss(self.policy, rows.reshape(1, -1)), 1)

@@ -17,8 +17,7 @@ from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.imagination import mean_return
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
-from mbrl_lightning.policies.returns import advantages
-from mbrl_lightning.policies.trust_region import TrustRegion, sampled_rows
+from mbrl_lightning.policies.trust_region import TrustRegion, sampled_rows, standardised_advantages
 
 
 class TRPO(Algorithm):
@@ -31,18 +30,14 @@ class TRPO(Algorithm):
         self.policy = Policy(self.spec, cfg.policy, 0)
         self.outer = TrustRegion(self.policy, cfg.meta)
 
-    @torch.no_grad()
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
         """See Algorithm.act; what a step has to know of a sampled action is left in the belief as `taken`."""
         if noise is None:
             return super().act(belief, observation)
-        inputs = self.policy.norm(self.spec.features(observation.to(self.device)))
-        loc, _ = self.policy(inputs)
-        action = self.policy.choose(loc, self.policy.noise(tuple(loc.shape[:-1]), noise).to(loc.device))
-        taken = TensorDict({"inputs": inputs, "loc": loc, "action": action}, batch_size=[len(inputs)])
-        return action.cpu(), belief.clone(False).set("taken", taken)
+        taken = self.policy.sample(observation.to(self.device), belief, noise)
+        return taken["action"].cpu(), belief.clone(False).set("taken", taken)
 
     def collect(self, world: RealWorld) -> dict[str, float]:
         """Nothing ahead of `improve`, which collects on policy."""
@@ -58,8 +53,7 @@ class TRPO(Algorithm):
             metrics = {"real/return": float(mean_return(data, self.spec))}
             data = data.to(self.device)
             data = data.update(data.pop("taken")).unsqueeze(0)  # one task
-            last = self.policy.norm(self.spec.features(data["next", "observation"][..., -1, :]))
-            data["advantage"] = advantages(data["inputs"], last, data, search.gamma, search.lam)
+            data["advantage"] = standardised_advantages(self.policy, data, search)
             own = step.share(data[0]).unsqueeze(0)
             _, scale = self.policy(own["inputs"][:, 0, :1])
             found = self.outer(TensorDict({"target": sampled_rows(self.policy, own, scale)}, batch_size=[1]), step)

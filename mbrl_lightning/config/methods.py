@@ -67,12 +67,15 @@ class PearlConfig:
 
 @dataclass
 class MetaConfig:
-    """Gradient adaptation of policies and the trust region of the outer step (MB-MPO, ME-TRPO, TRPO)."""
+    """Gradient adaptation of policies and the outer step, in a trust region or towards them (MB-MPO, ME-TRPO, TRPO, MAML)."""
 
     inner_lr: float = option(0.1, "inner step size on mean losses; 0: no adaptation", minimum=0)
     inner_steps: int = option(1, "inner steps, each on trajectories of its own; 0: none", minimum=0, maximum=1000)
     updates: int = option(30, "outer steps per iteration", minimum=0)
-    rollouts: int = option(20, "imagined trajectories per model and phase", minimum=1)
+    rollouts: int = option(20, "trajectories per task (a model, in MB-MPO) and phase", minimum=1)
+    outer_lr: float = option(
+        1.0, "share of the way to adapted parameters, falling linearly (reptile)", above=0, maximum=1
+    )
     delta: float = option(0.01, "largest KL divergence of an outer step", above=0)
     cg_steps: int = option(10, "conjugate gradient iterations", minimum=1)
     damping: float = option(1e-5, "added to the diagonal of the Fisher matrix", minimum=0)

@@ -144,6 +144,15 @@ class TaskFamily:
         """See ``rescale``."""
         return self.rescale(tasks)
 
+    def require_several(self) -> None:
+        """Raise ConfigError where one task is all there is: nothing is to be learned about adapting then."""
+        drawn = self.sample(100, torch.Generator().manual_seed(0))
+        if bool(same_tasks(drawn, drawn[:1]).all()):
+            raise ConfigError(
+                f"{self.spec.name}: there is one task in the whole family, and so nothing to adapt to.",
+                "Choose another family, or a method that does not adapt (algorithm=trpo or ppo).",
+            )
+
     def check_disjoint(self) -> None:
         """Raise ConfigError if a test or extreme task is also a training task of the grid."""
         for split, tasks in (("test", self.test), ("extreme", self.extreme)):

@@ -122,11 +122,23 @@ class Policy(nn.Module):
             belief: batch `[M]` with `latent` `[M, Z]`; `policy` (parameters `[M, ...]`, see `adaptable`) if fine-tuned.
             noise: see `choose`.
         """
-        inputs = self.inputs(observation, belief["latent"])
+        loc, scale = self.outputs(self.inputs(observation, belief["latent"]), belief)
+        return self.choose(loc, noise, scale)
+
+    def outputs(self, inputs: Tensor, belief: TensorDict) -> tuple[Tensor, Tensor]:
+        """Means (or logits) `[M, A]` and deviations of the same policies for inputs `[M, F + Z]`, one row a task."""
         if "policy" not in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
-            return self.choose(self.head(inputs.unsqueeze(0), self.first).squeeze(0), noise)
+            return self(inputs)
         loc, scale = self.distribution(inputs.unsqueeze(1), dict(belief["policy"].items()))
-        return self.choose(loc.squeeze(1), noise, scale.squeeze(1))
+        return loc.squeeze(1), scale.squeeze(1)
+
+    @torch.no_grad()
+    def sample(self, observation: Tensor, belief: TensorDict, generator: torch.Generator) -> TensorDict:
+        """A sampled `action` `[M, A]`, not clipped, and what a trust region has to know of it: `inputs`, `loc`; batch `[M]`."""
+        inputs = self.inputs(observation, belief["latent"])
+        loc, scale = self.outputs(inputs, belief)
+        action = self.choose(loc, self.noise((len(inputs),), generator).to(loc.device), scale)
+        return TensorDict({"inputs": inputs, "loc": loc, "action": action}, batch_size=[len(inputs)])
 
 
 class Value(nn.Module):

@@ -21,10 +21,12 @@ from torchrl.objectives import LossModule
 from mbrl_lightning.beliefs.gradient import GradientAdaptation, Linearised, Losses, Parameters, repeat
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.methods import MetaConfig
+from mbrl_lightning.config.schema import SearchConfig
 from mbrl_lightning.errors import DivergedError
 from mbrl_lightning.networks.gaussians import kl_divergence, log_prob
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
+from mbrl_lightning.policies.returns import advantages
 
 BACKTRACKS, BACKTRACK = 15, 0.8  # step sizes tried by the line search, and the factor from one to the next
 Outputs = tuple[Tensor, Tensor]
@@ -54,6 +56,12 @@ def divergence(policy: Policy, old: Outputs, new: Outputs) -> Tensor:
         before, after = torch.log_softmax(old[0], -1), torch.log_softmax(new[0], -1)
         return (before.exp() * (before - after)).sum(-1)
     return kl_divergence(*old, *new)
+
+
+def standardised_advantages(policy: Policy, data: TensorDictBase, cfg: SearchConfig) -> Tensor:
+    """See `returns.advantages`; the data `[M, B, T]` are what it asks for, with `inputs`, and `next.observation`."""
+    last = policy.norm(policy.spec.features(data["next", "observation"][..., -1, :]))
+    return advantages(data["inputs"], last, data, cfg.gamma, cfg.lam)
 
 
 @torch.no_grad()

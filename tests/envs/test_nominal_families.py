@@ -10,7 +10,7 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect, episode_returns
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.envs.bodies import arm as arm_reach
-from mbrl_lightning.envs.bodies import point2d
+from mbrl_lightning.envs.bodies import point2d as points
 from mbrl_lightning.errors import ConfigError
 
 RUNNERS = ("swimmer", "half_cheetah_200", "hopper", "walker2d", "ant")
@@ -26,7 +26,29 @@ def test_networks_do_not_see_the_last_speed_and_models_predict_it(name):
     assert spec.untarget(other, spec.target(first, second))[:, 0].equal(second[:, 0])
 
 
-# -- the point
+# -- the points
+
+
+def test_pursuit_by_hand_and_what_knowing_the_goal_is_worth():
+    family = make_family("point_goal")
+    sim = family.simulate(torch.tensor([[0.6, 0.8], [-1.0, 0.0]]))
+    assert sim.reset(generator()).equal(torch.zeros(2, 3))
+    following = sim.step(torch.tensor([[0.5, 7.0], [0.5, 7.0]]))  # 7 is clipped to 1
+    expected = [[0.05, 0.1, -((0.55**2 + 0.7**2) ** 0.5)], [0.05, 0.1, -((1.05**2 + 0.1**2) ** 0.5)]]
+    torch.testing.assert_close(following, torch.tensor(expected))
+    assert family.spec.reward(following, following, following).equal(following[:, 2])
+    assert family.spec.features(following).equal(following[:, :2])  # the reward is for those who remember
+    returns = {}
+    for told in (True, False):
+        sim, place, total = family.simulate(family.test), torch.zeros(20, 2), torch.zeros(20)
+        sim.reset(generator())
+        for _ in range(20):
+            following = sim.step(told * ((family.test.float() - place) / points.STEP).clamp(-1, 1))
+            place, total = following[:, :2], total + following[:, 2]
+        returns[told] = float(total.mean())
+    assert returns[True] == pytest.approx(-3.83, abs=0.01)
+    assert returns[False] == pytest.approx(-20)
+    assert family.sample(500, generator()).norm(dim=1).sub(1).abs().max() < 1e-12
 
 
 def test_point_by_hand_and_its_optimum():
@@ -38,10 +60,10 @@ def test_point_by_hand_and_its_optimum():
     following = sim.step(torch.tensor([[0.5, -7.0]]).expand(4000, 2))
     torch.testing.assert_close(following, start + torch.tensor([0.05, -0.1]))
     assert spec.reward(start, start, following).equal(-start.square().sum(1))
-    best, ones = Says(point2d.best_action), torch.ones(4000, 1)
+    best, ones = Says(points.best_action), torch.ones(4000, 1)
     data = collect(family.simulate(ones), spec, best, best.begin(4000), 30, generator(), training=False)
-    assert pytest.approx(-14.7) == point2d.OPTIMUM
-    assert episode_returns(data, spec).mean().item() == pytest.approx(point2d.OPTIMUM, abs=0.4)
+    assert pytest.approx(-14.7) == points.OPTIMUM
+    assert episode_returns(data, spec).mean().item() == pytest.approx(points.OPTIMUM, abs=0.4)
     worse = random_steps(family, ones, 30, generator())
     assert episode_returns(worse, spec).mean() < -60
 

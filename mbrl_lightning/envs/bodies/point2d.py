@@ -30,6 +30,17 @@ def initial(batch: int, generator: torch.Generator) -> Tensor:
     return START * (2 * unit - 1)
 
 
+def pursuit(state: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
+    """The same of (x, y, last reward) [..., 3]: what is paid is minus the distance from the goal, tasks [..., 2], afterwards."""
+    place = transition(state[..., :2], action, tasks)
+    return torch.cat([place, -(place - tasks).norm(dim=-1, keepdim=True)], -1)
+
+
+def middle(batch: int, generator: torch.Generator) -> Tensor:
+    """The origin and no reward yet, float64 [batch, 3]."""
+    return torch.zeros(batch, 3, dtype=torch.float64)
+
+
 def reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
     """-|s|^2 of the state *before* the step (MB-MPO's text; its code pays -|s'|)."""
     return -observation.square().sum(-1)
@@ -42,8 +53,13 @@ def best_action(observation: Tensor) -> Tensor:
 
 def picture(state: Tensor, task: Tensor) -> np.ndarray:
     """The point and the origin."""
-    canvas, place = Canvas(START + 0.5), (float(state[0]), float(state[1]))
-    canvas.segment((0.0, 0.0), (0.0, 0.0), 0.15, (200, 200, 200))
+    return pursuit_picture(state, torch.zeros(2))
+
+
+def pursuit_picture(state: Tensor, task: Tensor) -> np.ndarray:
+    """The point and its goal."""
+    canvas, place, goal = Canvas(START + 0.5), (float(state[0]), float(state[1])), (float(task[0]), float(task[1]))
+    canvas.segment(goal, goal, 0.15, (200, 200, 200))
     canvas.segment(place, place, 0.2, (40, 90, 200))
     return canvas.picture
 

@@ -1,0 +1,67 @@
+"""A family of model-free meta-reinforcement learning (MAML, RL2): a point and a goal that it is not shown (Finn et al. 2017)."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from mbrl_lightning.envs.bodies import point2d as points
+from mbrl_lightning.envs.bodies.torch_simulator import TorchSimulator
+from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.envs.spec import EnvSpec, identity
+
+TEST_TASKS, CONTEXT_EPISODES = 20, 10
+
+
+def circle(angles: Tensor) -> Tensor:
+    """Goals at distance 1 from the origin, in directions [n] in rad, float64 [n, 2]."""
+    return torch.stack([angles.cos(), angles.sin()], -1)
+
+
+def point_goal(horizon: int = 20) -> TaskFamily:
+    """Go from the origin to a goal anywhere at distance 1, by at most 0.1 per axis and step; minus distances, summed.
+
+    Goals lie on a circle, where MAML's lie in a square around the start: whoever knows nothing of the goal does best by
+    standing still, -1 a step. The last reward is the last entry of the observation, which only histories show to networks.
+    """
+
+    def received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        return next_observation[..., 2]
+
+    def target(observation: Tensor, next_observation: Tensor) -> Tensor:
+        return torch.cat([next_observation[..., :2] - observation[..., :2], next_observation[..., 2:]], -1)
+
+    def untarget(observation: Tensor, change: Tensor) -> Tensor:
+        return torch.cat([observation[..., :2] + change[..., :2], change[..., 2:]], -1)
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        unit = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+        return circle(2 * math.pi * unit.cpu())
+
+    spec = EnvSpec(
+        "point_goal",
+        ("x", "y", "previous_reward"),
+        action_dim=2,
+        horizon=horizon,
+        unit="episode",
+        reward=received,
+        features=lambda observation: observation[..., :2],
+        target=target,
+        untarget=untarget,
+        outcome=lambda following: following[..., 2:],
+    )
+    build = functools.partial(
+        TorchSimulator, spec, initial=points.middle, transition=points.pursuit, draw=points.pursuit_picture
+    )
+    return TaskFamily(
+        spec=spec,
+        parameters=("goal_x", "goal_y"),
+        draw=draw,
+        build=build,
+        rescale=identity,
+        test=circle(2 * math.pi * (torch.arange(TEST_TASKS, dtype=torch.float64) + 0.5) / TEST_TASKS),
+        context_steps=CONTEXT_EPISODES * horizon,
+    )
