@@ -84,7 +84,7 @@ def evaluate(
 ) -> Results:
     """Meta-test the newest checkpoint of a run into `run/evaluation`: the new rows. Arguments as on the command line."""
     loop = load_run(run, env_file)
-    from mbrl_lightning.measuring import diagnostics
+    from mbrl_lightning.measuring import diagnostics, film
 
     if tasks == "extreme" and not len(loop.family.extreme):
         raise ConfigError(f"{loop.family.spec.name} has no extreme tasks", "use tasks=test")
@@ -101,7 +101,7 @@ def evaluate(
     if figures:
         diagnostics.draw(loop, folder)
     if video:
-        diagnostics.film(loop, folder / "policy.mp4")
+        film.film(loop, folder / "policy.mp4")
     return loop.results
 
 

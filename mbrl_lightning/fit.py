@@ -108,12 +108,12 @@ def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag, fabric: "Fabric"
 
 def _draw(loop: "MetaLoop", run: Run) -> None:
     """Figures of the present state, and at the end the film that was asked for."""
-    from mbrl_lightning.measuring import diagnostics
+    from mbrl_lightning.measuring import diagnostics, film
 
     if importlib.util.find_spec("matplotlib") is not None:
         diagnostics.draw(loop, run.figures)
     if run.config.video and loop.iteration == run.config.loop.iterations:
-        diagnostics.film(loop, run.videos / "policy.mp4")
+        film.film(loop, run.videos / "policy.mp4")
 
 
 def _command(words: Sequence[str], stop: StopFlag) -> int:

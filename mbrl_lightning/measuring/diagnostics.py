@@ -1,4 +1,4 @@
-"""What a run looks like: imagined against real, the latent space, curves, a short film. Drawn from a loop's present state."""
+"""What a run looks like: imagined against real, the latent space, curves. Drawn from a loop's present state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mbrl_lightning.measuring.hidden_task import after_switches
 from mbrl_lightning.measuring.meta_test import MetaTest
 from mbrl_lightning.models.measures import until_fall
 from mbrl_lightning.networks.step import GradientStep
-from mbrl_lightning.report import figures, video
+from mbrl_lightning.report import figures
 from mbrl_lightning.report.switches import switches
 from mbrl_lightning.runs.results import Results
 
@@ -67,12 +67,13 @@ def draw(loop: Trained, folder: Path) -> list[Path]:
     return written
 
 
-def _meta_test(loop: Trained) -> MetaTest:
+def meta_test(loop: Trained) -> MetaTest:
+    """A meta-test with a random stream of its own, whose rows go nowhere."""
     generator = torch.Generator().manual_seed(loop.cfg.seed + 1)
     return MetaTest(loop.algorithm, loop.real, loop.step, generator, lambda *_, **__: None)
 
 
-def _belief(test: MetaTest, tasks: Tensor) -> TensorDict:
+def believed(test: MetaTest, tasks: Tensor) -> TensorDict:
     """What the method believes of `tasks` `[M, P]` after the context that its curves are for."""
     size = test.algorithm.shots(full=False)[0]
     return test.adapt(test.context(tasks, max(size, 1)), size)
@@ -84,8 +85,8 @@ def imagined_and_real(loop: Trained, tasks: Tensor) -> tuple[TensorDict, TensorD
 
     T is at most SHOWN_STEPS; the imagined episodes stand still after termination.
     """
-    test = _meta_test(loop)
-    belief = _belief(test, tasks)
+    test = meta_test(loop)
+    belief = believed(test, tasks)
     real = test.episodes(tasks, belief)[:, 0]
     steps = min(real.shape[1], SHOWN_STEPS)
     return _standing_still(imagined_episodes(loop.algorithm, belief, real["observation"][:, 0], steps)), real[:, :steps]
@@ -127,11 +128,11 @@ def _imagined_against_real(loop: Trained, path: Path) -> Path:
 
 def _outputs(loop: Trained, path: Path) -> Path | None:
     """Error of each output before and after adapting inside episodes of unseen tasks, where a method does."""
-    test, spec, tasks = _meta_test(loop), loop.family.spec, loop.family.test[:SHOWN_TASKS]
+    test, spec, tasks = meta_test(loop), loop.family.spec, loop.family.test[:SHOWN_TASKS]
     played: list[TensorDict] = []
 
     def play() -> TensorDict:
-        played.append(until_fall(test.episodes(tasks, _belief(test, tasks)), spec))
+        played.append(until_fall(test.episodes(tasks, believed(test, tasks)), spec))
         return played[0]
 
     errors = loop.algorithm.output_errors(play)
@@ -147,43 +148,16 @@ def _outputs(loop: Trained, path: Path) -> Path | None:
 
 
 def _latent_space(loop: Trained, path: Path) -> Path:
-    test = _meta_test(loop)
+    test = meta_test(loop)
     tasks = loop.family.sample(LATENT_TASKS, test.generator)
-    belief = _belief(test, tasks)
+    belief = believed(test, tasks)
     return figures.latent_space(belief["loc"].cpu().numpy(), tasks.numpy(), loop.family.parameters, path)
 
 
 def _switches(loop: Trained, path: Path) -> Path:
-    test, tasks = _meta_test(loop), loop.family.test
-    episodes = test.episodes(tasks, _belief(test, tasks))[:, 0]
+    test, tasks = meta_test(loop), loop.family.test
+    episodes = test.episodes(tasks, believed(test, tasks))[:, 0]
     after, switched = after_switches(episodes, SHOWN_AFTER)
     first = episodes[0][episodes["valid"][0]]
     reward, hidden = first["next", "reward"].squeeze(-1), first["hidden"][:, 0]
     return switches(after, switched[:, 0], reward, hidden, loop.family.parameters[0], path)
-
-
-def film(loop: Trained, path: Path) -> Path | None:
-    """Film the deployed policy in the first unseen task (headless); a warning and None where nothing can render.
-
-    200 steps of it, or enough for two switches of a hidden task.
-    """
-    test, family = _meta_test(loop), loop.family
-    steps = min(max(200, 5 * (family.switch_every or 0) // 2), family.spec.horizon)
-    tasks = family.test[:1]
-    belief = _belief(test, tasks)
-    simulator = family.simulate(tasks)
-    frames = []
-    try:
-        observation = simulator.reset(test.generator)
-        for _ in range(steps):
-            frames.append(simulator.render(0))
-            action, belief = loop.algorithm.act(belief, observation)
-            following = simulator.step(action)
-            belief = loop.algorithm.adapt(belief, transition(observation, action, following))
-            observation = following
-    except Exception as error:  # no display driver is no reason to lose a run
-        log.warning("no video: %s", error)
-        return None
-    finally:
-        simulator.close()
-    return video.write_video(frames, path, fps=25)

@@ -1,4 +1,4 @@
-"""Report on runs: tables as plain text and Markdown, curves as PNG, the paper's numbers beside ours.
+"""Report on runs: one page to open, tables as plain text and Markdown, curves as PNG, the paper's numbers beside ours.
 
 `python -m mbrl_lightning.report RUN... [out=FOLDER]`, or `report(paths, out)` from a notebook.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Options:
         required=True,
         item="RUN...",
     )
-    out: str = option("report", "folder for report.md and the PNGs")
+    out: str = option("report", "folder for report.html, report.md and the PNGs")
 
 
 HELP = f"""usage: python -m mbrl_lightning.report RUN... [out=FOLDER]
@@ -50,27 +51,42 @@ CURVES = {"return/policy": "learning", "real/return": "training", "model/mse": "
 
 
 def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> str:
-    """Writes `report.md` and its PNGs into a folder, in place of those there; returns the tables as plain text.
+    """Writes `report.html`, `report.md` and their PNGs into a folder, in place of those there; returns the tables as plain text.
 
     `paths` are run folders, folders above runs, CSVs. A StorageError where results are missing or damaged, or the folder
     cannot be written.
     """
-    rows = _with_units(read_results(paths))
+    places = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    rows = _with_units(read_results(places))
     if not rows:
         raise StorageError("the runs have no rows yet", "wait for their first iteration to end")
-    folder, plain, markdown = Path(out), list[str](), ["# Report"]
+    from mbrl_lightning.report.page import page
+
+    folder, plain, markdown, sections = Path(out), list[str](), ["# Report"], []
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for env in sorted({row.env for row in rows}):
             mine = [row for row in rows if row.env == env]
             tables = make_tables(mine, env)
             plain += [table.text() for table in tables]
-            links = [f"![{picture.stem}]({picture.name})" for picture in draw(mine, env, folder)]
+            pictures = draw(mine, env, folder)
+            sections.append((env, tables, pictures))
+            links = [f"![{picture.stem}]({picture.name})" for picture in pictures]
             markdown += [f"## {env}", *(table.markdown() for table in tables), *links]
     replace_file(folder / "report.md", ("\n\n".join(markdown) + "\n").encode())
+    replace_file(folder / "report.html", page(sections, films_of(places)).encode())
     missing = "no curves: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
     drawn = importlib.util.find_spec("matplotlib") is not None
-    return "\n\n".join([*plain, f"report.md and curves are in {folder}" if drawn else missing])
+    return "\n\n".join([*plain, f"report.html, report.md and curves are in {folder}" if drawn else missing])
+
+
+def films_of(paths: Iterable[PathLike]) -> list[Path]:
+    """Films below these folders, or beside these CSVs: each as MP4, or as GIF where there is no other."""
+    roots = [path if path.is_dir() else path.parent for path in map(Path, paths)]
+    found = {
+        film.with_suffix(""): film for kind in ("gif", "mp4") for root in roots for film in root.rglob(f"*.{kind}")
+    }
+    return sorted(found.values())
 
 
 def make_tables(rows: Sequence[Row], env: str) -> list[Table]:

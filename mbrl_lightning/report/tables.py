@@ -26,7 +26,7 @@ class Table:
 
     def text(self) -> str:
         """Aligned columns for a terminal."""
-        lines = self._filled()
+        lines = self.filled()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -34,12 +34,13 @@ class Table:
 
     def markdown(self) -> str:
         """The same for Markdown."""
-        lines = self._filled()
+        lines = self.filled()
         lines.insert(1, ["---"] * len(lines[0]))
         body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
         return "\n".join([f"**{self.title}**", "", *body, "", *(f"{note}  " for note in self.notes)]).rstrip()
 
-    def _filled(self) -> list[list[str]]:
+    def filled(self) -> list[list[str]]:
+        """Header and rows without columns that have no entry."""
         columns = zip(self.header, *self.rows, strict=True)
         kept = [column for column in columns if any(cell not in ("", "-") for cell in column[1:])]
         return [list(line) for line in zip(*kept, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +16,49 @@ from mbrl_lightning.runs.storage import replace_file
 Frames = NDArray[np.uint8]
 
 
+GIF_WIDTH, GIF_RATE = 480, 12.5  # pixels and frames a second: a GIF is to be looked at in a README
+
+
+def captioned(frame: Frames, text: str) -> Frames:
+    """The picture `[h, w, 3]` below a line of text, as tall again as that line."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = max(frame.shape[1] // 32, 12)
+    strip = Image.new("RGB", (frame.shape[1], 2 * size), "white")
+    ImageDraw.Draw(strip).text((size // 2, size // 3), text, "black", ImageFont.load_default(size))
+    return np.concatenate([np.asarray(strip, dtype=np.uint8), frame])
+
+
+def side_by_side(clips: Sequence[Sequence[Frames]]) -> list[Frames]:
+    """One clip of several of equal size and length."""
+    return [np.concatenate(frames, axis=1) for frames in zip(*clips, strict=True)]
+
+
 def write_video(frames: Iterable[Frames], path: PathLike, fps: float = 30.0) -> Path | None:
-    """Writes a clip: mp4 through imageio-ffmpeg, or a GIF beside it where that fails. One there is replaced by a whole one.
+    """Writes a clip: mp4 through imageio-ffmpeg, and a smaller GIF beside it. One there is replaced by a whole one.
 
     `frames`: T pictures `[h, w, 3]` of one size; an error in rendering them while they are iterated counts as one of this
-    function's. Returns the path of what was written; None, after a warning, if nothing could be.
+    function's. Returns the path of the mp4, or of the GIF where that fails; None, after a warning, if nothing could be written.
     """
+    written, failed = list[Path](), dict[str, str]()
     try:
         pictures = np.stack(list(frames))
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
             raise ValueError(f"want uint8 [T, h, w, 3], got {pictures.dtype} {list(pictures.shape)}")
+    except Exception as error:
+        failed["video"] = _reason(error)
+    else:
         # mp4's usual pixel format halves the colour resolution: sides must be even.
         pictures = np.ascontiguousarray(pictures[:, : pictures.shape[1] // 2 * 2, : pictures.shape[2] // 2 * 2])
-        try:
-            return _written(_mp4, pictures, Path(path).with_suffix(".mp4"), fps)
-        except Exception as error:
-            clip = _written(_gif, pictures, Path(path).with_suffix(".gif"), fps)
-            warnings.warn(f"no mp4 ({_reason(error)}): wrote a GIF instead", stacklevel=2)
-            return clip
-    except Exception as error:
-        warnings.warn(f"no video: {_reason(error)}", stacklevel=2)
-        return None
+        for kind, write in (("mp4", _mp4), ("gif", _gif)):
+            try:
+                written.append(_written(write, pictures, Path(path).with_suffix(f".{kind}"), fps))
+            except Exception as error:
+                failed[kind] = _reason(error)
+    if failed:
+        what = f"no {' and no '.join(failed)}" if written else "no video"
+        warnings.warn(f"{what}: {'; '.join(failed.values())}", stacklevel=2)
+    return written[0] if written else None
 
 
 def _written(write: Callable[[Frames, Path, float], None], pictures: Frames, path: Path, fps: float) -> Path:
@@ -65,8 +87,10 @@ def _mp4(pictures: Frames, path: Path, fps: float) -> None:
 def _gif(pictures: Frames, path: Path, fps: float) -> None:
     from PIL import Image
 
-    first, *rest = [Image.fromarray(picture) for picture in pictures]
-    first.save(path, save_all=True, append_images=rest, duration=max(round(1000 / fps), 20), loop=0)
+    every, height, width = max(round(fps / GIF_RATE), 1), *pictures.shape[1:3]
+    size = (min(width, GIF_WIDTH), round(height * min(width, GIF_WIDTH) / width))
+    first, *rest = [Image.fromarray(picture).resize(size).quantize(64) for picture in pictures[::every]]
+    first.save(path, save_all=True, append_images=rest, duration=max(round(1000 * every / fps), 20), loop=0)
 
 
 def _reason(error: Exception) -> str:

@@ -6,21 +6,11 @@ import logging
 
 import pytest
 import torch
-from fakes import counter_family, fingerprint, shortened
+from fakes import fingerprint, shortened
 from tensordict import TensorDict
 
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.measuring import diagnostics
-
-
-@pytest.fixture
-def trained(make_loop):
-    def make(algorithm: str = "gssm_aps", **options):
-        loop = make_loop(algorithm, **{"loop": {"iterations": 2}} | options)
-        loop.fit()
-        return loop
-
-    return make
 
 
 @pytest.fixture
@@ -127,31 +117,3 @@ def test_an_imagined_episode_stays_where_it_ended():
     still = diagnostics._standing_still(imagined)
     assert still["observation"][..., 0].tolist() == [[0, 1, 2, 2, 2], [0, 1, 2, 3, 4]]
     assert still["next", "observation"][..., 0].tolist() == [[1, 2, 2, 2, 2], [1, 2, 3, 4, 5]]
-
-
-def test_where_nothing_can_be_rendered_there_is_no_film_and_no_error(trained, tmp_path, caplog):
-    loop = trained("dr_ppo", family=counter_family())
-    with caplog.at_level(logging.WARNING, "mbrl_lightning"):
-        assert diagnostics.film(loop, tmp_path / "film.mp4") is None
-    assert "nothing to see" in caplog.text
-
-
-def test_a_film_shows_the_deployed_policy(trained, tmp_path):
-    pytest.importorskip("imageio_ffmpeg")
-    loop = trained()
-    before = fingerprint(loop.state_dict())
-    path = diagnostics.film(loop, tmp_path / "film.mp4")
-    assert path is not None
-    assert path.stat().st_size > 500
-    assert fingerprint(loop.state_dict()) == before
-
-
-def test_a_film_of_a_hidden_task_shows_it_switch_twice(trained, tmp_path, monkeypatch):
-    family = shortened(make_family("point_switch", switch_every_steps=100, jitter=0.0, horizon=300), test=1, context=4)
-    frames = []
-    monkeypatch.setattr(diagnostics.video, "write_video", lambda pictures, path, fps: frames.extend(pictures))
-    diagnostics.film(trained("dr_ppo", family=family), tmp_path / "film.mp4")
-    # the middle of the picture is the point, blue or orange by the direction it is to go
-    blue = [bool(frame[128, 128, 2] > frame[128, 128, 0]) for frame in frames]
-    assert len(frames) == 250
-    assert blue == [True] * 100 + [False] * 100 + [True] * 50

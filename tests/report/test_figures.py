@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mbrl_lightning.report.curves import choose, curve
-from mbrl_lightning.report.video import write_video
+from mbrl_lightning.report.video import captioned, side_by_side, write_video
 from mbrl_lightning.runs.results import Row
 
 pytest.importorskip("matplotlib")
@@ -223,15 +223,26 @@ def test_video_is_mp4(tmp_path):
     path = write_video(clip(), tmp_path / "new/clip.mp4", fps=10)
     assert path == tmp_path / "new/clip.mp4"
     assert path.read_bytes()[4:8] == b"ftyp"
-    assert [file.name for file in path.parent.iterdir()] == ["clip.mp4"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["clip.gif", "clip.mp4"]
 
 
 def test_video_falls_back_to_gif_with_a_warning(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.warns(UserWarning, match="GIF") as caught:
+    with pytest.warns(UserWarning, match="no mp4") as caught:
         path = write_video(clip(), tmp_path / "clip.mp4")
     assert (len(caught), path.name) == (1, "clip.gif")
     assert path.read_bytes()[:4] == b"GIF8"
+
+
+def test_clips_stand_side_by_side_below_their_captions():
+    frame = np.full((40, 64, 3), 7, dtype=np.uint8)
+    told = captioned(frame, "adapted: return 1.0")
+    assert told.shape == (64, 64, 3)
+    assert (told[24:] == 7).all()
+    assert told[:24].min() < 128 < told[:24].max()  # letters on white
+    both = side_by_side([[frame, frame], [frame + 1, frame + 1]])
+    assert [picture.shape for picture in both] == [(40, 128, 3)] * 2
+    assert (both[0][:, 64:] == 8).all()
 
 
 def broken_renderer() -> Iterator[np.ndarray]:
