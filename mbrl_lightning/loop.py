@@ -184,6 +184,7 @@ class MetaLoop:
         """All that a run needs to go on exactly: plain containers and tensors."""
         return {
             **self._learned(),
+            "family": self.family.described(),
             "world": self.world.state_dict(),
             "streams": self.streams.state_dict(),
             "generator": self.algorithm.generator.get_state(),
@@ -218,9 +219,12 @@ class MetaLoop:
     def restore(self, run: Path, weights_only: bool = False, last: int | None = None) -> int:
         """Load the newest checkpoint of a run's folder, up to step `last`, as `load_state_dict` does; its step.
 
-        A ConfigError if its weights are not of this shape, a StorageError if there is no complete one.
+        A ConfigError if its weights are not of this shape, or its task family is another and more than weights is wanted; a
+        StorageError if there is no complete one.
         """
         step, state = checkpoint.load(run / "checkpoints", last)
+        if not weights_only:
+            checkpoint.refuse_other_family(state.get("family"), self.family.described(), str(run))
         checkpoint.refuse_mismatch(state["algorithm"], self.algorithm.state_dict(), str(run))
         self.load_state_dict(state, weights_only)
         return step

@@ -309,3 +309,14 @@ def test_defaults_need_no_mutable_sharing():
     first.env.options["x"] = 1
     assert Config().policy.hidden != first.policy.hidden
     assert Config().env.options == {}
+
+
+def test_a_file_with_a_family_is_enough(tmp_path):
+    file = tmp_path / "My-Arm 2.py"
+    file.write_text("def family(size=1): ...")
+    config = compose({"env": {"file": file, "options": {"size": 2}}, "seed": 3})
+    assert (config.conf, config.env.name, config.algorithm, config.seed) == ("my_arm_2", "", "gssm_aps", 3)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_run_config(tmp_path) == config
+    assert "sise" in message(f"env.file={file}", "env.options.sise=2")
+    assert "no such file" in message("env.file=nowhere.py")

@@ -162,6 +162,14 @@ def test_a_finished_run_heeds_no_signal_does_nothing_more_and_can_be_made_longer
     assert checkpoint.load(tmp_path / "checkpoints")[0] == 4
 
 
+def test_a_run_goes_on_with_no_other_task_family(make_loop, tmp_path):
+    make_loop(folder=tmp_path, loop={"iterations": 1}).fit()
+    other = make_loop(family=shortened(make_family("cartpole"), horizon=7), loop={"iterations": 2})
+    with pytest.raises(ConfigError, match=r"(?s)another one now.*horizon +25 +7"):
+        other.restore(tmp_path)
+    assert other.restore(tmp_path, weights_only=True) == 1
+
+
 # -- divergence
 
 

@@ -16,7 +16,7 @@ from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.base import Model
-from mbrl_lightning.models.imagination import mean_return
+from mbrl_lightning.models.imagination import mean_return, trajectories
 from mbrl_lightning.models.measures import model_errors
 from mbrl_lightning.networks.step import GradientStep
 
@@ -92,6 +92,14 @@ class Algorithm(nn.Module):
             return self.policy.act(observation.to(self.device), belief, drawn).cpu(), belief
 
         return self.control.act(choose, belief, observation)
+
+    def imagine(self, belief: TensorDict, observation: Tensor, action: Tensor) -> Tensor:
+        """Where each member of the `model` expects actions `[M, H, A]` to lead from observations `[M, S]`: `[E, M, H, S]`.
+
+        It is asked under the belief with which it is acted there, which stays as it is meanwhile.
+        """
+        assert self.model is not None
+        return trajectories(self.model, self.act(belief, observation)[1], observation, action)
 
     # -- training
 

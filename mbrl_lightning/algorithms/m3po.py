@@ -28,7 +28,7 @@ from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.base import MAX_GRAD_NORM
-from mbrl_lightning.models.imagination import branched_rollouts, mean_return
+from mbrl_lightning.models.imagination import branched_rollouts, mean_return, trajectories
 from mbrl_lightning.models.measures import until_fall
 from mbrl_lightning.models.recurrent import HistoryDynamics, history_errors
 from mbrl_lightning.models.stopping import EarlyStopping
@@ -107,6 +107,10 @@ class M3PO(Algorithm):
             return self.policy.act(inputs)
         noise = torch.randn(len(inputs), self.spec.action_dim, generator=generator)
         return self.policy.act(inputs, noise.to(inputs["current"].device))
+
+    def imagine(self, belief: TensorDict, observation: Tensor, action: Tensor) -> Tensor:
+        """See Algorithm.imagine; what is imagined is remembered, as in the branches that the policy learns from."""
+        return trajectories(self.dynamics, belief, observation, action, self.adapt)
 
     def measures(
         self, episodes: TensorDict, real: TaskBuffer, step: GradientStep, generator: torch.Generator

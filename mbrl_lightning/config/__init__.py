@@ -43,7 +43,8 @@ def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Confi
     """Put the layers together and check the result; a ConfigError names everything that is wrong, `problems` too.
 
     `overrides` are dotted keys, or sections as nested mappings, with their values; `conf_file` may name a YAML file anywhere
-    in place of `conf`. With `resume` the run's own configuration takes the place of the files.
+    in place of `conf`, and where `env.file` is given neither is needed. With `resume` the run's own configuration takes the
+    place of the files.
     """
     draft, flat = Draft(problems), flattened(overrides)
     if isinstance(flat.get("resume"), str):
@@ -94,16 +95,22 @@ def _conf(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         problems.append("conf= and conf_file= exclude each other")
     elif path is not None:
         tree = read_yaml(Path(str(path)).expanduser(), short(path), problems)
-        flat["conf"] = re.sub(r"[^a-z0-9_]+", "_", Path(str(path)).stem.lower())
+        flat["conf"] = _name_of(path)
         other = tree.pop("like", None)
         trees = [*(chain("", other, problems) if other else {}).values(), tree]
     elif "conf" in flat:
         trees = list(chain("", flat["conf"], problems).values())
         if not trees[-1]:  # reported above; its name must not be reported a second time
             flat.pop("conf")
+    elif flat.get("env.file"):
+        flat["conf"] = _name_of(flat["env.file"])
     else:
         problems.append(f"conf=NAME is missing; known: {', '.join(available())}")
     return functools.reduce(merged, trees, dict[str, Any]())
+
+
+def _name_of(path: Any) -> str:
+    return re.sub(r"[^a-z0-9_]+", "_", Path(str(path)).stem.lower())
 
 
 def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:

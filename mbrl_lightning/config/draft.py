@@ -78,7 +78,7 @@ class Draft:
             section, _, name = key.rpartition(".")
             setattr(get(config, section) if section else config, name, value)
         problems = self.problems + problems_of(config, self.reads)
-        if not config.env.name and not self.problems:
+        if not config.env.name and not config.env.file and not self.problems:
             problems.append("env.name is missing")
         if problems:
             remedy = "correct the above; `python -m mbrl_lightning.fit --help` lists every name and key"

@@ -15,7 +15,7 @@ Meta-trains and meta-tests one algorithm on one task family. Values are YAML; la
   algorithm  {algorithms}
   preset     {presets}
 
-  conf_file=PATH     a YAML file anywhere in place of conf=NAME
+  conf_file=PATH     a YAML file anywhere in place of conf=NAME; a family of your own needs neither: env.file=PATH
   seeds=0..4         several seeds, jobs=N at a time; finished ones are skipped, then a report is made
   resume=RUN         continue a run where it stopped; init_from=RUN starts a new one from its weights
   --print-config     show the whole configuration and stop

@@ -137,7 +137,7 @@ def collect_parts(
                 born = torch.where(done, now, born)
                 episode = torch.where(done, episode + len(alive), episode)
                 due = int(born.min()) + spec.horizon
-                belief = belief if belief is start else _begun_anew(belief, start, done)
+                belief = belief if belief is start else begun_anew(belief, start, done)
             else:
                 alive = alive & ~done
                 finished = finished or not bool(alive.any())
@@ -155,7 +155,27 @@ def transition(observation: Tensor, action: Tensor, following: Tensor) -> Tensor
     return TensorDict({"observation": observation, "action": action.clamp(-1, 1), "next": after}, batch_size=batch)
 
 
-def _begun_anew(belief: TensorDict, start: TensorDict, rows: Tensor) -> TensorDict:
+def consecutive(spec: EnvSpec, observation: Tensor, action: Tensor, following: Tensor) -> TensorDict:
+    """Consecutive transitions `[B, K]` of which no more is known, with what `collect` would have said of them.
+
+    An episode has ended where the family terminates, or where the next step does not begin in what was observed last.
+    """
+    action, terminated = action.clamp(-1, 1), spec.termination(following)
+    jumped = torch.zeros_like(terminated)
+    jumped[:, :-1] = (following[:, :-1] != observation[:, 1:]).any(-1)
+    done, now = terminated | jumped, torch.arange(observation.shape[1], device=observation.device)
+    initial = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1]], 1)
+    after = {"reward": spec.reward(observation, action, following)}
+    after |= {"terminated": terminated, "truncated": done & ~terminated, "done": done}
+    after = {"observation": following} | {name: value.unsqueeze(-1) for name, value in after.items()}
+    data = {"observation": observation, "action": action, "initial": initial, "valid": torch.ones_like(done)}
+    data |= {"age": now - (now * initial).cummax(1).values, "next": TensorDict(after, batch_size=done.shape)}
+    return TensorDict(data, batch_size=done.shape)
+
+
+def begun_anew(belief: TensorDict, start: TensorDict, rows: Tensor) -> TensorDict:
+    """The belief `[B]` with that of the `start` in some rows, bool `[B]`."""
+
     def put_back(first: Tensor, now: Tensor) -> Tensor:
         if first is now:  # acting left it as it was
             return first

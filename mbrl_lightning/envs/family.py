@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import gymnasium
 import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
+from mbrl_lightning.envs.task_env import TaskEnv
 from mbrl_lightning.errors import ConfigError
 
 ONE_TASK_TESTS, MOST_ROUNDS, SAME = 20, 200, 1e-9
@@ -139,6 +142,20 @@ class TaskFamily:
                 f"Give a tensor [number of environments, {len(self.parameters)}].",
             )
         return self.build(tasks.double())
+
+    def make(
+        self, task: Sequence[float] | Mapping[str, float] | Tensor, render_mode: str | None = None
+    ) -> gymnasium.Env:
+        """A plain ``gymnasium.Env`` of one task: P values, such as a row of ``test``, or a value by name; see ``TaskEnv``."""
+        return TaskEnv(self.spec, self.simulate, self.parameters, task, render_mode)
+
+    def described(self) -> dict[str, Any]:
+        """What policies and models are made for, as plain values; kept with their weights."""
+        spec = self.spec
+        facts: dict[str, Any] = {"horizon": spec.horizon, "unit": spec.unit}
+        facts |= {"actions": spec.action_dim, "discrete": spec.discrete}
+        facts |= {f"observation {number}": name for number, name in enumerate(spec.observation_names)}
+        return facts | {f"parameter {number}": name for number, name in enumerate(self.parameters)}
 
     def scale(self, tasks: Tensor) -> Tensor:
         """See ``rescale``."""

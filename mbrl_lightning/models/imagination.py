@@ -10,8 +10,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.beliefs.history import remember
+from mbrl_lightning.data.collect import transition
 from mbrl_lightning.envs.spec import EnvSpec, never
 from mbrl_lightning.errors import DivergedError, EnvError
+from mbrl_lightning.models.base import Model
 from mbrl_lightning.models.recurrent import HistoryDynamics
 
 ImaginedAct = Callable[[Tensor], dict[str, Tensor]]
@@ -189,6 +191,33 @@ def branched_rollouts(
         if not len(observation):
             break
     return torch.cat(pieces)
+
+
+@torch.no_grad()
+def trajectories(
+    model: Model,
+    belief: TensorDict,
+    observation: Tensor,
+    action: Tensor,
+    follow: Callable[[TensorDict, TensorDictBase], TensorDict] | None = None,
+) -> Tensor:
+    """Where actions `[M, H, A]` lead from observations `[M, S]`, each member on a way of its own: `[E, M, H, S]`.
+
+    Means, kept to the range of the data, as all that is imagined. `follow` makes the belief `[M E]` after an
+    imagined step of the one before it; None keeps it.
+    """
+    rows, members, device = len(observation), model.members, model.device
+    row, member = torch.arange(rows * members, device=device), torch.arange(members, device=device).repeat(rows)
+    belief, seen = belief[row // members], observation.to(device)[row // members]
+    found = []
+    for taken in action.to(device)[row // members].unbind(1):
+        expected = model.predictions(seen.unsqueeze(1), taken.unsqueeze(1), belief)[member, row, 0]
+        following = torch.clamp(expected, model.low, model.high)
+        if follow is not None:
+            belief = follow(belief, transition(seen, taken, following))
+        found.append(following)
+        seen = following
+    return torch.stack(found, 1).unflatten(0, (rows, members)).transpose(0, 1)
 
 
 def require_imaginable(observation: Tensor) -> None:

@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,22 +94,37 @@ def newest(folder: Path) -> int:
     return next((step for step in steps(folder) if not _look(folder / f"step_{step:08d}").fault), -1)
 
 
+def refuse_other_family(saved: Mapping[str, Any] | None, present: Mapping[str, Any], source: str) -> None:
+    """A ConfigError where a task family is not what it was when a checkpoint was made: a table.
+
+    `saved` and `present` are what `TaskFamily.described` gives; None: the checkpoint is from before that was kept.
+    """
+    if saved is not None and (table := _differences("task family", saved, present, str)):
+        raise ConfigError(
+            f"the task family of {source} is another one now:\n  {table}",
+            "take its file and env.options as they were when that run began, or train anew",
+        )
+
+
 def refuse_mismatch(saved: Mapping[str, Any], present: Mapping[str, Any], source: str) -> None:
     """A ConfigError, before any is copied, where shapes of a checkpoint, `saved`, and a module, `present`, differ: a table."""
 
     def shape(value: Any) -> str:
         return str(list(value.shape)) if hasattr(value, "shape") else value if value == "absent" else "other"
 
-    names = sorted(saved.keys() | present.keys())
-    rows = [(name, *(shape(state.get(name, "absent")) for state in (saved, present))) for name in names]
-    lines = [f"{name:<48} {old:<16} {new}" for name, old, new in rows if old != new]
-    if lines:
-        table = "\n  ".join([f"{'tensor':<48} {'checkpoint':<16} this run", *lines[:12]])
-        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
+    if table := _differences("tensor", saved, present, shape):
         raise ConfigError(
-            f"the weights of {source} do not fit:\n  {table}{more}",
+            f"the weights of {source} do not fit:\n  {table}",
             "give env, algorithm, dynamics and policy the values of that run; one of another version has to be trained anew",
         )
+
+
+def _differences(what: str, saved: Mapping[str, Any], present: Mapping[str, Any], show: Callable[[Any], str]) -> str:
+    names = sorted(saved.keys() | present.keys())
+    rows = [(name, *(show(state.get(name, "absent")) for state in (saved, present))) for name in names]
+    lines = [f"{name:<48} {old:<16} {new}" for name, old, new in rows if old != new]
+    more = [f"and {len(lines) - 12} more"] if len(lines) > 12 else []
+    return "\n  ".join([f"{what:<48} {'checkpoint':<16} this run", *lines[:12], *more]) if lines else ""
 
 
 def _prune(folder: Path, keep: int) -> None:

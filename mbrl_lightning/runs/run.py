@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,30 @@ def run_folder(config: Config) -> Path:
 def absolute(env: EnvConfig) -> EnvConfig:
     """The same choice, its file found from any folder."""
     return dataclasses.replace(env, file=env.file and os.path.abspath(env.file))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What the run in a folder says of itself; nothing where it says nothing."""
+    try:
+        content = json.loads(storage.read_file(folder / "manifest.json", most=2**20))
+    except (StorageError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextlib.contextmanager
+def version_told(folder: Path) -> Iterator[None]:
+    """What is wrong with a run that another version of this package wrote is told with both versions."""
+    wrote = manifest_of(folder).get("mbrl_lightning", __version__)
+    if wrote != __version__:
+        log.warning("%s was written by mbrl_lightning %s, this is %s", folder, wrote, __version__)
+    try:
+        yield
+    except (ConfigError, StorageError) as error:
+        if wrote == __version__:
+            raise
+        cause = f"{error.cause}\n  the run was written by mbrl_lightning {wrote}, this is {__version__}"
+        raise type(error)(cause, f"use version {wrote} with it; or {error.remedy}") from error
 
 
 class Run:
@@ -57,11 +82,7 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         """Versions, wall-clock and state of the run so far; empty before it began."""
-        try:
-            content = json.loads(storage.read_file(self.folder / "manifest.json", most=2**20))
-        except (StorageError, ValueError, RecursionError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return manifest_of(self.folder)
 
     @property
     def learned(self) -> bool:

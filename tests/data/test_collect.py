@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fakes import CounterSimulator, Says, counter_spec
 from tensordict import TensorDict
 
-from mbrl_lightning.data.collect import Uniform, collect, episode_returns
+from mbrl_lightning.data.collect import Uniform, collect, consecutive, episode_returns
 from mbrl_lightning.data.control import Control
 
 TASKS = torch.tensor([[3.0], [4.0], [50.0]], dtype=torch.float64)
@@ -159,3 +161,18 @@ def test_shapes_and_kinds_of_all_columns():
     assert data["next", "reward"].shape == data["next", "done"].shape == (3, 7, 1)
     assert data["next", "terminated"].dtype == data["next", "truncated"].dtype == torch.bool
     assert data["initial"].shape == data["valid"].shape == (3, 7)
+
+
+def test_of_consecutive_transitions_all_is_known_that_collecting_tells():
+    """Rows of training, with an end by termination, one by the horizon, and one in mid-episode."""
+    spec = counter_spec(6, termination=lambda o: o[..., 0] % 100 == 4, reward=lambda o, a, n: n[..., 0] + a[..., 0])
+    draws = torch.Generator().manual_seed(1)
+    tasks = torch.arange(1.0, 4.0).unsqueeze(1)
+    uniform = Uniform(Control(spec))
+    for rule in (spec.termination, lambda o: torch.zeros_like(o[..., 0], dtype=torch.bool)):
+        own = replace(spec, termination=rule)
+        data = collect(CounterSimulator(tasks), own, uniform, uniform.begin(3), 17, draws, draws)
+        told = consecutive(own, data["observation"], data["action"], data["next", "observation"])
+        for key in ("initial", "age", "valid", ("next", "reward"), ("next", "terminated"), ("next", "done")):
+            assert torch.equal(told[key][:, :-1], data[key][:, :-1]), key
+            assert told[key].dtype == data[key].dtype
