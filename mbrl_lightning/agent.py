@@ -95,8 +95,8 @@ class Agent:
     def adapt(self, belief: TensorDict, transitions: Mapping[str, Any] | TensorDictBase) -> TensorDict:
         """The belief `[n]` after transitions of the same n environments.
 
-        A context `[n, K]`, in order, is what GSSM, PEARL and MB-MPO learn a task from before they act in it. The one step just
-        made, `[n]`, is what M3PO, GrBAL and ReBAL follow a task by as they act, and PEARL where tasks switch inside episodes.
+        A context `[n, K]`, in order, is what GSSM, MLSM, PEARL, MAML and MB-MPO learn a task from before they act in it. The one
+        step just made, `[n]`, is what M3PO, GrBAL and ReBAL follow it by as they act, and PEARL where tasks switch in an episode.
         What is of no use to a method leaves its belief as it is, so a loop may always tell every step.
 
         Args:

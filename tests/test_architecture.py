@@ -26,7 +26,8 @@ ROOMS = [
     {"measuring"},
     {"top level", "bounds"},
 ]
-TOP_LEVEL = {"__init__", "__main__", "agent", "fit", "evaluate", "loop", "check_env", "headroom", "perfect_model", "study"}
+TOP_LEVEL = {"__init__", "__main__", "agent", "fit", "evaluate", "loop"}
+TOP_LEVEL |= {"check_env", "headroom", "perfect_model", "study"}
 RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs")
 SHARED = ("base", "planning", "adapted_policy")  # of algorithms/, what others may import
 LIGHT = ("errors", "config", "__main__", *COMMANDS, *(f"runs.{name}" for name in RUNS))
