@@ -11,6 +11,7 @@ from mbrl_lightning.algorithms.dr_ppo import DRPPO
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
 from mbrl_lightning.algorithms.l2a import L2A
 from mbrl_lightning.algorithms.m3po import M3PO
+from mbrl_lightning.algorithms.m_dpilco import MDPILCO
 from mbrl_lightning.algorithms.maml import MAML, Reptile
 from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.algorithms.pearl import PEARL
@@ -29,6 +30,7 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "mlsm_v1": partial(GSSM, encoder=AttentiveEncoder),  # the same with attention (Kim et al., ICLR 2019)
     "mlsm_v0_aps": partial(GSSMAPS, encoder=MeanEncoder),  # their policies given the belief, which no paper has
     "mlsm_v1_aps": partial(GSSMAPS, encoder=AttentiveEncoder),
+    "m_dpilco": MDPILCO,  # deep PILCO (Gal et al. 2016) over tasks: dropout, the policy fine-tuned in a refreshed network
     "m3po": M3PO,  # Hiraoka et al. 2020: hidden tasks that switch; recurrent model and policy, branched rollouts
     "m3po_h": M3PO,  # the same, imagined data giving way to real data
     "m2po": M3PO,  # the same, the model without history

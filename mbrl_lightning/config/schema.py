@@ -64,6 +64,9 @@ class DynamicsConfig:
     weight_decay: float = option(0.0, "weight decay", minimum=0)
     weight_norm: bool = option(False, "weight normalisation (ensembles of deterministic models)", architecture=True)
     persistence: float | None = option(None, "weight of the past in the error that stops a member", minimum=0, below=1)
+    dropout: float = option(0.05, "share of the units that a mask drops (m_dpilco)", above=0, below=1)
+    refresh_steps: int = option(20, "gradient steps of the network on an unseen task's context (m_dpilco)", minimum=0)
+    refresh_lr: float = option(0.05, "their size, on mean squared errors of standardised targets", above=0)
     tasks: int = option(8, "tasks in one batch, M", minimum=1)
     context: int = option(64, "largest number of context transitions drawn, K", minimum=1)
     targets: int = option(64, "target transitions per task, N", minimum=1)
@@ -116,6 +119,7 @@ class SearchConfig:
     target_kl: float | None = option(0.03, "stop the epochs beyond this KL divergence (ppo); null: never", above=0)
     initial_starts: float = option(1.0, "share from initial states, not from the data", minimum=0, maximum=1)
     bounds: float = option(0.1, "imagined states are kept to the range of the data plus this share of it", minimum=0)
+    moment_matching: bool = option(False, "particles are drawn anew from their moments at every step (pathwise)")
     noise: float = option(0.0, "factor on the model's own deviation in imagination; 0 predicts the mean", minimum=0)
 
 

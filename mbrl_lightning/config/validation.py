@@ -64,6 +64,9 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     yield keys, used <= 0, f"search.holdout={search.holdout}: leaves none of dynamics.members={members}"
     text = f"search.rollouts={rollouts}: not a multiple of dynamics.members - search.holdout = {used}"
     yield keys, used > 0 and rollouts % used > 0, text  # imagined streams, shared among members
+    lone = search.moment_matching and 0 < used == rollouts
+    text = f"search.moment_matching=true: one particle has no spread; choose search.rollouts={2 * used} or more"
+    yield f"{keys} search.moment_matching", lone, text
     text = f"dynamics.targets={targets}: not a multiple of dynamics.members={members}"
     yield "dynamics.context dynamics.targets dynamics.members", targets % members > 0, text
     yield "evaluation.shots", not config.evaluation.shots, "evaluation.shots=[]: at least one is needed"

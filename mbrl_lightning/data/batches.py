@@ -16,11 +16,16 @@ Scale = Callable[[Tensor], Tensor]
 
 
 def context_target(
-    buffer: TaskBuffer, cfg: DynamicsConfig, generator: torch.Generator, scale: Scale, context: int | None = None
+    buffer: TaskBuffer,
+    cfg: DynamicsConfig,
+    generator: torch.Generator,
+    scale: Scale,
+    context: int | None = None,
+    noise_dim: int | None = None,
 ) -> TensorDict:
     """One batch of M = `cfg.tasks` tasks for the evidence lower bound (GSSM Algorithm 1, section G.2).
 
-    K is `context`, or uniform in 0 .. `cfg.context`, so that the empty context is learned too.
+    K is `context`, or uniform in 0 .. `cfg.context`, so that the empty context is learned too; Z is `noise_dim` or the latent's.
 
     Returns:
         Batch `[M]`: `context` `[M, K]`, `target` `[M, N]`, `noise` of the particles `[M, particles, N, Z]`, and for the oracle
@@ -28,7 +33,7 @@ def context_target(
     """
     tasks = buffer.draw_tasks(cfg.tasks, generator)
     count = int(torch.randint(cfg.context + 1, (), generator=generator)) if context is None else context
-    noise = torch.randn(len(tasks), cfg.particles, cfg.targets, cfg.latent_dim, generator=generator)
+    noise = torch.randn(len(tasks), cfg.particles, cfg.targets, noise_dim or cfg.latent_dim, generator=generator)
     return TensorDict(
         {
             "context": buffer.draw_context(tasks, count, generator),

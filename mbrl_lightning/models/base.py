@@ -67,7 +67,10 @@ class Dynamics(Model):
     """A model of E decoders in one batched product.
 
     A subclass says what the decoder sees of the task, `code` of width Z = `code_dim`, and how it learns (`training_step`).
+    `noise_dim` is the width of the noise of a code.
     """
+
+    noise_dim = 0
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, code_dim: int = 0) -> None:
         super().__init__(spec, cfg)
@@ -96,6 +99,10 @@ class Dynamics(Model):
         Without standard normal `noise` `[M, N, Z]` it is the mean.
         """
         return x[..., :0]
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> dict[str, Tensor]:
+        """`loss` of a batch `[M]`, and parts of it to be logged, detached."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def observe(self, transitions: TensorDictBase, margin: float = 0.1) -> None:

@@ -49,6 +49,7 @@ class ImaginedStreams:
         restart: count n -> start observations `[n, S]` of new episodes; None: there are none.
         noise: factor on the model's own deviation, drawn anew each step from `generator`.
         generator: see `noise`.
+        settle: what becomes of the predicted states `[M, B, S]` of a step before they are the states that follow; None: nothing.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class ImaginedStreams:
         restart: Callable[[int], Tensor] | None = None,
         noise: float = 0.0,
         generator: torch.Generator | None = None,
+        settle: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.dynamics, self.belief, self.start, self.horizon = dynamics, belief, start, horizon
         self.code_noise, self.members, self.restart = code_noise, members, restart
         self.noise, self.generator = noise, generator
+        self.settle = settle
         self.observation = start
         self.nobody = torch.zeros(start.shape[:2], dtype=torch.bool, device=start.device)
         self.alive = ~self.nobody
@@ -103,6 +106,7 @@ class ImaginedStreams:
         following = self.dynamics.imagine(
             self.observation, action, self.belief, self.code_noise, self.members, disturbance
         )
+        following = following if self.settle is None else self.settle(following)
         terminated, self.now = self.nobody, self.now + 1
         for rule in self.rules:
             terminated = terminated | rule(following)

@@ -31,6 +31,7 @@ class LatentDynamics(Dynamics):
         self, spec: EnvSpec, cfg: DynamicsConfig, encoder: type[GraphEncoder] | type[MeanEncoder] = GraphEncoder
     ) -> None:
         super().__init__(spec, cfg, code_dim=encoder.codes * cfg.latent_dim)
+        self.noise_dim = cfg.latent_dim
         inputs = spec.feature_dim + spec.action_feature_dim
         self.encoder = encoder(inputs, spec.target_dim, cfg.latent_dim, cfg.width, cfg.message)
 

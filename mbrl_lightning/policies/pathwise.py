@@ -28,7 +28,8 @@ class PathwiseLoss(LossModule):
     TorchRL has no loss of this kind (its `ImaginedEnv` carries Gaussian moments for PILCO).
 
     The caller has frozen the model; `members` of it share out the streams of each policy, H = `horizon` steps long. If `paired`,
-    policy m acts in task m alone (fine-tuning), instead of every policy in every task.
+    policy m acts in task m alone (fine-tuning), instead of every policy in every task. With a generator of `moments` the
+    streams that a policy has in a task and member are drawn anew at every step from the normal with their moments (deep PILCO).
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class PathwiseLoss(LossModule):
         gamma: float = 1.0,
         members: slice = slice(None),
         paired: bool = False,
+        moments: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.moments = moments
         self.policy, self.dynamics, self.horizon, self.members, self.paired = policy, dynamics, horizon, members, paired
         self.register_buffer("discount", gamma ** torch.arange(horizon))
         self.in_keys = ["observation", "belief", "noise"]
@@ -88,8 +91,22 @@ class PathwiseLoss(LossModule):
             return {"action": action.reshape(tasks, members * copies * rows, -1)}
 
         start, noise = lay_out(tensordict["observation"]), lay_out(tensordict["noise"])
-        streams = ImaginedStreams(self.dynamics, tensordict["belief"], start, self.horizon + 1, noise, self.members)
+        settle = None if self.moments is None else partial(moment_matched, rows=rows, generator=self.moments)
+        streams = ImaginedStreams(
+            self.dynamics, tensordict["belief"], start, self.horizon + 1, noise, self.members, settle=settle
+        )
         return streams.rollout(act, self.horizon)["next", "reward"].view(tasks, members, copies, rows, self.horizon)
+
+
+def moment_matched(observation: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    """Draws from the normal with mean and deviation of each group of `rows` particles, of each number apart: `[M, B, S]` both.
+
+    They are differentiable in the particles, of which a group has at least two.
+    """
+    groups = observation.unflatten(1, (-1, rows))
+    scale = (groups.var(2, keepdim=True) + 1e-12).sqrt()
+    noise = torch.randn(groups.shape, generator=generator, dtype=groups.dtype).to(groups.device)
+    return (groups.mean(2, keepdim=True) + scale * noise).flatten(1, 2)
 
 
 def _policy_loss(loss: PathwiseLoss, batch: TensorDict) -> dict[str, Tensor]:
@@ -137,7 +154,9 @@ class PathwiseSearch(nn.Module):
         search, horizon = learner.cfg.search, learner.cfg.search.horizon or learner.spec.horizon
         prepare(learner, self.policy, self.optimizer, world, step)
         self.restarts.norm.load_state_dict(self.policy.norm.state_dict())
-        loss = PathwiseLoss(self.restarts, learner.dynamics, horizon, search.gamma, searched(learner.cfg))
+        moments = learner.generator if search.moment_matching else None
+        members = searched(learner.cfg)
+        loss = PathwiseLoss(self.restarts, learner.dynamics, horizon, search.gamma, members, moments=moments)
         loss.to(step.fabric.device)
         for _ in range(search.updates):
             batch = learner.imagined_tasks(world.real, step, search.tasks, search.rollouts)
@@ -167,9 +186,9 @@ class PathwiseSearch(nn.Module):
         search, evaluation, policies = learner.cfg.search, learner.cfg.evaluation, self.policy.repeated(len(belief))
         rows = 4 * len(range(*searched(learner.cfg).indices(learner.cfg.dynamics.members)))
         horizon = search.horizon or learner.spec.horizon
-        loss = PathwiseLoss(policies, learner.dynamics, horizon, search.gamma, searched(learner.cfg), paired=True).to(
-            step.fabric.device
-        )
+        members, moments = searched(learner.cfg), generator if search.moment_matching else None
+        loss = PathwiseLoss(policies, learner.dynamics, horizon, search.gamma, members, paired=True, moments=moments)
+        loss.to(step.fabric.device)
         optimizer = torch.optim.Adam(policies.net.parameters(), lr=evaluation.fine_tune_lr, fused=True)
         for _ in range(evaluation.fine_tune_updates):
             batch = starts(learner, belief, real, rows, 1.0, generator)

@@ -63,8 +63,8 @@ def starts(
         share: of initial states among them.
         generator: draws.
     """
-    tasks, latent = len(belief), learner.cfg.dynamics.latent_dim
+    tasks, width = len(belief), learner.dynamics.noise_dim
     observation = real.start_states(tasks * rows, generator, share).view(tasks, rows, -1)
-    noise = torch.randn(tasks, rows, latent, generator=generator)
+    noise = torch.randn(tasks, rows, width, generator=generator)
     batch = TensorDict({"belief": belief, "observation": observation, "noise": noise}, batch_size=[tasks])
     return batch.to(belief.device)

@@ -12,7 +12,7 @@ from mbrl_lightning.config.schema import DynamicsConfig, PolicyConfig
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.models.latent import LatentDynamics
 from mbrl_lightning.policies.heads import Policy
-from mbrl_lightning.policies.pathwise import PathwiseLoss
+from mbrl_lightning.policies.pathwise import PathwiseLoss, moment_matched
 
 SPEC = make_family("cartpole").spec
 TASKS, ROWS, LATENT = 2, 4, 3
@@ -141,3 +141,20 @@ def test_what_is_imagined_after_an_end_counts_for_nothing():
     dynamics.spec = replace(SPEC, termination=third, reward=reward)
     out = PathwiseLoss(policies, dynamics, 30).double()(batch_of(dynamics))
     assert out["imagined_return"].tolist() == pytest.approx([0.1])
+
+
+def test_moment_matching_keeps_each_groups_moments_and_their_gradient_and_no_more():
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.tensor([0.0, 5.0, -5.0, 9.0], dtype=torch.float64).view(2, 2, 1, 1)  # [tasks, policies]
+    spread = torch.tensor([1.0, 0.1], dtype=torch.float64).view(1, 2, 1, 1)
+    particles = centre + spread * torch.rand(2, 2, 20_000, 3, generator=generator, dtype=torch.float64)
+    flat = particles.flatten(1, 2).requires_grad_()
+    drawn = moment_matched(flat, 20_000, generator).view(2, 2, 20_000, 3)
+    torch.testing.assert_close(drawn.mean(2), particles.mean(2), rtol=0, atol=0.02)
+    torch.testing.assert_close(drawn.std(2), particles.std(2), rtol=0.03, atol=0)
+    assert drawn[0, 0].max() > 1.5  # a normal has tails where the uniform has an edge
+    (slope,) = torch.autograd.grad(drawn[0, 0].mean(), flat)
+    assert slope[0, :20_000].sum().item() == pytest.approx(1, abs=0.05)
+    assert (
+        slope[0, 20_000:].abs().sum() == slope[1].abs().sum() == 0
+    )  # particles of other policies and tasks stay out of it
