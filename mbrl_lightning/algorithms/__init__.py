@@ -17,6 +17,7 @@ from mbrl_lightning.algorithms.mb_mpo import MBMPO
 from mbrl_lightning.algorithms.pearl import PEARL
 from mbrl_lightning.algorithms.sac import SoftActorCritic
 from mbrl_lightning.algorithms.trpo import TRPO
+from mbrl_lightning.algorithms.variational import GHPMDP, Variational
 from mbrl_lightning.beliefs.encoders import AttentiveEncoder, MeanEncoder
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.seeds import Streams
@@ -43,6 +44,8 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "mb_mpc": L2A,  # the same, not adapted (Nagabandi et al., ICRA 2018)
     "maml": MAML,  # Finn et al., ICML 2017: model-free; a policy one gradient step away from good ones in each task
     "reptile": Reptile,  # Nichol et al. 2018: the same without derivatives of the steps
+    "variational": Variational,  # Belkhale et al. 2021: a free Gaussian a task, inferred by gradient at test; CEM
+    "ghp_mdp": GHPMDP,  # Perez et al. 2020: the same with an ensemble of probabilistic networks
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "ddpg": DDPG,  # Lillicrap et al., ICLR 2016, likewise
     "sac": SoftActorCritic,  # Haarnoja et al. 2018, likewise: on real data alone

@@ -103,6 +103,18 @@ class L2AConfig:
 
 
 @dataclass
+class VariationalConfig:
+    """A free Gaussian for each task, and its inference at test time (variational, ghp_mdp)."""
+
+    latent_lr: float = option(0.01, "learning rate of the training tasks' Gaussians", above=0)
+    memory: int = option(40, "last transitions that a test task's Gaussian is inferred from", minimum=1)
+    context_steps: int = option(60, "gradient steps on it after a context; 0: none", minimum=0, maximum=100_000)
+    steps: int = option(2, "the same inside an episode, each time", minimum=0, maximum=100_000)
+    every: int = option(1, "control steps between two such times", minimum=1)
+    test_lr: float = option(0.1, "learning rate of those steps", above=0)
+
+
+@dataclass
 class PlannerConfig:
     """Action choice by search in the model."""
 

@@ -172,6 +172,7 @@ class Config:
     planner: methods.PlannerConfig = field(default_factory=methods.PlannerConfig)
     meta: methods.MetaConfig = field(default_factory=methods.MetaConfig)
     l2a: methods.L2AConfig = field(default_factory=methods.L2AConfig)
+    variational: methods.VariationalConfig = field(default_factory=methods.VariationalConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

@@ -28,7 +28,7 @@ HELD = """
 100 meta.rollouts dynamics.members search.horizon; 4 planner.candidates planner.horizon
 4 l2a.segments l2a.past dynamics.members dynamics.hidden; 4 l2a.segments l2a.future dynamics.members dynamics.hidden
 48 l2a.hidden l2a.hidden; 16 pearl.hidden pearl.hidden; 16 pearl.latent_dim pearl.hidden; 40 pearl.context pearl.meta_batch
-100 evaluation.context evaluation.shots; 100 evaluation.episodes
+8 variational.memory dynamics.members dynamics.hidden; 100 evaluation.context evaluation.shots; 100 evaluation.episodes
 """
 
 

@@ -98,9 +98,9 @@ class TaskBuffer:
             self._rows[exploratory] = table, counts
         return self._rows[exploratory]
 
-    def draw_tasks(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices `[count]` of tasks that have exploratory data, without repetition while there are enough."""
-        known = self.rows(exploratory=True)[1].nonzero().squeeze(-1)
+    def draw_tasks(self, count: int, generator: torch.Generator, exploratory: bool = True) -> Tensor:
+        """Indices `[count]` of tasks that have (exploratory) data, without repetition while there are enough."""
+        known = self.rows(exploratory)[1].nonzero().squeeze(-1)
         rounds = -(-count // len(known))
         return torch.cat([known[torch.randperm(len(known), generator=generator)] for _ in range(rounds)])[:count]
 

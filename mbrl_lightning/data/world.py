@@ -57,7 +57,7 @@ class RealWorld:
             noise: draws the actions; None: the stream `envs`.
             every: steps of a part; None gives all at once.
             exploratory: contexts are made of these transitions.
-            index: of the tasks in `real` `[B]`; None looks them up, as the simulator switches them where it does.
+            index: of the tasks in `real` `[B]`; None looks them up, and so does a simulator that switches them.
         """
         envs, first = self.streams["envs"], self.real.episodes if every else None
         place = self.real.index_of(tasks) if index is None else index
@@ -67,7 +67,7 @@ class RealWorld:
             for part in collect_parts(
                 simulator, spec, agent, belief, steps, envs, every or steps, envs if noise is None else noise
             ):
-                if index is None and "hidden" in part.keys():  # noqa: SIM118 - a TensorDict has no `in`
+                if "hidden" in part.keys():  # noqa: SIM118 - a TensorDict has no `in`
                     place = self.real.index_of(part["hidden"])
                 self.real.extend(part, place, exploratory, first_episode=first)
                 yield part

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mbrl_lightning.envs.families import gssm, l2a, m3po, maml, mb_mpo
+from mbrl_lightning.envs.families import gssm, l2a, m3po, maml, mb_mpo, survey
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.guard import Guard, guarded_family
 from mbrl_lightning.errors import ConfigError, did_you_mean
@@ -39,6 +39,7 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "point2d": mb_mpo.point2d,
     "half_cheetah_disabled": l2a.half_cheetah_disabled,
     "point_goal": maml.point_goal,
+    "payload_quadcopter": survey.payload_quadcopter,
 }
 
 

@@ -12,11 +12,12 @@ from mbrl_lightning.envs.family import Box
 from mbrl_lightning.errors import ConfigError
 
 NAMES = list(FAMILIES)
-WITHOUT_EXTREME = NAMES[7:]
+WITHOUT_EXTREME = set(NAMES[7:]) - {"payload_quadcopter"}
 SIZES = dict.fromkeys(NAMES, (20, 200, 200, "episode")) | dict.fromkeys(NAMES[7:14], (20, 200, 1000, "episode"))
 SIZES |= dict.fromkeys(("cartpole", "cartpole_wide"), (50, 50, 25, "step")) | {"acrobot": (33, 50, 200, "step")}
 SIZES |= dict.fromkeys(("half_cheetah", "slim_humanoid"), (16, 500, 1000, "episode"))
 SIZES |= dict.fromkeys(("half_cheetah_wide", "half_cheetah_flip", "half_cheetah_disabled"), (20, 500, 1000, "episode"))
+SIZES |= {"payload_quadcopter": (20, 40, 60, "step")}
 SIZES |= {"point_switch": (20, 50, 200, "episode"), "point2d": (20, 30, 30, "episode")}
 SIZES |= {"point_goal": (20, 200, 20, "episode")}
 

@@ -8,20 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_action
+from mbrl_lightning.envs.spec import EnvSpec, identity, require_finite, require_finite_action
 
 Point = tuple[float, float]
 
 
 class TorchSimulator:
-    """A :class:`~mbrl_lightning.envs.spec.Simulator` whose state *is* the observation, kept in float64.
+    """A :class:`~mbrl_lightning.envs.spec.Simulator` whose state, kept in float64, *is* the observation, or holds more.
 
     Args:
-        spec: the family's spec; S = length of the state.
+        spec: the family's spec.
         tasks: [B, P] float64.
-        initial: (batch, generator) -> [batch, S] float64.
-        transition: (state [B, S], action [B, A] clipped, tasks [B, P]) -> next state [B, S], all float64.
-        draw: (state row [S], task row [P]) -> uint8 [height, width, 3].
+        initial: (batch, generator) -> [batch, X] float64.
+        transition: (state [B, X], action [B, A] clipped, tasks [B, P]) -> next state [B, X], all float64.
+        draw: (state row [X], task row [P]) -> uint8 [height, width, 3].
+        observe: state [B, X] -> [B, S], what is seen of it.
     """
 
     def __init__(
@@ -31,17 +32,18 @@ class TorchSimulator:
         initial: Callable[[int, torch.Generator], Tensor],
         transition: Callable[[Tensor, Tensor, Tensor], Tensor],
         draw: Callable[[Tensor, Tensor], np.ndarray],
+        observe: Callable[[Tensor], Tensor] = identity,
     ) -> None:
         self.batch_size = len(tasks)
-        self._spec, self._tasks = spec, tasks.clone()
+        self._spec, self._tasks, self._observe = spec, tasks.clone(), observe
         self._initial, self._transition, self._draw = initial, transition, draw
-        self._state = tasks.new_zeros(self.batch_size, spec.observation_dim)
+        self._state = torch.zeros_like(initial(self.batch_size, torch.Generator())).to(tasks)
 
     def reset(self, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
         """See Simulator.reset."""
         fresh = self._initial(self.batch_size, generator).to(self._state)
         self._state = fresh if mask is None else torch.where(mask[:, None], fresh, self._state)
-        return self._state.float()
+        return self._observe(self._state).float()
 
     @torch.no_grad()
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -49,7 +51,7 @@ class TorchSimulator:
         require_finite_action(self._spec, action, mask)
         stepped = self._transition(self._state, action.to(self._state).clamp(-1, 1), self._tasks)
         self._state = stepped if mask is None else torch.where(mask[:, None], stepped, self._state)
-        observation = self._state.float()
+        observation = self._observe(self._state).float()
         require_finite(self._spec, observation)
         return observation
 
