@@ -28,7 +28,7 @@ VARIANTS = {name: (name, {}) for name in ALGORITHMS} | {
     "gssm_aps-discrete": ("gssm_aps", {"env": DISCRETE, "search": {"method": "ppo"}}),
     "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}}),
 }
-CONTEXT = ("gssm", "gssm_aps", "mlsm_v0", "mlsm_v1_aps", "pearl", "mb_mpo", "maml", "reptile")
+CONTEXT = ("gssm", "gssm_aps", "mlsm_v0", "mlsm_v1_aps", "m_dpilco", "pearl", "mb_mpo", "maml", "reptile")
 STEP = ("m3po", "m3po_h", "m2po", "recurrent_sac", "grbal", "rebal", "pearl-hidden")
 
 

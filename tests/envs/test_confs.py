@@ -6,6 +6,7 @@ import functools
 import sys
 from dataclasses import fields, is_dataclass
 
+import numpy as np
 import pytest
 from fakes import shortened
 
@@ -129,3 +130,25 @@ def test_an_algorithm_reads_what_it_says_and_nothing_else(algorithm):
         assert not own - reads_of(name) - IN_VAIN, name
         told, seen = told | reads_of(name), seen | own
     assert not told - EVERY - seen
+
+
+@pytest.mark.parametrize(
+    ("conf", "algorithm"),
+    [
+        ("cartpole", "grbal"),
+        ("acrobot", "mb_mpc"),
+        ("acrobot", "grbal"),
+        ("half_cheetah", "rebal"),
+        ("slim_humanoid", "grbal"),
+    ],
+)
+def test_methods_that_adapt_at_every_step_run_on_the_families_of_gssm(conf, algorithm):
+    """The column L2A of GSSM's Tables 2 and 4; acrobot's actions are choices."""
+    returns = [row.value for row in tiny_run(conf, algorithm) if row.metric == "return/policy"]
+    assert len(returns) >= 3
+    assert np.isfinite(returns).all()
+
+
+@pytest.mark.parametrize("conf", ["acrobot", "half_cheetah", "slim_humanoid_torque"])
+def test_dropout_dynamics_run_on_the_families_of_gssm(conf):
+    assert any(row.metric == "return/fine_tuned" for row in tiny_run(conf, "m_dpilco"))
