@@ -96,7 +96,7 @@ class Agent:
         """The belief `[n]` after transitions of the same n environments.
 
         A context `[n, K]`, in order, is what GSSM, MLSM, PEARL, MAML and MB-MPO learn a task from before they act in it. The one
-        step just made, `[n]`, is what M3PO, GrBAL and ReBAL follow it by as they act, and PEARL where tasks switch in an episode.
+        step just made, `[n]`, is what M3PO, RL2, GrBAL and ReBAL follow it by as they act, PEARL where tasks switch in it.
         What is of no use to a method leaves its belief as it is, so a loop may always tell every step.
 
         Args:

@@ -29,7 +29,8 @@ ROOMS = [
 TOP_LEVEL = {"__init__", "__main__", "agent", "fit", "evaluate", "loop"}
 TOP_LEVEL |= {"check_env", "headroom", "perfect_model", "study"}
 RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs")
-SHARED = ("base", "imagining", "planning", "adapted_policy")  # of algorithms/, what others may import
+# of algorithms/, what others may import
+SHARED = ("base", "imagining", "planning", "adapted_policy", "inferred_latent")
 LIGHT = ("errors", "config", "__main__", *COMMANDS, *(f"runs.{name}" for name in RUNS))
 HEAVY = {"torch", "torchrl", "tensordict", "lightning", "numpy"}
 HEAVY |= {"gymnasium", "mujoco", "matplotlib", "sklearn", "imageio"}
@@ -156,7 +157,7 @@ def lines(*parts: str) -> int:
 
 # Lines of the parts that learn, of the package and of its tests. Lowered with what a change takes away, on the way to 5,200,
 # 13,000 and 11,500; raised by what a new method or family needs alone.
-LEARNING, WHOLE, TESTS = 7350, 17902, 15384
+LEARNING, WHOLE, TESTS = 7560, 18230, 15680
 
 
 def test_totals_only_fall():

@@ -14,7 +14,9 @@ from mbrl_lightning.algorithms.m3po import M3PO
 from mbrl_lightning.algorithms.m_dpilco import MDPILCO
 from mbrl_lightning.algorithms.maml import MAML, Reptile
 from mbrl_lightning.algorithms.mb_mpo import MBMPO
+from mbrl_lightning.algorithms.pe_ppo import PEPPO
 from mbrl_lightning.algorithms.pearl import PEARL
+from mbrl_lightning.algorithms.rl2 import RL2
 from mbrl_lightning.algorithms.sac import SoftActorCritic
 from mbrl_lightning.algorithms.trpo import TRPO
 from mbrl_lightning.algorithms.variational import GHPMDP, Variational
@@ -46,6 +48,8 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "reptile": Reptile,  # Nichol et al. 2018: the same without derivatives of the steps
     "variational": Variational,  # Belkhale et al. 2021: a free Gaussian a task, inferred by gradient at test; CEM
     "ghp_mdp": GHPMDP,  # Perez et al. 2020: the same with an ensemble of probabilistic networks
+    "rl2": RL2,  # Duan et al. 2016: model-free; a recurrent policy that keeps its state over the episodes of a task
+    "pe_ppo": PEPPO,  # GSSM's other model-free rival: PPO given a latent, whose encoder the critic trains
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "ddpg": DDPG,  # Lillicrap et al., ICLR 2016, likewise
     "sac": SoftActorCritic,  # Haarnoja et al. 2018, likewise: on real data alone

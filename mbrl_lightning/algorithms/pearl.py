@@ -19,49 +19,22 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.algorithms.inferred_latent import InferredLatentAlgorithm
 from mbrl_lightning.beliefs.encoders import ProductEncoder
-from mbrl_lightning.beliefs.history import HistoryInputs, no_history, remember
+from mbrl_lightning.beliefs.history import no_history, remember
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Agent
 from mbrl_lightning.data.windows import STEP, Histories
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
-from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.imagination import mean_return
-from mbrl_lightning.networks import Normalizer
 from mbrl_lightning.networks.gaussians import kl_divergence
 from mbrl_lightning.networks.step import GradientStep, summed
 from mbrl_lightning.policies.sac import SAC
 
 
-class TransitionInputs(HistoryInputs):
-    """What the encoder sees of a transition: observation, action, reward and next observation, standardised."""
-
-    def __init__(self, spec: EnvSpec) -> None:
-        super().__init__(spec)
-        self.outcome_norm = Normalizer(1)
-
-    @property
-    def pair_dim(self) -> int:
-        """D, the width of a transition."""
-        return 2 * self.spec.feature_dim + self.spec.action_feature_dim + 1
-
-    def fit(self, transitions: TensorDictBase) -> None:
-        """Set the statistics to those of real transitions `[N]`."""
-        self.current_norm.fit(self.spec.features(transitions["observation"]))
-        self.outcome_norm.fit(transitions["next", "reward"])
-
-    def pair(self, observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-        """A transition as the encoder sees it, `[..., D]`."""
-        reward = self.spec.reward(observation, action, following).unsqueeze(-1)
-        before, after = self.current(observation), self.current(following)
-        return torch.cat([before, self.spec.action_features(action), self.outcome_norm(reward), after], -1)
-
-
-class PEARL(Algorithm):
+class PEARL(InferredLatentAlgorithm):
     """A policy given a latent, which is drawn from what is believed of the task and held for a while.
 
     Where the family's spec has an `outcome`, the task is hidden and may switch inside an episode.
@@ -70,16 +43,15 @@ class PEARL(Algorithm):
     policy: SAC
 
     def __init__(self, family: TaskFamily, cfg: Config) -> None:
-        super().__init__(family, cfg)
+        pearl = cfg.pearl
+        super().__init__(family, cfg, lambda inputs: ProductEncoder(inputs, pearl.latent_dim, pearl.hidden))
         if self.spec.discrete:
             raise ConfigError(
                 f"{self.spec.name}: actions are discrete, and soft actor-critic is for continuous ones",
                 "choose another algorithm or another family",
             )
         self.switching = self.spec.outcome is not None  # a hidden task may be another one before a context is of use
-        self.inputs = TransitionInputs(self.spec)
-        self.encoder = ProductEncoder(self.inputs.pair_dim, cfg.pearl.latent_dim, cfg.pearl.hidden)
-        current = self.spec.feature_dim + cfg.pearl.latent_dim
+        current = self.spec.feature_dim + pearl.latent_dim
         self.policy = SAC(cfg.policy, cfg.sac, self.inputs.pair_dim, current, self.spec.action_dim, recurrent=0)
         trained = [*self.policy.trained_parameters(), *self.encoder.parameters()]
         self.optimizers = {"sac": torch.optim.Adam(trained, lr=cfg.sac.lr, fused=True)}
@@ -92,59 +64,37 @@ class PEARL(Algorithm):
         Where tasks switch the belief has a window of this episode's transitions, `pairs` and `mask`, and a latent is drawn
         from the posterior of these; elsewhere from `loc` and `scale`, once an episode.
         """
-        belief = self._prior(tasks, self.cfg.pearl.hold if self.switching else self.spec.horizon)
-        if self.switching:
-            belief.update(no_history(tasks, self.cfg.pearl.context, self.inputs.pair_dim, self.device))
-        return belief
-
-    def _prior(self, tasks: int, hold: int) -> TensorDict:
-        belief = self.encoder(torch.zeros(tasks, 0, self.inputs.pair_dim, device=self.device)).detach()
-        age = torch.zeros(tasks, dtype=torch.long, device=self.device)
-        return belief.update({"age": age, "hold": torch.full_like(age, hold)})
-
-    def explorer(self, tasks: int) -> tuple[Agent, TensorDict]:
-        """The policy given z ~ N(0, I), drawn anew every `pearl.hold` steps: what the encoder's training contexts come from."""
-        return self, self._prior(tasks, self.cfg.pearl.hold)
+        if not self.switching:
+            return super().begin(tasks)
+        belief = self.prior(tasks, self.cfg.pearl.hold)
+        return belief.update(no_history(tasks, self.cfg.pearl.context, self.inputs.pair_dim, self.device))
 
     def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
         """Belief q(z | context) `[M]`, with `latent` its mean; where tasks switch, the window after the step just made."""
-        if transitions.ndim > 1:
-            return belief if self.switching else belief.clone(False).update(self._infer(transitions))
-        belief = belief.clone(False).set("age", belief["age"] + 1)
-        if "pairs" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
-            belief.update(remember(belief, self._pairs(transitions)))
+        if self.switching and transitions.ndim > 1:
+            return belief
+        belief = super().adapt(belief, transitions)
+        if transitions.ndim == 1 and "pairs" in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            belief.update(remember(belief, self.pairs(transitions)))
         return belief
+
+    def posterior(self, belief: TensorDict) -> TensorDict:
+        """What the window says, where there is one."""
+        return self.encoder(belief["pairs"], belief["mask"]) if "pairs" in belief.keys() else belief  # noqa: SIM118
 
     def shots(self, full: bool) -> list[int]:
         """See Algorithm.contexts; none where tasks switch."""
-        return [0] if self.switching else self.contexts(full)
-
-    def _pairs(self, transitions: TensorDictBase) -> Tensor:
-        names = ("observation", "action", ("next", "observation"))
-        return self.inputs.pair(*(transitions[name].to(self.device) for name in names))
-
-    @torch.no_grad()
-    def _infer(self, context: TensorDictBase, mask: Tensor | None = None) -> TensorDict:
-        return self.encoder(self._pairs(context), None if mask is None else mask.to(self.device))
+        return [0] if self.switching else super().shots(full)
 
     @torch.no_grad()
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
         """The policy given the latent that is held; one that is due is drawn first. Without a generator both are means."""
-        due = belief["age"] % belief["hold"] == 0
-        if bool(due.any()):
-            known = self.encoder(belief["pairs"], belief["mask"]) if "pairs" in belief.keys() else belief  # noqa: SIM118
-            latent = known["loc"]
-            if noise is not None:
-                latent = latent + known["scale"] * self._noise(noise, *latent.shape)
-            belief = belief.clone(False).set("latent", torch.where(due.unsqueeze(1), latent, belief["latent"]))
+        belief = self.held(belief, noise)
         inputs = self.see(self.inputs.current(observation.to(self.device)), belief["latent"])
-        drawn = None if noise is None else self._noise(noise, len(inputs), self.policy.action_dim)
+        drawn = None if noise is None else self.noise(noise, len(inputs), self.policy.action_dim)
         return self.policy.act(inputs, drawn).cpu(), belief
-
-    def _noise(self, generator: torch.Generator, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(self.device)
 
     def see(self, current: Tensor, latent: Tensor) -> TensorDict:
         """What policy and Q functions see, batch `[N]`: features `[N, F]` with latents `[N, Z]`, and no history."""
@@ -170,7 +120,8 @@ class PEARL(Algorithm):
             belief = self.begin(len(tasks))
             if not self.switching:
                 rows, mask = self._contexts(real, real.index_of(tasks))
-                belief.update(self._infer(real.transitions()[rows], mask))
+                with torch.no_grad():
+                    belief.update(self.encoder(self.pairs(real.transitions()[rows]), mask.to(self.device)))
             # where it infers as it acts, that is what the contexts of a meta-test look like
             after = world.interact(tasks, self, belief, steps - before, self.generator, exploratory=self.switching)
             (data,) = after

@@ -96,6 +96,11 @@ class MeanEncoder(nn.Module):
         self.nodes = _points(inputs + outputs, width, latent)
         self.task_loc, self.task_log_var = nn.Linear(latent, latent), nn.Linear(latent, latent)
 
+    def forward(self, x: Tensor) -> TensorDict:
+        """Belief `[M]` after transitions `[M, K, X]`, as `ProductEncoder` has it: `loc`, `scale` and `latent` (the mean)."""
+        belief = self.context(x, x[..., :0]).select("loc", "scale")
+        return belief.set("latent", belief["loc"])
+
     def context(self, x: Tensor, y: Tensor) -> TensorDict:
         """Belief `[M]` after `[M, K, X]` and `[M, K, Y]`: `loc`, `scale` `[M, Z]`, and the points' `nodes` `[M, K, Z]`."""
         nodes = self.nodes(torch.cat([x, y], -1))

@@ -51,6 +51,30 @@ class HistoryInputs(nn.Module):
         return torch.cat(parts, -1)
 
 
+class TransitionInputs(HistoryInputs):
+    """A whole transition as a network sees it: observation, action, reward and next observation, standardised."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__(spec)
+        self.outcome_norm = Normalizer(1)
+
+    @property
+    def pair_dim(self) -> int:
+        """D, the width of a transition."""
+        return 2 * self.spec.feature_dim + self.spec.action_feature_dim + 1
+
+    def fit(self, transitions: TensorDictBase) -> None:
+        """Set the statistics to those of real transitions `[N]`."""
+        self.current_norm.fit(self.spec.features(transitions["observation"]))
+        self.outcome_norm.fit(transitions["next", "reward"])
+
+    def pair(self, observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
+        """A transition, `[..., D]`."""
+        reward = self.spec.reward(observation, action, following).unsqueeze(-1)
+        before, after = self.current(observation), self.current(following)
+        return torch.cat([before, self.spec.action_features(action), self.outcome_norm(reward), after], -1)
+
+
 def no_history(rows: int, length: int, pair_dim: int, device: torch.device | None = None) -> TensorDict:
     """The belief `[rows]` at the start of an episode: `pairs` `[rows, L, X]` of zeros, `mask` `[rows, L]` false."""
     pairs = torch.zeros(rows, length, pair_dim, device=device)

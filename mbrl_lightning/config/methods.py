@@ -53,11 +53,12 @@ class BranchConfig:
 
 @dataclass
 class PearlConfig:
-    """PEARL: what is inferred of a task, from what, and how often."""
+    """PEARL and PE-PPO: what is inferred of a task, from what, and how often."""
 
     latent_dim: int = option(5, "latent variables of a task, Z", minimum=1, architecture=True)
     hidden: list[int] = option([128, 128], "widths of the encoder's hidden layers", minimum=1, architecture=True)
     kl_weight: float = option(0.1, "weight of the KL divergence from the prior", minimum=0)
+    pooling: str = option("mean", "how a context is pooled (pe_ppo)", choices=("mean", "product"), architecture=True)
     context: int = option(64, "transitions in a context, K", minimum=1)
     recent: int = option(500, "newest exploratory transitions of a task that contexts are drawn from", minimum=1)
     hold: int = option(50, "steps for which a latent is kept (prior, or tasks that switch)", minimum=1)

@@ -85,7 +85,8 @@ def collect_parts(
 
     In training an episode ends at termination, at the family's training termination (a fall) or at its horizon, and a new
     one begins at once, so all steps of a row are real data. In evaluation there is one episode a row: after termination
-    the row stands still, with reward 0 and `valid` false. Every episode begins with the `belief` given here.
+    the row stands still, with reward 0 and `valid` false. Every episode begins with the `belief` given here, but for what
+    that holds under `trial`: it outlasts a row's episodes.
 
     Args:
         simulator: B environments.
@@ -181,7 +182,9 @@ def begun_anew(belief: TensorDict, start: TensorDict, rows: Tensor) -> TensorDic
             return first
         return torch.where(rows.to(first.device).view(-1, *[1] * (first.ndim - 1)), first, now)
 
-    return start.apply(put_back, belief.select(*start.keys()))
+    once = [key for key in start.keys() if key != "trial"]  # noqa: SIM118
+    begun = start.select(*once).apply(put_back, belief.select(*once))
+    return begun.update(belief.select("trial", strict=False))
 
 
 def _assemble(spec: EnvSpec, rows: list[dict[str, Tensor]], now: int) -> TensorDict:

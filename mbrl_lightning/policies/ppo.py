@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -47,7 +48,7 @@ class PPO(nn.Module):
         )
         return ClipPPOLoss(
             actor,
-            TensorDictModule(self.value, in_keys=["inputs", "time"], out_keys=["state_value"]),
+            TensorDictModule(self.value, in_keys=["seen", "time"], out_keys=["state_value"]),
             clip_epsilon=cfg.clip_epsilon,
             entropy_bonus=cfg.entropy > 0,
             entropy_coeff=cfg.entropy or None,
@@ -70,7 +71,8 @@ class PPO(nn.Module):
         return {"action": action, "inputs": inputs, "action_log_prob": density(policy, outputs, action)}
 
     @torch.no_grad()
-    def _advantages(self, policy: Policy, data: TensorDict, latent: Tensor) -> TensorDict:
+    def rows(self, policy: Policy, data: TensorDict, latent: Tensor) -> TensorDict:
+        """What the loss takes of every step of `data` `[..., T]` (see `update`), `[N]`; the value is given `seen`, the inputs."""
         following, reward = data["next"], data["next", "reward"]
         total = torch.zeros_like(reward[..., 0, :])
         squares = torch.zeros((), dtype=torch.float64, device=reward.device)
@@ -88,6 +90,7 @@ class PPO(nn.Module):
         advantage, target = gae(scaled, following["done"], value, last, self.cfg.gamma, self.cfg.lam)
         advantage = (advantage - advantage.mean()) / advantage.std(correction=0).clamp_min(1e-6)
         rows = data.select("inputs", "action", "action_log_prob").set("time", time).reshape(-1)
+        rows["seen"] = rows["inputs"]
         rows["advantage"], rows["value_target"] = advantage.reshape(-1, 1), target.reshape(-1, 1)
         return rows
 
@@ -100,27 +103,46 @@ class PPO(nn.Module):
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
     ) -> dict[str, float]:
-        """Epochs of minibatch steps on one rollout; stops early when the policy has moved by `target_kl`.
+        """`learn` from one rollout.
 
         The data `[..., T]`, the same on all ranks, are what `sample` gave, `age`, and under `next` `done`, `reward` and
-        `observation`; `latent` is broadcastable to `[..., T, Z]`. Returns mean losses and `kl` of the last epoch.
+        `observation`; `latent` is broadcastable to `[..., T, Z]`.
         """
-        rows, loss = self._advantages(policy, data, latent), self.loss(policy)
+        return self.learn(policy, self.rows(policy, data, latent), step, optimizer, generator)
+
+    def learn(
+        self,
+        policy: Policy,
+        rows: TensorDict,
+        step: GradientStep,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        refresh: Callable[[TensorDict], dict[str, Tensor]] = lambda batch: {},
+    ) -> dict[str, float]:
+        """Epochs of minibatch steps on `rows` `[N]`, or on N trials of them `[N, T]`; stops early beyond `target_kl`.
+
+        `refresh` puts into a minibatch what a belief that is learned too makes of its `inputs` (of policy) and `seen` (of value)
+        today, and gives further losses. Returns mean losses and `kl` of the last epoch.
+        """
+        loss, size = self.loss(policy), max(self.cfg.minibatch // rows[:1].numel(), 1)
         metrics: list[dict[str, float]] = []
         for _ in range(self.cfg.epochs):
             metrics = []
-            for index in torch.randperm(len(rows), generator=generator).split(self.cfg.minibatch):
-                if len(index) < min(self.cfg.minibatch, len(rows)) // 2:
+            for index in torch.randperm(len(rows), generator=generator).split(size):
+                if len(index) < min(size, len(rows)) // 2:
                     continue  # a small remainder would be a noisy step of full size
                 batch = step.share(rows[index.to(rows.device)])
-                metrics.append(step(partial(_losses, loss, batch), optimizer, self.cfg.max_grad_norm))
+                metrics.append(step(partial(_losses, loss, batch, refresh), optimizer, self.cfg.max_grad_norm))
             kl = float(step.mean(torch.tensor(sum(m["kl"] for m in metrics) / len(metrics), device=rows.device)))
             if self.cfg.target_kl is not None and kl > self.cfg.target_kl:
                 break
         return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
 
 
-def _losses(loss: ClipPPOLoss, batch: TensorDict) -> dict[str, Tensor]:
+def _losses(
+    loss: ClipPPOLoss, batch: TensorDict, refresh: Callable[[TensorDict], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    further = refresh(batch)
     out = loss(batch)
     names = [name for name in loss.out_keys if name.startswith("loss_")]
-    return {**summed(out.select(*names)), "kl": out["kl_approx"]}
+    return {**summed(out.select(*names).update(further)), "kl": out["kl_approx"]}

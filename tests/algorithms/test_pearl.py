@@ -12,7 +12,7 @@ from fakes import counter_family, plain_spec, shortened, words
 from tensordict import TensorDict
 
 from mbrl_lightning.algorithms import make_algorithm
-from mbrl_lightning.algorithms.pearl import TransitionInputs
+from mbrl_lightning.beliefs.history import TransitionInputs
 from mbrl_lightning.data.collect import collect
 from mbrl_lightning.data.windows import STEP, Histories
 from mbrl_lightning.envs import make_family

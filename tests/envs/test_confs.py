@@ -115,6 +115,7 @@ RUNS = {  # of those that a method is like, too: what one of them reads all may 
         ("debug", "variational", {"planner.kind": "icem"}),
         ("debug", "ghp_mdp", {"planner.kind": "mppi"}),
     ],
+    "rl2": [("debug", "rl2", {"loop.episodes_per_task": 2})],
     "trpo": [("point2d", "trpo", {})],
     "ddpg": [("point2d", "ddpg", {})],
     "dr_ppo": [("point2d", "dr_ppo", {})],

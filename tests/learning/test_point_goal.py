@@ -43,3 +43,15 @@ def test_reptile_learns_to_adapt_and_towards_nothing_it_does_not():
     assert found["return/policy", 200] > -11
     assert found["return/unadapted", 200] < -18
     assert trained("reptile", loop={"iterations": 2}, meta={"outer_lr": 1e-6})["return/policy", 200] < -12.5
+
+
+def test_pe_ppo_finds_the_goal_from_its_own_context_and_not_from_another_tasks():
+    found = trained("pe_ppo", loop={"iterations": 45})
+    assert found["return/policy", 40] > -17
+    assert found["return/policy", 0] < -18
+    assert found["return/wrong_belief", 40] < -22
+
+
+def test_an_encoder_that_is_held_to_its_prior_infers_nothing():
+    found = trained("pe_ppo", loop={"iterations": 45}, pearl={"kl_weight": 1.0})
+    assert found["return/policy", 40] < -18

@@ -76,7 +76,7 @@ def test_a_conditioned_policy_learns_another_action_for_each_belief():
 def test_stored_probabilities_are_those_of_the_loss(discrete):
     setting = Setting(plain_spec(observation=2, action=3, discrete=discrete))
     data = setting.rollout(lambda action, latent: action[..., 0], observation=torch.randn(64, 1, 2))
-    out = setting.ppo.loss(setting.policy)(setting.ppo._advantages(setting.policy, data, torch.zeros(64, 1, 0)))
+    out = setting.ppo.loss(setting.policy)(setting.ppo.rows(setting.policy, data, torch.zeros(64, 1, 0)))
     assert float(out["kl_approx"].detach()) == pytest.approx(0, abs=1e-6)
     assert float(out["ESS"].detach()) == pytest.approx(1, rel=1e-4)  # all probability ratios are equal
 
@@ -100,7 +100,7 @@ def targets(lam: float, ends: list[int], rewards: tuple[float, ...] = (1.0, 3.0)
 
     setting.ppo.value = Known()
     data = chain(setting, list(rewards), ends)
-    rows = setting.ppo._advantages(setting.policy, data, torch.zeros(1, 1, 0))
+    rows = setting.ppo.rows(setting.policy, data, torch.zeros(1, 1, 0))
     return (rows["value_target"][:, 0] * setting.ppo.return_square.sqrt()).tolist()
 
 
@@ -121,7 +121,7 @@ def test_the_size_of_the_reward_does_not_matter(factor):
     for size in (1.0, factor):
         setting = Setting(plain_spec(observation=1, action=1))
         data = setting.rollout(lambda action, latent, size=size: size * nearest(0.3)(action, latent))
-        advantages.append(setting.ppo._advantages(setting.policy, data, torch.zeros(256, 1, 0)))
+        advantages.append(setting.ppo.rows(setting.policy, data, torch.zeros(256, 1, 0)))
     for key in ("advantage", "value_target"):
         torch.testing.assert_close(advantages[0][key], advantages[1][key], rtol=1e-3, atol=1e-4)
     assert advantages[0]["advantage"].mean().abs() < 1e-5
