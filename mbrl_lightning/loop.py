@@ -97,7 +97,8 @@ class MetaLoop:
             self.world.iteration += 1
             require_finite(self._learned(), f"iteration {self.iteration}")
             last = self.iteration == loop.iterations
-            if self._due(loop.evaluate_every):
+            every = loop.evaluate_every
+            if self._due(max(loop.iterations // 6, 1) if every is None else every):
                 with self._timed("evaluate"):
                     metrics |= self.evaluate(full=last)
             self.times["total"] = self.times.get("total", 0.0) + time.perf_counter() - began

@@ -125,6 +125,12 @@ def test_evaluating_changes_its_own_stream_and_nothing_that_is_learned(make_loop
     assert {".streams.evaluation"} <= changed <= {".streams.evaluation", ".gradient_steps"}
 
 
+def test_a_run_is_looked_at_six_times_unless_it_says_otherwise(make_loop):
+    for every, looks in ((None, [2, 4, 6, 8, 10, 12]), (0, [12]), (5, [5, 10, 12])):
+        rows = make_loop("ppo", loop={"iterations": 12, "evaluate_every": every}, search={"updates": 1}).fit().rows
+        assert sorted({row.iteration for row in rows if row.metric == "return/policy"}) == looks
+
+
 def test_same_seed_same_run_and_another_seed_another(make_loop):
     def run(seed: int):
         disturb()

@@ -40,7 +40,9 @@ class LoopConfig:
     model_steps: int = option(400, "optimizer steps on the dynamics model per iteration", minimum=0)
     first_model_steps: int = option(800, "the same in the first iteration", minimum=0)
     last_model_steps: int = option(0, "extra optimizer steps on the dynamics model after the last iteration", minimum=0)
-    evaluate_every: int = option(0, "iterations between meta-tests; 0: only at the end", minimum=0)
+    evaluate_every: int | None = option(
+        None, "iterations between meta-tests; null: a sixth of all; 0: only at the end", minimum=0
+    )
     checkpoint_every: int = option(1, "iterations between checkpoints", minimum=1, free=True)
     keep: int = option(2, "checkpoints kept", minimum=1, free=True)
     figures_every: int = option(0, "iterations between figures; 0: only at the end", minimum=0, free=True)
