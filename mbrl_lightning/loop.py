@@ -83,6 +83,15 @@ class MetaLoop:
             Interrupted, Preempted: a signal came; the state was saved.
             DivergedError: a loss, gradient or imagined state is not finite.
         """
+        status = "failed"
+        try:
+            self._iterate()
+            status = "success"
+        finally:
+            self.progress.loggers.close(status)
+        return self.results
+
+    def _iterate(self) -> None:
         loop = self.cfg.loop
         began = time.perf_counter()
         self.progress.begin(self.iteration)
@@ -110,7 +119,6 @@ class MetaLoop:
             if self._due(loop.figures_every):
                 self._show()
             self._heed_signals()
-        return self.results
 
     def _due(self, every: int) -> bool:
         """Whether it is time for what is done every so many iterations, 0 is never, and after the last."""

@@ -188,15 +188,13 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_way_on_works(plain, m
 
 
 def test_what_is_asked_for_and_not_here_is_a_configuration_error_and_leaves_nothing(monkeypatch):
-    from lightning.fabric.loggers import tensorboard
-
     with pytest.raises(errors.ConfigError, match="accelerator=cuda") as caught:
         train("accelerator=cuda")
     assert "accelerator=cpu" in caught.value.remedy
-    monkeypatch.setattr(tensorboard, "_TENSORBOARD_AVAILABLE", False)
-    monkeypatch.setattr(tensorboard, "_TENSORBOARDX_AVAILABLE", False)
-    with pytest.raises(errors.ConfigError, match="tensorboard=true"):
-        train("tensorboard=true")
+    monkeypatch.setattr("mbrl_lightning.runs.loggers.find_spec", lambda name: None)
+    with pytest.raises(errors.ConfigError, match="logger=wandb, but the package is not here") as caught:
+        train("logger=csv,wandb")
+    assert "mbrl_lightning[wandb]" in caught.value.remedy
     with socket.socket() as taken:
         taken.bind(("", 0))
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))

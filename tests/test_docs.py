@@ -18,6 +18,7 @@ from mbrl_lightning import fit as fit_module
 from mbrl_lightning.__main__ import COMMANDS
 from mbrl_lightning.config import load_config, to_yaml
 from mbrl_lightning.config.words import parse as parse_options
+from mbrl_lightning.runs.loggers import EXTRAS
 from mbrl_lightning.runs.run import run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,7 +179,7 @@ def test_a_citation_names_this_version():
 
 def test_every_import_is_declared_and_every_extra_imported():
     """Each package of the dependencies and extras (but for the developer's) is imported somewhere in the package."""
-    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "tensorboard": "torch.utils.tensorboard"}
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: words for name, words in project["optional-dependencies"].items() if name != "dev"}
     named = [re.split(r"[\[<>=]", word)[0] for words in [project["dependencies"], *extras.values()] for word in words]
@@ -187,6 +188,7 @@ def test_every_import_is_declared_and_every_extra_imported():
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
     used = {name.partition(".")[0] for name in names}
-    expected = {modules.get(name, name).replace("-", "_") for name in named} - {"torch.utils.tensorboard"}
+    assert all(named.count(package) == 1 for package in EXTRAS)  # of these Lightning imports them
+    expected = {modules.get(name, name).replace("-", "_") for name in named} - EXTRAS.keys()
     assert expected <= used
     assert used - set(sys.stdlib_module_names) - {"mbrl_lightning"} <= expected

@@ -97,6 +97,7 @@ def typed(value: Any, annotation: Any) -> Any:
     if type(None) in kinds:
         return None if value is None else typed(value, kinds[0])
     if typing.get_origin(annotation) is list:
+        value = value.split(",") if isinstance(value, str) and kinds[0] is str else value
         if not isinstance(value, (list, tuple)) or any(isinstance(item, (list, tuple)) for item in value):
             raise ValueError(f"a list is expected, each entry {_NAMES[kinds[0]]}")
         return [typed(item, kinds[0]) for item in value]

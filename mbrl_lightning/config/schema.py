@@ -159,7 +159,12 @@ class Config:
     strategy: str = option("auto", "Lightning strategy", choices=STRATEGIES, free=True)
     precision: str = option("32-true", "number format", choices=("32-true", "bf16-mixed"))
     threads: int = option(1, "CPU threads of PyTorch per process", minimum=1, maximum=1024, free=True)
-    tensorboard: bool = option(False, "also write TensorBoard events", free=True)
+    logger: list[str] = option(
+        ["csv"],
+        "where the numbers go beside results.csv, e.g. csv,wandb",
+        choices=("csv", "tensorboard", "wandb", "mlflow"),
+        free=True,
+    )
     video: bool = option(False, "record the policy at the end", free=True)
     allow_overlap: bool = option(False, "allow test tasks that are also training tasks")
     env: EnvConfig = field(default_factory=EnvConfig)

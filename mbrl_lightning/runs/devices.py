@@ -10,24 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mbrl_lightning.config.console import rank
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.errors import ConfigError, MBRLError, Preempted
+from mbrl_lightning.runs.loggers import require_loggers
 
 PATIENCE = timedelta(minutes=10)  # of one rank with another; pictures and checkpoints are rank 0's alone
 
 
 def make_fabric(config: Config) -> Fabric:
     """Fabric as configured, not launched; a ConfigError, before a folder is made, says what is not to be had here."""
+    require_loggers(config.logger)
     several = config.devices * config.num_nodes > 1
     strategy: Any = DDPStrategy(timeout=PATIENCE) if several and config.strategy in ("auto", "ddp") else config.strategy
     try:
-        if config.tensorboard:
-            TensorBoardLogger(".")
         port = os.environ.get("MASTER_PORT", "")
         if config.devices > 1 and rank() == 0 and port.isdigit() and "TORCHELASTIC_RUN_ID" not in os.environ:
             with socket.socket() as probe:
@@ -39,9 +38,6 @@ def make_fabric(config: Config) -> Fabric:
             strategy=strategy,
             precision=config.precision,  # type: ignore[arg-type]
         )
-    except ModuleNotFoundError as error:
-        remedy = "pip install tensorboard, or leave it out"
-        raise ConfigError("tensorboard=true, but the package is not here", remedy) from error
     except (OSError, OverflowError) as error:
         raise ConfigError(f"MASTER_PORT={port}: {error}", "unset it, or choose a free port") from error
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:

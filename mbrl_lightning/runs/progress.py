@@ -1,13 +1,14 @@
-"""One line an iteration: how far, how well, where the time goes, how long to go. TensorBoard if asked for."""
+"""One line an iteration: how far, how well, where the time goes, how long to go; and the same numbers to loggers."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from mbrl_lightning.config.console import log
+from mbrl_lightning.config import flattened
 from mbrl_lightning.config.schema import Config
+from mbrl_lightning.runs.loggers import Loggers
 
 STAGES = ("collect", "model", "policy", "evaluate")
 SHOWN = {
@@ -20,16 +21,12 @@ SHOWN = {
 
 
 class Progress:
-    """Prints the line if `active` (rank 0), and logs scalars to TensorBoard's events in the run's folder."""
+    """Prints the line and tells the loggers (see `Loggers`), if `active` (rank 0)."""
 
     def __init__(self, cfg: Config, active: bool, folder: Path | None) -> None:
         self.cfg, self.loop, self.active, self.folder = cfg, cfg.loop, active, folder
         self.first: tuple[int, float] | None = None
-        self.logger: Any = None
-        if cfg.tensorboard and active and folder is not None:
-            from lightning.fabric.loggers import TensorBoardLogger
-
-            self.logger = TensorBoardLogger(folder, name="", version="events")
+        self.loggers = Loggers(cfg, folder if active else None, flattened(asdict(cfg)))
 
     def begin(self, done: int) -> None:
         """Say what is run and where it goes, before the first iteration, which may take minutes; `done` of them are."""
@@ -40,12 +37,7 @@ class Progress:
 
     def line(self, iteration: int, steps: int, metrics: dict[str, float], times: dict[str, float]) -> None:
         """Report the iteration and real steps done so far, metrics by name, seconds by stage and their `total`."""
-        if self.logger is not None:
-            try:
-                self.logger.log_metrics(metrics | {f"time/{k}": v for k, v in times.items()}, step=steps)
-            except Exception as error:  # results.csv has the same numbers
-                log.warning("no more TensorBoard events: %s", error)
-                self.logger = None
+        self.loggers.log(metrics | {f"time/{k}": v for k, v in times.items()}, steps)
         if not self.active:
             return
         total = self.loop.iterations
@@ -53,7 +45,8 @@ class Progress:
         shares = [f"{stage} {times[stage] / times['total']:.0%}" for stage in STAGES if stage in times]
         gone, left = (timedelta(seconds=round(s)) for s in (times["total"], self._left(iteration, times)))
         head = f"[{iteration:{len(str(total))}}/{total}] {steps} real steps"
-        print(" | ".join([head, ", ".join(values), ", ".join(shares), f"{gone} gone, {left} to go"]), flush=True)
+        parts = [head, ", ".join(values), ", ".join(shares), f"{gone} gone, {left} to go"]
+        print(" | ".join(filter(None, parts)), flush=True)
 
     def _left(self, iteration: int, times: dict[str, float]) -> float:
         """Seconds to go at the pace since this start, and those of the last iteration's longer fit."""
