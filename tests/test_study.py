@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from mbrl_lightning.config import load_config
+from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.measuring.plasticity import Plasticity, draw_maps, grid, plasticity, rank_correlation
 from mbrl_lightning.runs.results import Results
-from mbrl_lightning.study import STUDIES, arm_words, main, quick, study
+from mbrl_lightning.study import STUDIES, arm_words, gssm_models, main, quick, study
 from mbrl_lightning.study.base import folder_of
 
 SHORT = [
@@ -68,6 +69,34 @@ def test_a_study_runs_draws_and_skips_what_is_finished(tmp_path, capfd):
     capfd.readouterr()
     assert study("tailored", words, str(tmp_path))[1] == text
     assert capfd.readouterr().out.count("is finished, skipped") == 2
+
+
+def test_models_are_compared_on_the_same_recorded_data(tmp_path, capfd):
+    words = ["seeds=0", "loop.tasks_per_iteration=3", "loop.exploration_steps=30", "loop.first_model_steps=10"]
+    words += ["dynamics.hidden=8"]
+    status, text = study("gssm_models", words, str(tmp_path))
+    assert status == 0
+    assert capfd.readouterr().out.count("mean squared error") == 7
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.startswith("  ")}
+    assert [lines[model][-2] for model in gssm_models.MODELS] == [
+        "0.0296",
+        "0.0475",
+        "0.0626",
+        "0.031",
+        "0.0397",
+        "-",
+        "-",
+    ]
+    assert int(lines["told"][-1]) == int(lines["blind"][-1]) + 2 * 8  # the told masses go into the first layer
+    assert (tmp_path / "gssm_models" / "gssm_models.png").stat().st_size > 5000
+    assert study("gssm_models", words, str(tmp_path))[1] == text
+    assert "mean squared error" not in capfd.readouterr().out  # nothing was left to fit
+    cfg = load_config(arm_words("gssm_models", words)["gssm"])
+    family = make_family("cartpole")
+    first, second = (gssm_models.recorded(cfg, family) for _ in range(2))
+    assert len(first[0]) == 3 * 30
+    for one, other in ((first[0].transitions(), second[0].transitions()), (first[1], second[1]), (first[2], second[2])):
+        assert torch.equal(one["next", "observation"], other["next", "observation"])
 
 
 def test_where_every_run_fails_that_is_the_status_and_there_is_no_table(tmp_path, monkeypatch):

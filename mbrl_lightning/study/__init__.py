@@ -16,10 +16,10 @@ from mbrl_lightning.config.console import answer, make_callable
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, read, take
 from mbrl_lightning.errors import ConfigError, did_you_mean
-from mbrl_lightning.study import mb_mpo, quick
+from mbrl_lightning.study import gssm_models, mb_mpo, quick
 from mbrl_lightning.study.base import folder_of
 
-STUDIES = {**mb_mpo.STUDIES, **quick.STUDIES}
+STUDIES = {**mb_mpo.STUDIES, **gssm_models.STUDIES, **quick.STUDIES}
 
 
 @dataclass
@@ -33,7 +33,8 @@ class Options:
 LINES = "\n".join(f"  {name:<12} {f'{one.figure}: ' * bool(one.figure)}{one.question}" for name, one in STUDIES.items())
 HELP = f"""usage: python -m mbrl_lightning.study NAME [seeds=0..2] [key=value ...]
 
-Trains every arm of a study with every seed, prints the table and draws the figure. Figures are MB-MPO's (Clavera et al. 2018).
+Trains every arm of a study with every seed, prints the table and draws the figure. Figures are MB-MPO's (Clavera et al. 2018),
+tables GSSM's (Wang & van Hoof 2022).
 
 {LINES}
 
@@ -72,17 +73,19 @@ def study(name: str, words: Sequence[str] = (), out: str = OUT) -> tuple[int, st
     from mbrl_lightning.runs import seed_jobs
 
     status = 0
-    for number, (arm, command) in enumerate(commands.items(), 1):
+    one, folder = STUDIES[name], Path(out) / name
+    if one.train is not None:
+        one.train(configs, folder)
+    for number, (arm, command) in enumerate(commands.items() if one.train is None else (), 1):
         print(f"{name}, {number} of {len(commands)}: {arm}", flush=True)
         ended, _ = seed_jobs.train_seeds(configs[arm], command)
         status = status or ended
         if ended in (75, 130):
             return ended, "stopped; the same command goes on from here"
-    folder = Path(out) / name
-    rows = STUDIES[name].rows(folder)
+    rows = one.rows(folder)
     if not rows:
         return status, "no run of this study has any rows"
-    closed, text = STUDIES[name].close(name, STUDIES[name], folder, rows)
+    closed, text = one.close(name, one, folder, rows)
     return status or closed, text
 
 

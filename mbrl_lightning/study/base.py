@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mbrl_lightning.runs.results import Row, read_results
 
 if TYPE_CHECKING:
+    from mbrl_lightning.config.schema import Config
     from mbrl_lightning.report.tables import Table
 
 
@@ -25,6 +26,8 @@ class Study(NamedTuple):
         close: exit status and text of the tables of finished runs, given the study's name, itself, the folder with the arms'
             runs and all rows; writes tables and figure into the folder.
         seeds: unless others are asked for.
+        train: what is done for all arms at once, given their configurations and the study's folder, where the runs are not
+            those of `mbrl_lightning.fit`; what is there already it leaves.
     """
 
     figure: str
@@ -33,6 +36,7 @@ class Study(NamedTuple):
     base: str
     close: Callable[[str, Study, Path, Sequence[Row]], tuple[int, str]]
     seeds: str = "0..2"
+    train: Callable[[Mapping[str, Config], Path], None] | None = None
 
     def rows(self, folder: Path) -> list[Row]:
         """Rows of all arms with runs below `folder`, each under the name of its arm."""
