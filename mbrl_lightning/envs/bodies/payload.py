@@ -23,7 +23,7 @@ DT, SUBSTEPS, GRAVITY = 0.25, 25, 9.81
 DRONE_MASS, LAG, ACCELERATION, SPEED, DRAG = 0.08, 0.15, 6.0, 0.8, 0.1  # kg, s, m/s^2, m/s, 1/s
 WAYPOINTS, SIZE = 60, 1.0  # of a round, and half the length of the figure-8, m
 START, SWING = 0.03, 0.1  # deviations of the load's place and velocity at the start, m and m/s
-RED, BLUE, GREY, PALE = (200, 40, 40), (40, 70, 180), (120, 120, 120), (205, 215, 205)
+RED, BLUE, GREY, PALE = (200, 40, 40), (40, 70, 180), (120, 120, 120), (160, 185, 160)
 
 
 def square(turn: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def picture(state: Tensor, task: Tensor, path: str) -> np.ndarray:
     canvas, load = Canvas(1.5), state[1:4]
     drone = load + state[-9:-6] + torch.cat([task.new_zeros(2), task[:1]])
     for corner in waypoint(torch.arange(WAYPOINTS).to(state), path):
-        canvas.segment(seen(corner), seen(corner), 0.02, PALE)
+        canvas.segment(seen(corner), seen(corner), 0.04, PALE)
     place = seen(waypoint(state[0], path))
     canvas.segment(place, place, 0.09, GREY)
     canvas.segment(seen(load), seen(drone), 0.015, GREY)
