@@ -54,7 +54,9 @@ REDUCED = words(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_it_learns_to_swing_up_and_a_context_refreshes_the_network(make_loop):
+    """Seen with seed 0: -0.57 after 3,000 steps, where random actions make -0.98."""
     loop = make_loop("m_dpilco", family=shortened(make_family("cartpole"), test=20), **REDUCED)
     loop.fit()
     rows = loop.results.rows
