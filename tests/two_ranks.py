@@ -113,6 +113,13 @@ TRAINED: dict[str, dict] = {
         "planner": {"candidates": 12, "horizon": 4, "elites": 4},
     },
     "trpo": {"algorithm": "trpo", "search": BASE["search"] | {"horizon": 12}, "meta": {"subsample": 1, "damping": 0.1}},
+    "maml": {  # of few rows a baseline leaves nothing but rounding
+        "algorithm": "maml",
+        "search": BASE["search"] | {"horizon": 12, "updates": 1},
+        "meta": {"rollouts": 12, "subsample": 1, "damping": 0.1},
+    },
+    "rl2": {"algorithm": "rl2"},
+    "pe_ppo": {"algorithm": "pe_ppo"},
 }
 SCENARIOS: dict[str, Callable[[int, Path, int], None]] = {
     **{name: trains(name == "gssm_aps-ppo", **changes) for name, changes in TRAINED.items()},

@@ -125,6 +125,15 @@ def test_only_the_first_episode_begins_with_the_given_task():
     assert sim.tasks[2] != 2, "row 2 is past its first switch"
 
 
+def test_where_tasks_are_lasting_every_episode_begins_with_the_given_one():
+    sim = simulator(Schedule(count_up, horizon=10, every=4, jitter=0.0, lasting=True), rows=3)
+    for episode in range(3):
+        sim.reset(generator(episode))
+        assert sim.tasks[:, 0].tolist() == [0, 1, 2]
+        run(sim, 6)
+        assert (sim.tasks >= 1000).all()  # they switch in mid-episode all the same
+
+
 def test_what_happens_to_a_row_does_not_depend_on_the_others():
     sims = [simulator(Schedule(directions().draw, horizon=40, every=5), rows=3) for _ in range(2)]
     for sim in sims:

@@ -8,6 +8,7 @@ Sums of rewards. Options of all of them:
 * ``flip``: a switch always takes another task; otherwise the task is drawn anew and may stay.
 * ``previous_reward``: where networks see it, in the "observation" or in the "history" only.
 * ``told``: show the task: the ceiling of what a history can be worth.
+* ``lasting``: a simulator's row keeps its first task over its episodes (all but ``ant_crippled_leg``).
 
 Where there are only a few tasks, the test tasks are those with which an episode starts, each equally often.
 """
@@ -64,9 +65,10 @@ def _switching(
         flip: bool = turns,
         previous_reward: PreviousReward = place,
         told: bool = False,
+        lasting: bool = False,
     ) -> TaskFamily:
         hidden = task(flip)
-        schedule = Schedule(hidden.draw, horizon, switch_every_steps, jitter, hidden.another)
+        schedule = Schedule(hidden.draw, horizon, switch_every_steps, jitter, hidden.another, lasting)
         return hidden_family(name, body(), hidden, pay, schedule, previous_reward, context_steps, told)
 
     return family

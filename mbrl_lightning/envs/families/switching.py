@@ -36,6 +36,7 @@ class Schedule:
         horizon: steps per episode; nothing switches later.
         every: mean number of steps between switches, each drawn from every * U[1 - jitter, 1 + jitter]; None: never.
         another: (tasks [n, P], generator) -> [n, P], the tasks that follow; None: a fresh draw, which may be the same again.
+        lasting: a row's later episodes begin with the task of its first, not with one drawn anew.
     """
 
     draw: Callable[[int, torch.Generator], Tensor]
@@ -43,6 +44,7 @@ class Schedule:
     every: int | None = None
     jitter: float = 0.1
     another: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    lasting: bool = False
 
     def __post_init__(self) -> None:
         whole = all(isinstance(n, int) and n >= 1 for n in (self.horizon, 1 if self.every is None else self.every))
@@ -76,8 +78,9 @@ class Schedule:
 class SwitchingSimulator:
     """A :class:`~mbrl_lightning.envs.spec.Simulator` that hides its task and switches it on a schedule.
 
-    The first episode of a row begins with the task it was built with, every later one with a task drawn anew. Tasks and
-    times of all rows are drawn at every reset, so what happens to a row does not depend on the others.
+    The first episode of a row begins with the task it was built with, every later one with a task drawn anew, unless
+    tasks are lasting. Tasks and times of all rows are drawn at every reset, so what happens to a row does not depend on the
+    others.
 
     Args:
         base: the body; its observation holds whatever the reward needs.
@@ -120,7 +123,8 @@ class SwitchingSimulator:
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         stream = torch.Generator().manual_seed(int(seed))
         fresh = self._schedule.draw(self.batch_size, stream).double()
-        first = torch.where(self._started.unsqueeze(1), fresh, self._sequence[:, 0])
+        anew = self._started & (not self._schedule.lasting)
+        first = torch.where(anew.unsqueeze(1), fresh, self._sequence[:, 0])
         times, sequence = self._schedule.times(self.batch_size, stream), self._schedule.tasks(first, stream)
         rows = torch.ones_like(self._started) if mask is None else mask.cpu()
         self._times = torch.where(rows[:, None], times, self._times)
