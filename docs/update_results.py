@@ -28,7 +28,7 @@ FRONT = {
     "A context of random actions, then an episode": ("gssm_aps", "gssm", "dr_ppo", "sac"),
     "The task is hidden, and may switch in mid-episode": ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl"),
     "Nothing varies, the reward is known": ("mb_mpo", "me_trpo", "trpo", "ppo", "ddpg"),
-    "Models that adapt at every control step, or do not": ("grbal", "rebal", "mb_mpc"),
+    "Models that adapt at every control step, or do not": ("grbal", "rebal", "mb_mpc", "famle", "cadm"),
 }
 EVERY_SEED = Kind(
     "every seed, after the family's context",

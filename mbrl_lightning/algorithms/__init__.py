@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.algorithms.cadm import CaDM
 from mbrl_lightning.algorithms.ddpg import DDPG
 from mbrl_lightning.algorithms.dr_ppo import DRPPO
+from mbrl_lightning.algorithms.famle import FAMLE
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
 from mbrl_lightning.algorithms.l2a import L2A
 from mbrl_lightning.algorithms.m3po import M3PO
@@ -50,6 +52,8 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "ghp_mdp": GHPMDP,  # Perez et al. 2020: the same with an ensemble of probabilistic networks
     "rl2": RL2,  # Duan et al. 2016: model-free; a recurrent policy that keeps its state over the episodes of a task
     "pe_ppo": PEPPO,  # GSSM's other model-free rival: PPO given a latent, whose encoder the critic trains
+    "cadm": CaDM,  # Lee et al., ICML 2020: a context read off the last transitions, told forwards and backwards
+    "famle": FAMLE,  # Kaushik et al., IROS 2020: an embedding of each training situation; online the most likely one, adapted
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "ddpg": DDPG,  # Lillicrap et al., ICLR 2016, likewise
     "sac": SoftActorCritic,  # Haarnoja et al. 2018, likewise: on real data alone

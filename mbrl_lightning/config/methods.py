@@ -88,13 +88,19 @@ class MetaConfig:
 
 
 @dataclass
-class L2AConfig:
-    """Online adaptation of a model to what just happened (L2A: GrBAL, ReBAL)."""
+class WindowConfig:
+    """The past that a model adapts to, and the future that it is to predict."""
 
-    adaptation: str = option("gradient", "what a belief is", choices=ADAPTATIONS, architecture=True)
     past: int = option(16, "transitions that are adapted to, M", minimum=1)
     future: int = option(16, "transitions that are to be predicted then, K", minimum=1)
     segments: int = option(32, "segments of M + K transitions in one batch", minimum=1)
+
+
+@dataclass
+class L2AConfig(WindowConfig):
+    """Online adaptation of a model to what just happened (L2A: GrBAL, ReBAL)."""
+
+    adaptation: str = option("gradient", "what a belief is", choices=ADAPTATIONS, architecture=True)
     inner_lr: float = option(1.0, "inner step size, on mean squared errors of standardised targets", minimum=0)
     size_lr: float = option(0.02, "learning rate of the step sizes, where they are learned", above=0)
     inner_steps: int = option(1, "inner steps; 0: no adaptation", minimum=0, maximum=1000)
@@ -113,6 +119,31 @@ class VariationalConfig:
     steps: int = option(2, "the same inside an episode, each time", minimum=0, maximum=100_000)
     every: int = option(1, "control steps between two such times", minimum=1)
     test_lr: float = option(0.1, "learning rate of those steps", above=0)
+
+
+@dataclass
+class FAMLEConfig(WindowConfig):
+    """Situations with an embedding each, and what is adapted online (FAMLE)."""
+
+    embedding: int = option(5, "width of an embedding, Z", minimum=1, architecture=True)
+    situations: int = option(16, "situations drawn where a family has no list of them", minimum=1)
+    inner_lr: float = option(0.3, "inner step size on mean squared errors of standardised targets", above=0)
+    inner_steps: int = option(10, "inner steps of meta-training, each on rows of its own", minimum=1, maximum=1000)
+    meta_lr: float = option(1.0, "share of the way to the adapted weights; falls to 0 in one fit", above=0, maximum=1)
+    embedding_lr: float = option(1.0, "the same of the embeddings", above=0, maximum=1)
+    online_lr: float = option(0.1, "step size online, on the last M transitions", above=0)
+    online_steps: int = option(5, "such steps at every control step; 0: the embedding alone", minimum=0, maximum=1000)
+
+
+@dataclass
+class CaDMConfig(WindowConfig):
+    """A context that is read off the last transitions (CaDM)."""
+
+    past: int = option(10, "transitions that the context is read off, M", minimum=1, architecture=True)
+    future: int = option(10, "transitions that are predicted with it, K", minimum=1)
+    context_dim: int = option(10, "width of the context, Z; 0: none (PETS)", minimum=0, architecture=True)
+    hidden: list[int] = option([256, 128, 64], "widths of the encoder's layers", minimum=1, architecture=True)
+    backward: float = option(0.5, "weight of the backward prediction's error", minimum=0)
 
 
 @dataclass

@@ -180,6 +180,8 @@ class Config:
     meta: methods.MetaConfig = field(default_factory=methods.MetaConfig)
     l2a: methods.L2AConfig = field(default_factory=methods.L2AConfig)
     variational: methods.VariationalConfig = field(default_factory=methods.VariationalConfig)
+    famle: methods.FAMLEConfig = field(default_factory=methods.FAMLEConfig)
+    cadm: methods.CaDMConfig = field(default_factory=methods.CaDMConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

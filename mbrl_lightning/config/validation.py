@@ -13,7 +13,13 @@ from mbrl_lightning.config.sources import families, option_problems
 from mbrl_lightning.config.words import number_list
 from mbrl_lightning.errors import did_you_mean
 
-SHARED = ("dynamics.tasks", "search.tasks", "pearl.meta_batch", "l2a.segments")  # devices share these out
+SHARED = (
+    "dynamics.tasks",
+    "search.tasks",
+    "pearl.meta_batch",
+    "l2a.segments",
+    "cadm.segments",
+)  # devices share these out
 # what is held in memory at once, as a product of keys, with the least number of bytes for each
 HELD = """
 100 loop.buffer; 1000 loop.tasks_per_iteration; 100 loop.tasks_per_iteration loop.exploration_steps
@@ -29,6 +35,9 @@ HELD = """
 4 l2a.segments l2a.past dynamics.members dynamics.hidden; 4 l2a.segments l2a.future dynamics.members dynamics.hidden
 48 l2a.hidden l2a.hidden; 16 pearl.hidden pearl.hidden; 16 pearl.latent_dim pearl.hidden; 40 pearl.context pearl.meta_batch
 8 variational.memory dynamics.members dynamics.hidden; 100 evaluation.context evaluation.shots; 100 evaluation.episodes
+8 cadm.segments cadm.past; 8 cadm.segments cadm.future dynamics.members dynamics.hidden; 16 cadm.hidden cadm.hidden
+100 famle.situations loop.exploration_steps; 4 famle.situations famle.past dynamics.members dynamics.hidden
+16 dynamics.tasks famle.inner_steps dynamics.targets; 16 famle.situations famle.embedding; 8 cadm.context_dim dynamics.hidden
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -78,24 +78,24 @@ class Segments:
 
     A step of another episode, or of none, is masked: there may be fewer than M before a row, and fewer than K after it.
 
-    Of the transitions `[N]` a model takes `inputs` `[N, X]`, and is to give `target` `[N, Y]`.
+    Of the transitions `[N]` they have the given `columns` `[N, ...]`, such as the `inputs` of a model and its `target`.
     """
 
-    def __init__(self, data: TensorDictBase, inputs: Tensor, target: Tensor, past: int, future: int) -> None:
-        self.inputs, self.target, self.sizes = inputs, target, [past, future]
-        self.places = [data[name].to(inputs.device) for name in PLACES]
-        self.reach = torch.arange(-past, future, device=inputs.device)
+    def __init__(self, data: TensorDictBase, columns: Mapping[str, Tensor], past: int, future: int) -> None:
+        self.columns, self.sizes = columns, [past, future]
+        self.places = [data[name] for name in PLACES]
+        self.reach = torch.arange(-past, future, device=self.places[0].device)
 
     def at(self, rows: Tensor) -> TensorDict:
-        """The segments cut before `rows` `[B]`: batch `[B]`, each of `past` and `future` with `inputs`, `target`, `mask`."""
+        """The segments cut before `rows` `[B]`: batch `[B]`, each of `past` and `future` with the columns and `mask`."""
         index, mask = around(self.places, rows, self.reach)
-        columns = {"inputs": self.inputs[index], "target": self.target[index], "mask": mask}
-        past, future = TensorDict(columns, batch_size=index.shape).split(self.sizes, 1)
+        columns = {name: column[index] for name, column in self.columns.items()}
+        past, future = TensorDict(columns | {"mask": mask}, batch_size=index.shape).split(self.sizes, 1)
         return TensorDict({"past": past, "future": future}, batch_size=rows.shape)
 
     def draw(self, count: int, generator: torch.Generator) -> TensorDict:
         """Batch `[count]` of segments cut before random rows, uniform, with replacement."""
-        return self.at(torch.randint(len(self.inputs), (count,), generator=generator).to(self.reach.device))
+        return self.at(torch.randint(len(self.places[0]), (count,), generator=generator).to(self.reach.device))
 
 
 def transition(stored: TensorDictBase) -> TensorDict:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mbrl_lightning.envs.families import gssm, l2a, m3po, maml, mb_mpo, survey
+from mbrl_lightning.envs.families import famle, gssm, l2a, m3po, maml, mb_mpo, survey
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.guard import Guard, guarded_family
 from mbrl_lightning.errors import ConfigError, did_you_mean
@@ -40,6 +40,8 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "half_cheetah_disabled": l2a.half_cheetah_disabled,
     "point_goal": maml.point_goal,
     "payload_quadcopter": survey.payload_quadcopter,
+    "famle_reacher": famle.famle_reacher,
+    "famle_ant": famle.famle_ant,
 }
 
 

@@ -130,6 +130,10 @@ class TaskFamily:
     shared_tasks: bool = False
     distant: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.grid is not None and not len(self.grid):
+            raise ConfigError(f"{self.spec.name}: the list of training tasks is empty.", "Give one task or more.")
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """See ``draw``."""
         return self.draw(n, generator)

@@ -52,6 +52,10 @@ class AdaptiveDynamics(Dynamics):
         """The same belief in the form that is cheapest to ask many times, as a planner does."""
         return belief
 
+    def columns(self, data: TensorDictBase) -> dict[str, Tensor]:
+        """What `Segments` are made of, of transitions `[N]`: standardised `inputs` `[N, X]` and `target` `[N, Y]`."""
+        return {"inputs": self.inputs(data["observation"], data["action"]), "target": self.targets(data)}
+
     def inner_sizes(self) -> dict[str, float]:
         """Inner step sizes by layer, if there are any; for the log."""
         return {}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
@@ -24,8 +23,7 @@ from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Model
 from mbrl_lightning.models.measures import share_of_variance
-
-LOG_VAR = (-9.0, 1.0)
+from mbrl_lightning.networks.gaussians import soft_bounds
 
 
 class HistoryDynamics(Model):
@@ -64,9 +62,7 @@ class HistoryDynamics(Model):
             extra = torch.cat([extra, 2 * extra.square() - 1], -1)
         out = self.net(inputs, extra.unsqueeze(0))
         loc, log_var = out.chunk(2, -1)
-        low, high = LOG_VAR
-        log_var = high - F.softplus(high - log_var)
-        return loc, low + F.softplus(log_var - low)
+        return loc, soft_bounds(log_var)
 
     def nll(self, batch: TensorDictBase, weight: float = 0.0) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood (without its constant) and squared error of each head, `[E, N, Y]`.

@@ -8,6 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOG_VAR = (-9.0, 1.0)
+
+
+def soft_bounds(log_var: Tensor) -> Tensor:
+    """Log-variances `[...]` of standardised targets kept within LOG_VAR by softplus, as in PETS (Chua et al. 2018)."""
+    low, high = LOG_VAR
+    return low + F.softplus(high - F.softplus(high - log_var) - low)
+
 
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """Log density of `value` `[..., D]`, summed over the last dimension; means and deviations broadcastable to it."""

@@ -13,7 +13,8 @@ from mbrl_lightning.data.collect import transition
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
-PLANNED = ("grbal", "rebal", "mb_mpc", "variational", "ghp_mdp")  # candidates are drawn for all rows at once
+# candidates are drawn for all rows at once
+PLANNED = ("grbal", "rebal", "mb_mpc", "variational", "ghp_mdp", "famle", "cadm")
 CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg", "sac")
 
 

@@ -108,7 +108,8 @@ def test_parts_are_the_whole():
 
 def segments(real: TaskBuffer, past: int, future: int) -> Segments:
     data = real.transitions()
-    return Segments(data, data["observation"], data["next", "observation"], past, future)
+    columns = {"inputs": data["observation"], "target": data["next", "observation"]}
+    return Segments(data, columns, past, future)
 
 
 @pytest.mark.parametrize("every", [None, 7, 1])

@@ -45,6 +45,11 @@ FEW = {  # small in time; what must fit together stays as it is shipped
     "variational.context_steps": 2,
     "l2a.past": 4,
     "l2a.future": 4,
+    "famle.past": 4,
+    "famle.future": 4,
+    "famle.inner_steps": 2,
+    "cadm.past": 4,
+    "cadm.future": 4,
     "evaluation.fine_tune_updates": 1,
 }
 
@@ -116,6 +121,8 @@ RUNS = {  # of those that a method is like, too: what one of them reads all may 
         ("debug", "ghp_mdp", {"planner.kind": "mppi"}),
     ],
     "rl2": [("debug", "rl2", {"loop.episodes_per_task": 2})],
+    "famle": [("debug", "famle", {}), ("debug", "famle", {"planner.kind": "icem"})],
+    "cadm": [("debug", "cadm", {}), ("debug", "cadm", {"planner.kind": "mppi"})],
     "trpo": [("point2d", "trpo", {})],
     "ddpg": [("point2d", "ddpg", {})],
     "dr_ppo": [("point2d", "dr_ppo", {})],

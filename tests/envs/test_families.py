@@ -18,6 +18,7 @@ SIZES |= dict.fromkeys(("cartpole", "cartpole_wide"), (50, 50, 25, "step")) | {"
 SIZES |= dict.fromkeys(("half_cheetah", "slim_humanoid"), (16, 500, 1000, "episode"))
 SIZES |= dict.fromkeys(("half_cheetah_wide", "half_cheetah_flip", "half_cheetah_disabled"), (20, 500, 1000, "episode"))
 SIZES |= {"payload_quadcopter": (20, 40, 60, "step")}
+SIZES |= {"famle_reacher": (20, 50, 50, "episode"), "famle_ant": (16, 50, 1000, "episode")}
 SIZES |= {"point_switch": (20, 50, 200, "episode"), "point2d": (20, 30, 30, "episode")}
 SIZES |= {"point_goal": (20, 200, 20, "episode")}
 

@@ -12,7 +12,8 @@ from mbrl_lightning.config import compose
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.windows import Histories
 from mbrl_lightning.envs import make_family
-from mbrl_lightning.models.recurrent import LOG_VAR, HistoryDynamics
+from mbrl_lightning.models.recurrent import HistoryDynamics
+from mbrl_lightning.networks.gaussians import LOG_VAR
 
 LENGTH = 4
 HIDDEN = (

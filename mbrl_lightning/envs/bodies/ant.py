@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies.body import Body, free_names, half_uniform
-from mbrl_lightning.envs.bodies.edits import RED, paint
-from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, centre_of_mass
+from mbrl_lightning.envs.bodies.edits import RED, paint, paint_moved
+from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, asset, centre_of_mass
 
 DT, FRAME_SKIP, UPRIGHT, RESET_SCALE = 0.05, 5, (0.2, 1.0), 0.1
 JOINTS = tuple(f"{joint}_{leg}" for leg in (1, 2, 3, 4) for joint in ("hip", "ankle"))
@@ -51,6 +51,45 @@ def cripple(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) ->
     model.geom_size[[upper, lower]] *= 0.5
     model.geom_pos[lower] = nominal.geom_pos[upper]
     paint(model, LEGS[leg], RED)
+
+
+def compass_model() -> mujoco.MjModel:
+    """The ant with a number at the end of its custom ones: where its compass sticks, in turns; 0: it does not."""
+    spec = mujoco.MjSpec.from_file(str(asset("ant.xml")))
+    spec.add_numeric(name="stuck", data=[0.0], size=1)
+    return spec.compile()
+
+
+def break_parts(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
+    """Write task = (factors on the torques of the 8 motors, where the compass sticks [turns], 0: nowhere); dead ones are red."""
+    for field in ("geom_matid", "geom_rgba"):
+        getattr(model, field)[:] = getattr(nominal, field)
+    model.actuator_gear[:, 0] = nominal.actuator_gear[:, 0] * task[:8]
+    model.numeric_data[-1] = task[8]
+    paint_moved(model, np.flatnonzero(task[:8] == 0), RED)
+
+
+def compass(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    """The torso's quaternion [4] as it is seen: yaw is the compass's, and that may stick."""
+    w, x, y, z = data.qpos[3:7]
+    if model.numeric_data[-1] == 0:
+        return data.qpos[3:7]
+    half = np.pi * model.numeric_data[-1] - np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)) / 2
+    c, s = np.cos(half), np.sin(half)  # a turn about the vertical, up to the angle shown
+    return np.array([c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w])
+
+
+def observe_compass(qpos: np.ndarray, qvel: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """As :func:`observe`, with the sensed quaternion, which follows the 15 positions, in its place."""
+    return observe(np.concatenate([qpos[:, :3], qpos[:, 15:], qpos[:, 7:15]], 1), qvel, before, x=0)
+
+
+def broken_body() -> Body:
+    """The body with parts that may be broken; it never falls."""
+    noise = functools.partial(half_uniform, nq=15, nv=14, scale=RESET_SCALE)
+    physics = MujocoBody(compass_model, FRAME_SKIP, 1.0, break_parts, noise, observe_compass, compass)
+    build = functools.partial(MujocoSimulator, body=physics)
+    return Body(NAMES, 8, DT, build, untarget=untarget, motors=JOINTS[-2:] + JOINTS[:-2])
 
 
 def ant_body(edit: Edit, scale: float = RESET_SCALE, whole: bool = False) -> Body:

@@ -34,6 +34,12 @@ def paint(model: mujoco.MjModel, geoms: Iterable[int], colour: Iterable[float]) 
     model.geom_rgba[geoms] = (*colour, 1.0)
 
 
+def paint_moved(model: mujoco.MjModel, motors: Iterable[int], colour: Iterable[float]) -> None:
+    """Give what ``motors`` (indices of actuators) would move a plain ``colour``."""
+    moved = model.jnt_bodyid[model.actuator_trnid[list(motors), 0]]
+    paint(model, np.flatnonzero(np.isin(model.geom_bodyid, moved)), colour)
+
+
 def paint_direction(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
     """Task = (direction,): the body turns blue for forwards, orange for backwards."""
     paint(model, np.flatnonzero(model.geom_bodyid > 0), (0.2, 0.4, 0.85) if task[0] > 0 else (0.95, 0.5, 0.1))

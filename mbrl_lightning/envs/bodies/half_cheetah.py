@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 from mbrl_lightning.envs.bodies.body import Body, normal
-from mbrl_lightning.envs.bodies.edits import RED, paint
+from mbrl_lightning.envs.bodies.edits import RED, paint_moved
 from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, Noise
 from mbrl_lightning.envs.bodies.planar import observe_planar, planar_features, planar_names
 
@@ -40,5 +40,4 @@ def disable_joint(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarr
     for field in ("geom_matid", "geom_rgba", "actuator_gear"):
         getattr(model, field)[:] = getattr(nominal, field)
     model.actuator_gear[joint] = 0
-    moved = model.jnt_bodyid[model.actuator_trnid[joint, 0]]
-    paint(model, np.flatnonzero(model.geom_bodyid == moved), RED)
+    paint_moved(model, [joint], RED)
