@@ -28,6 +28,7 @@ FRONT = {
     "A context of random actions, then an episode": ("gssm_aps", "gssm", "dr_ppo", "sac"),
     "The task is hidden, and may switch in mid-episode": ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl"),
     "Nothing varies, the reward is known": ("mb_mpo", "me_trpo", "trpo", "ppo", "ddpg"),
+    "No model, and a task's own episodes to adapt to": ("maml", "reptile", "rl2", "pe_ppo"),
     "Models that adapt at every control step, or do not": ("grbal", "rebal", "mb_mpc", "famle", "cadm"),
 }
 EVERY_SEED = Kind(
