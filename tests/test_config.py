@@ -39,7 +39,7 @@ def root(tmp_path, monkeypatch):
         "algorithm/gssm_aps.yaml": "reads: {loop: [model_steps, first_model_steps, last_model_steps], dynamics: all, "
         "search: all, policy: all, evaluation: all, branch: all, history: all, sac: all}\n"
         "loop: {model_steps: 3, first_model_steps: 3, last_model_steps: 3}",
-        "algorithm/gssm.yaml": "like: gssm_aps\nreads: {sac: []}\nloop: {first_model_steps: 5}",
+        "algorithm/gssm.yaml": "like: gssm_aps\nreads: {sac: [], branch: [-beta]}\nloop: {first_model_steps: 5}",
         "algorithm/dr_ppo.yaml": "reads: {search: [lr, epochs]}\nsearch: {epochs: 9}",
         "preset/big.yaml": "gssm_aps: {loop: {last_model_steps: 8}}",
     }
@@ -102,10 +102,12 @@ def test_what_belongs_to_a_method_is_refused_elsewhere(text, part, tmp_path):
     assert "search.tasks is not read by algorithm=dr_ppo" in message("conf=mine", "algorithm=dr_ppo", "search.tasks=3")
 
 
-def test_an_empty_section_takes_away_what_the_file_it_is_like_reads():
+def test_what_a_file_that_it_is_like_reads_can_be_taken_away():
     assert load_config(["conf=mine", "sac.batch=32"]).sac.batch == 32
-    refused = "sac.batch is not read by algorithm=gssm (algorithm=gssm_aps reads it)"
-    assert refused in message("conf=mine", "algorithm=gssm", "sac.batch=32")
+    for word in ("sac.batch=32", "branch.beta=0.5"):
+        refused = f"{word.partition('=')[0]} is not read by algorithm=gssm (algorithm=gssm_aps reads it)"
+        assert refused in message("conf=mine", "algorithm=gssm", word)
+    assert load_config(["conf=mine", "algorithm=gssm", "branch.length=2"]).branch.length == 2
 
 
 def test_all_errors_at_once_with_the_nearest_names(tmp_path):

@@ -74,18 +74,20 @@ def _put_files(draft: Draft, flat: dict[str, Any]) -> None:
     files = chain("algorithm", algorithm, problems)
     draft.limit(algorithm)
     draft.put("", conf, label, lenient=True)
-    for name, tree in files.items():
-        draft.put("", {key: value for key, value in tree.items() if key != "reads"}, f"algorithm {name}")
-        draft.put("", blocks.get(name), f"{label}, {name}")
+    for name, tree in files.items():  # what it is like may read more than it does
+        own = {key: value for key, value in tree.items() if key != "reads"}
+        draft.put("", own, f"algorithm {name}", lenient=name != algorithm)
+        draft.put("", blocks.get(name), f"{label}, {name}", lenient=name != algorithm)
     if flat.get("preset") is not None:
         preset, label = read_named("preset", flat["preset"], problems), f"preset {flat['preset']}"
         if preset and not files.keys() & preset.keys():
             text = f"has nothing for algorithm={algorithm}; it has {', '.join(sorted(preset))}"
             problems.append(f"preset={flat['preset']}: {text}")
-        for block in (dict(preset[name]) for name in files if name in preset):
+        for name in (name for name in files if name in preset):
+            block, lenient = dict(preset[name]), name != algorithm
             own = block.pop("conf", {})
-            draft.put("", block, label)
-            draft.put("", own.get(flat.get("conf")), f"{label}, {flat.get('conf')}")
+            draft.put("", block, label, lenient)
+            draft.put("", own.get(flat.get("conf")), f"{label}, {flat.get('conf')}", lenient)
 
 
 def _conf(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def merged(low: Any, high: Any) -> Any:
 def reads_of(algorithm: Any) -> frozenset[str]:
     """The keys that an algorithm, and every run, reads, by its file and those that it is like; all, where there is none.
 
-    A section without any key takes away what a file it is like reads of it.
+    `-name` takes away what a file it is like reads, and a section without any name all of it.
     """
     if algorithm not in available("algorithm"):
         return frozenset(FIELDS)
@@ -91,7 +91,8 @@ def reads_of(algorithm: Any) -> frozenset[str]:
         for section, names in tree.get("reads", {}).items():
             whole = {key for key in FIELDS if key.startswith(section + ".")}
             keys = keys | whole if names == "all" else keys if names else keys - whole
-            keys |= {f"{section}.{name}" for name in names if names != "all"}
+            for name in names if names != "all" else ():
+                (keys.discard if name.startswith("-") else keys.add)(f"{section}.{name.removeprefix('-')}")
     return frozenset(keys)
 
 
