@@ -75,7 +75,7 @@ def hidden(tmp_path_factory):
         conf="point_switch",
         algorithm="m3po",
         out=out,
-        loop={"iterations": 2, "episode_steps": 20, "model_steps": 2, "first_model_steps": 2},
+        loop={"iterations": 2, "episode_steps": 20, "model_steps": 2, "first_model_steps": 2, "evaluate_every": 0},
         dynamics={"hidden": 8, "layers": 1},
         policy={"hidden": [8]},
         sac={"warmup_steps": 30, "updates_per_step": 0.1, "batch": 8},
