@@ -188,7 +188,9 @@ STUDIES = {
         "Tables 4 and 5",
         "Which model predicts unseen tasks best, fitted to the same recorded data?",
         {
-            **{model: f"algorithm={model} {_LATENT}" for model in MODELS[:4]},
+            "gssm": f"algorithm=gssm {_LATENT}",
+            "m_dpilco": "algorithm=m_dpilco search.holdout=0",
+            **{model: f"algorithm={model} {_LATENT}" for model in ("mlsm_v0", "mlsm_v1")},
             "grbal": "algorithm=grbal dynamics.activation=relu",
             **dict.fromkeys(BASELINES, f"algorithm=gssm {_LATENT}"),
         },
