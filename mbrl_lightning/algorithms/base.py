@@ -88,10 +88,20 @@ class Algorithm(nn.Module):
         """
 
         def choose(belief: TensorDict) -> tuple[Tensor, TensorDict]:
-            drawn = None if noise is None else self.policy.noise((len(observation),), noise).to(self.device)
-            return self.policy.act(observation.to(self.device), belief, drawn).cpu(), belief
+            seen = observation.to(self.device)
+            if noise is None:
+                return self.policy.act(seen, belief).cpu(), belief
+            taken = self.sample(seen, belief, noise)
+            if len(taken) > 1:
+                belief = belief.clone(False).set("taken", TensorDict(taken, batch_size=[len(seen)]))
+            return taken["action"].cpu(), belief
 
         return self.control.act(choose, belief, observation)
+
+    def sample(self, observation: Tensor, belief: TensorDict, noise: torch.Generator) -> dict[str, Tensor]:
+        """A sampled `action` `[M, A]`, and what on-policy learning has to know of it: `act` leaves that as `taken`."""
+        drawn = self.policy.noise((len(observation),), noise).to(self.device)
+        return {"action": self.policy.act(observation, belief, drawn)}
 
     def imagine(self, belief: TensorDict, observation: Tensor, action: Tensor) -> Tensor:
         """Where each member of the `model` expects actions `[M, H, A]` to lead from observations `[M, S]`: `[E, M, H, S]`.
@@ -106,8 +116,11 @@ class Algorithm(nn.Module):
     def collect(self, world: RealWorld) -> dict[str, float]:
         """Real data of one iteration: exploration of new tasks, then the policy's own episodes; returns metrics.
 
-        In the first iteration, when there is no policy to speak of, all of it is exploration.
+        In the first iteration, when there is no policy to speak of, all of it is exploration. Where no model is fitted after
+        it there is nothing to do: `improve` collects on policy.
         """
+        if self.dynamics is None:
+            return {}
         loop, first = self.cfg.loop, world.iteration == 0
         steps = loop.episode_steps or self.spec.horizon
         if world.iteration % loop.redraw_every == 0:

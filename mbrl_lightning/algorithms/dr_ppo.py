@@ -37,19 +37,9 @@ class DRPPO(Algorithm):
         latent = self.family.scale(tasks).float()[:, : self.policy.latent_dim]
         return TensorDict({"latent": latent.to(self.device)}, batch_size=[len(tasks)])
 
-    def act(
-        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
-    ) -> tuple[Tensor, TensorDict]:
-        """See Algorithm.act; what PPO has to know of a sampled action is left in the belief as `taken`."""
-        if noise is None:
-            return super().act(belief, observation)
-        taken = self.ppo.sample(self.policy, observation.to(self.device), belief["latent"], noise)
-        own = TensorDict(taken, batch_size=[len(observation)])
-        return taken["action"].cpu(), belief.clone(False).set("taken", own)
-
-    def collect(self, world: RealWorld) -> dict[str, float]:
-        """Nothing ahead of `improve`, which collects on policy."""
-        return {}
+    def sample(self, observation: Tensor, belief: TensorDict, noise: torch.Generator) -> dict[str, Tensor]:
+        """See Algorithm.sample; for `PPO`."""
+        return self.ppo.sample(self.policy, observation, belief["latent"], noise)
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Collect on policy, then PPO epochs, `search.updates` times."""

@@ -42,18 +42,9 @@ class MAML(AdaptedPolicyAlgorithm):
         if self.inner_steps:
             family.require_several()
 
-    def act(
-        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
-    ) -> tuple[Tensor, TensorDict]:
-        """See Algorithm.act; what a step has to know of a sampled action is left in the belief as `taken`."""
-        if noise is None:
-            return super().act(belief, observation)
-        taken = self.policy.sample(observation.to(self.device), belief, noise)
-        return taken["action"].cpu(), belief.clone(False).set("taken", taken)
-
-    def collect(self, world: RealWorld) -> dict[str, float]:
-        """Nothing ahead of `improve`, which collects on policy."""
-        return {}
+    def sample(self, observation: Tensor, belief: TensorDict, noise: torch.Generator) -> dict[str, Tensor]:
+        """See Algorithm.sample; for `TrustRegion`."""
+        return self.policy.sample(observation, belief, noise)
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Collect in new tasks before and after the inner steps, then one outer step, `search.updates` times."""

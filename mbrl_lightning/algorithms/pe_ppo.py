@@ -45,21 +45,16 @@ class PEPPO(InferredLatentAlgorithm):
         self.ppo = PPO(self.policy, cfg.search, cfg.policy)
         self.optimizers = {"policy": torch.optim.Adam(self.parameters(), lr=cfg.search.lr, fused=True)}
 
+    @torch.no_grad()
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
-        """The policy given the latent that is held; what PPO has to know of a sampled action is left in the belief as `taken`."""
-        with torch.no_grad():
-            belief = self.held(belief, noise)
-        if noise is None:
-            return super().act(belief, observation)
-        taken = self.ppo.sample(self.policy, observation.to(self.device), belief["latent"], noise)
-        own = TensorDict(taken | {"latent": belief["latent"]}, batch_size=[len(observation)])
-        return taken["action"].cpu(), belief.clone(False).set("taken", own)
+        """See Algorithm.act; the policy is given the latent that is held, and one that is due is drawn first."""
+        return super().act(self.held(belief, noise), observation, noise)
 
-    def collect(self, world: RealWorld) -> dict[str, float]:
-        """Nothing ahead of `improve`, which collects on policy."""
-        return {}
+    def sample(self, observation: Tensor, belief: TensorDict, noise: torch.Generator) -> dict[str, Tensor]:
+        """See Algorithm.sample; for `PPO`."""
+        return self.ppo.sample(self.policy, observation, belief["latent"], noise) | {"latent": belief["latent"]}
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Collect contexts, then episodes, of new tasks; then PPO epochs, `search.updates` times."""

@@ -103,10 +103,6 @@ class PEARL(InferredLatentAlgorithm):
 
     # -- training
 
-    def collect(self, world: RealWorld) -> dict[str, float]:
-        """Nothing ahead of `improve`, which collects with latents of its own."""
-        return {}
-
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """One iteration of Algorithm 1: real steps with z of the prior, then of the posterior, then gradient steps."""
         cfg, real, first = self.cfg, world.real, int(self.iteration) == 0

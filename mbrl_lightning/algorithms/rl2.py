@@ -79,20 +79,15 @@ class RL2(Algorithm):
     def act(
         self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, TensorDict]:
-        """See Algorithm.act; what PPO has to know of a sampled action is left in the belief as `taken`."""
-        observation, trial = observation.to(self.device), belief["trial"]
-        if noise is None:
-            with torch.no_grad():
-                return self.policy.act(observation, trial).cpu(), belief
-        taken = self.ppo.sample(self.policy, observation, trial["latent"], noise)
-        own = TensorDict(taken, batch_size=[len(observation)])
-        return taken["action"].cpu(), belief.clone(False).set("taken", own)
+        """See Algorithm.act; what the policy is told is the state."""
+        action, trial = super().act(belief["trial"], observation, noise)
+        return action, belief.clone(False).update(trial.select("taken", strict=False))
+
+    def sample(self, observation: Tensor, belief: TensorDict, noise: torch.Generator) -> dict[str, Tensor]:
+        """See Algorithm.sample; for `PPO`."""
+        return self.ppo.sample(self.policy, observation, belief["latent"], noise)
 
     # -- training
-
-    def collect(self, world: RealWorld) -> dict[str, float]:
-        """Nothing ahead of `improve`, which collects on policy."""
-        return {}
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Collect trials in new tasks, then PPO epochs on them, `search.updates` times."""

@@ -133,12 +133,12 @@ class Policy(nn.Module):
         return loc.squeeze(1), scale.squeeze(1)
 
     @torch.no_grad()
-    def sample(self, observation: Tensor, belief: TensorDict, generator: torch.Generator) -> TensorDict:
-        """A sampled `action` `[M, A]`, not clipped, and what a trust region has to know of it: `inputs`, `loc`; batch `[M]`."""
+    def sample(self, observation: Tensor, belief: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
+        """A sampled `action` `[M, A]`, not clipped, and what a trust region has to know of it: `inputs`, `loc`."""
         inputs = self.inputs(observation, belief["latent"])
         loc, scale = self.outputs(inputs, belief)
         action = self.choose(loc, self.noise((len(inputs),), generator).to(loc.device), scale)
-        return TensorDict({"inputs": inputs, "loc": loc, "action": action}, batch_size=[len(inputs)])
+        return {"inputs": inputs, "loc": loc, "action": action}
 
 
 class Value(nn.Module):
