@@ -1,7 +1,8 @@
 """Two processes on the CPU: equal parameters, the same result as one, and an end for all when one ends.
 
 Tolerance: 1e-6 between two ranks and one process with the same global batch. Only the order of float32 sums differs;
-what was seen after 12 model and 6 policy steps is 3e-8, and 2e-5 where conjugate gradient makes more of it (TRPO).
+what was seen after 12 model and 6 policy steps is 3e-8, and 2e-5 where conjugate gradient or an inverse makes more of it
+(TRPO, ACKTR).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from two_ranks import TRAINED
 from mbrl_lightning.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-ALIKE = ("gssm_aps", "dr_ppo", "ddpg", "trpo", "grbal", "m3po", "pearl", "maml", "rl2", "pe_ppo")
+ALIKE = ("gssm_aps", "dr_ppo", "ddpg", "trpo", "acktr", "grbal", "m3po", "pearl", "maml", "rl2", "pe_ppo")
 TOLERANCE = 1e-6
 
 
@@ -59,7 +60,7 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(outcome, name):
     assert ended[f"{name}:1"]["statuses"] == [0], messages
     two, one = held(folder, name, 0)["algorithm"], held(folder, f"{name}_1", 0)["algorithm"]
     assert two.keys() == one.keys()
-    tolerance = 100 * TOLERANCE if name in ("trpo", "maml", "pe_ppo") else TOLERANCE
+    tolerance = 100 * TOLERANCE if name in ("trpo", "acktr", "maml", "pe_ppo") else TOLERANCE
     for key, value in two.items():
         torch.testing.assert_close(value, one[key], rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
 

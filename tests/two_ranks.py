@@ -113,6 +113,7 @@ TRAINED: dict[str, dict] = {
         "planner": {"candidates": 12, "horizon": 4, "elites": 4},
     },
     "trpo": {"algorithm": "trpo", "search": BASE["search"] | {"horizon": 12}, "meta": {"subsample": 1, "damping": 0.1}},
+    "acktr": {"algorithm": "acktr", "search": {"updates": 2, "tasks": 4, "horizon": 12, "epochs": 2}},
     "maml": {  # of few rows a baseline leaves nothing but rounding
         "algorithm": "maml",
         "search": BASE["search"] | {"horizon": 12, "updates": 1},

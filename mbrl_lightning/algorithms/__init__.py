@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from mbrl_lightning.algorithms.acktr import ACKTR
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.algorithms.cadm import CaDM
 from mbrl_lightning.algorithms.ddpg import DDPG
@@ -55,6 +56,7 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "cadm": CaDM,  # Lee et al., ICML 2020: a context read off the last transitions, told forwards and backwards
     "famle": FAMLE,  # Kaushik et al., IROS 2020: an embedding of each training situation; online the most likely one, adapted
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
+    "acktr": ACKTR,  # Wu et al., NeurIPS 2017, likewise: Kronecker-factored natural gradients of actor and critic
     "ddpg": DDPG,  # Lillicrap et al., ICLR 2016, likewise
     "sac": SoftActorCritic,  # Haarnoja et al. 2018, likewise: on real data alone
     "ppo": DRPPO,  # Schulman et al. 2017, likewise: the next one where nothing varies

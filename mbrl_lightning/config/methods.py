@@ -80,6 +80,7 @@ class MetaConfig:
     delta: float = option(0.01, "largest KL divergence of an outer step", above=0)
     cg_steps: int = option(10, "conjugate gradient iterations", minimum=1)
     damping: float = option(1e-5, "added to the diagonal of the Fisher matrix", minimum=0)
+    decay: float = option(0.95, "share of the old in the running Kronecker factors (acktr)", minimum=0, below=1)
     subsample: int = option(10, "every how manieth row is in the Fisher products", minimum=1)
     random_model: bool = option(False, "a model drawn at random for every step (ME-TRPO); false: a model is a task")
     collectors: str = option("adapted", "the policies that collect real data", choices=("adapted", "prior"))

@@ -54,6 +54,21 @@ def test_without_meta_steps_it_is_not():
     assert sampled < -40
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "low", "high"),
+    [
+        ("acktr", {}, 0.0, 0.6),
+        ("acktr", {"meta": {"damping": 1.0}, "search": {"lr": 1e9}}, 1.0, 9.0),  # a plain gradient: F is lost in 1
+        ("trpo", {}, 1.0, 9.0),
+    ],
+)
+def test_natural_gradients_of_small_batches_are_close_after_6000_real_steps(algorithm, changes, low, high):
+    loop = {"evaluate_every": 0, "iterations": 10}
+    lost, _, steps = trained(algorithm, evaluation={"sampled": False}, loop=loop, **changes)
+    assert steps == 6000
+    assert low < lost < high
+
+
 def test_trpo_is_not_there_after_as_many():
     lost, sampled, steps = trained("trpo")
     assert steps == 1800
