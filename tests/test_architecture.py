@@ -27,7 +27,7 @@ ROOMS = [
     {"top level", "bounds"},
 ]
 TOP_LEVEL = {"__init__", "__main__", "agent", "fit", "evaluate", "loop"}
-TOP_LEVEL |= {"check_env", "headroom", "perfect_model", "study"}
+TOP_LEVEL |= {"check_env", "headroom", "perfect_model", "study", "play"}
 RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs")
 # of algorithms/, what others may import
 SHARED = ("base", "imagining", "planning", "adapted_policy", "inferred_latent")

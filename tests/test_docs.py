@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import mbrl_lightning
-from mbrl_lightning import bounds, check_env, evaluate, perfect_model, report, study
+from mbrl_lightning import bounds, check_env, evaluate, perfect_model, play, report, study
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.__main__ import COMMANDS
 from mbrl_lightning.config import load_config, to_yaml
@@ -70,8 +70,8 @@ def parse(module: str, words: list[str]) -> None:
         load_config([*words, "algorithm=dr_ppo"])
     elif module == "perfect_model":
         perfect_model.parse(words)
-    elif module == "evaluate":
-        assert Path(parse_options(evaluate.Options, words, module).run, "config.yaml").is_file()
+    elif options := {"evaluate": evaluate.Options, "play": play.Options}.get(module):
+        assert Path(parse_options(options, words, module).run, "config.yaml").is_file()
     elif module == "bounds":
         bounds.parse(words)
     elif module == "study":

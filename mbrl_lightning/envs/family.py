@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium
 import torch
 from torch import Tensor
 
@@ -147,9 +146,7 @@ class TaskFamily:
             )
         return self.build(tasks.double())
 
-    def make(
-        self, task: Sequence[float] | Mapping[str, float] | Tensor, render_mode: str | None = None
-    ) -> gymnasium.Env:
+    def make(self, task: Sequence[float] | Mapping[str, float] | Tensor, render_mode: str | None = None) -> TaskEnv:
         """A plain ``gymnasium.Env`` of one task: P values, such as a row of ``test``, or a value by name; see ``TaskEnv``."""
         return TaskEnv(self.spec, self.simulate, self.parameters, task, render_mode)
 

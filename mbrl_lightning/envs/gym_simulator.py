@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies.mujoco import read_physics, write_physics
+from mbrl_lightning.envs.bodies.shapes import Drawing, drawn
 from mbrl_lightning.envs.guard import Guard
 from mbrl_lightning.envs.spec import EnvSpec, chosen_rows, require_finite, require_finite_action
 from mbrl_lightning.errors import EnvError
@@ -166,6 +168,22 @@ class GymSimulator:
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise self._guard.refuse("render", f"a picture of shape {picture.shape}", "[height, width, 3]")
         return picture
+
+    def drawing(self, index: int = 0) -> Drawing | None:
+        """See Simulator.drawing: of a MuJoCo environment."""
+        inner: Any = self._envs[index].unwrapped
+        if not isinstance(getattr(inner, "model", None), mujoco.MjModel):
+            return None
+        data = copy.copy(inner.data)  # computed in place it would touch the solver's warm start
+        mujoco.mj_kinematics(inner.model, data)
+        return drawn(inner.model, data)
+
+    def set_tasks(self, rows: Tensor, tasks: Tensor) -> None:
+        """Write tasks [n, P] into ``rows`` (indices [n]) now; what an environment reads in ``reset`` alone waits until then."""
+        for row, task in zip(rows.tolist(), tasks.tolist(), strict=True):
+            self._tasks[row] = task
+            self._call(row, "set_task", self._set_task, self._envs[row], task)
+            _follow_constants(self._envs[row])
 
     def close(self) -> None:
         """See Simulator.close."""

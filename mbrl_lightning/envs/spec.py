@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.errors import ConfigError, DivergedError, EnvError
+
+if TYPE_CHECKING:
+    from mbrl_lightning.envs.bodies.shapes import Drawing
 
 
 def difference(observation: Tensor, next_observation: Tensor) -> Tensor:
@@ -165,6 +168,9 @@ class Simulator(Protocol):
 
     def render(self, index: int = 0) -> np.ndarray:
         """Picture of row ``index``, uint8 [height, width, 3]."""
+
+    def drawing(self, index: int = 0) -> Drawing | None:
+        """Row ``index`` as shapes in space; None: there is but a picture of it."""
 
     def close(self) -> None:
         """Release what the simulator holds; calling it twice does no harm."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from mbrl_lightning.envs.bodies.shapes import Drawing
 from mbrl_lightning.envs.spec import EnvSpec, Simulator
 from mbrl_lightning.errors import ConfigError
 
@@ -43,20 +44,36 @@ class TaskEnv(gymnasium.Env):
         task: Sequence[float] | Mapping[str, float] | Tensor,
         render_mode: str | None = None,
     ) -> None:
-        if isinstance(task, Mapping):
-            task = [task[name] for name in parameters] if task.keys() == {*parameters} else []
-        values = np.asarray(task, dtype=np.float64).ravel()
-        if len(values) != len(parameters) or not np.isfinite(values).all():
-            cause = f"{spec.name}: {values.tolist()} is no task."
-            raise ConfigError(cause, f"Give a finite number for each of {', '.join(parameters)}.")
         if render_mode not in (None, "rgb_array"):
             raise ConfigError(f"render_mode={render_mode!r} is not known.", 'Give "rgb_array" or None.')
         self.family_spec, self._build, self._parameters, self.render_mode = spec, build, parameters, render_mode
-        self._task, self._simulator = torch.from_numpy(values.copy()).unsqueeze(0), None
+        self._task, self._simulator = self._values(task), None
         self._observation, self._age = torch.zeros(1, spec.observation_dim), 0
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
         box = gymnasium.spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(spec.action_dim) if spec.discrete else box
+
+    def _values(self, task: Sequence[float] | Mapping[str, float] | Tensor) -> Tensor:
+        names = self._parameters
+        if isinstance(task, Mapping):
+            task = [task[name] for name in names] if task.keys() == {*names} else []
+        values = np.asarray(task, dtype=np.float64).ravel().copy()
+        if len(values) != len(names) or not np.isfinite(values).all():
+            cause = f"{self.family_spec.name}: {values.tolist()} is no task."
+            raise ConfigError(cause, f"Give a finite number for each of {', '.join(names)}.")
+        return torch.from_numpy(values).unsqueeze(0)
+
+    def switch(self, task: Sequence[float] | Mapping[str, float] | Tensor) -> None:
+        """Another task, as in the constructor, from the next step on; the body stays as it is, and no other switch is due.
+
+        A ConfigError where the simulator cannot do that.
+        """
+        self._task = self._values(task)
+        if self._simulator is not None and not hasattr(self._simulator, "set_tasks"):
+            cause = f"{self.family_spec.name}: its simulator gives a row no other task."
+            raise ConfigError(cause, "Give it set_tasks(rows, tasks), or make another environment.")
+        if self._simulator is not None:
+            self._simulator.set_tasks(torch.zeros(1, dtype=torch.long), self._task)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """A new episode of the task; its start is drawn from ``np_random``."""
@@ -90,6 +107,11 @@ class TaskEnv(gymnasium.Env):
     def render(self) -> Any:
         """A picture, uint8 [height, width, 3], if that was asked for."""
         return self._simulator.render(0) if self._simulator is not None and self.render_mode else None
+
+    def drawing(self) -> Drawing | None:
+        """The body as shapes in space, if there are any, once an episode has begun."""
+        found = getattr(self._simulator, "drawing", None)
+        return None if found is None else found(0)
 
     def close(self) -> None:
         """See ``gymnasium.Env.close``."""

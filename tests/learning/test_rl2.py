@@ -47,7 +47,7 @@ def bandit(arms: int = 4) -> TaskFamily:
             spec,
             initial=lambda n, generator: torch.zeros(n, 2, dtype=torch.float64),
             transition=pay,
-            draw=lambda state, task: Canvas(1.0).picture,
+            draw=lambda state, task: Canvas(1.0),
         ),
         rescale=lambda tasks: tasks - 1,
         test=torch.arange(arms, dtype=torch.float64).repeat(5).unsqueeze(1),

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
+from mbrl_lightning.envs.bodies.shapes import Canvas
+from mbrl_lightning.envs.bodies.torch_simulator import TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
 
 GRAVITY, DT, LENGTH, CENTRE, INERTIA = 9.8, 0.2, 1.0, 0.5, 1.0
@@ -95,7 +95,7 @@ def untarget(observation: Tensor, change: Tensor) -> Tensor:
     return _limit(observation + change)
 
 
-def picture(state: Tensor, task: Tensor) -> np.ndarray:
+def picture(state: Tensor, task: Tensor) -> Canvas:
     """Both links and the goal line."""
     canvas, (first, _, second, _) = Canvas(2.2), state.tolist()
     canvas.segment((-2.2, LENGTH), (2.2, LENGTH), 0.03, (230, 120, 120))
@@ -103,7 +103,7 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
     tip = (elbow[0] + LENGTH * math.sin(first + second), elbow[1] - LENGTH * math.cos(first + second))
     canvas.segment((0.0, 0.0), elbow, 0.12 * float(task[0]), (60, 60, 60))
     canvas.segment(elbow, tip, 0.12 * float(task[1]), (40, 90, 170))
-    return canvas.picture
+    return canvas
 
 
 build = functools.partial(TorchSimulator, initial=initial, transition=transition, draw=picture)

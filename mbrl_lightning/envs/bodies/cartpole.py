@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
+from mbrl_lightning.envs.bodies.shapes import Canvas
+from mbrl_lightning.envs.bodies.torch_simulator import TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
 
 GRAVITY, LENGTH, FRICTION, DT, MAX_FORCE, COST_WIDTH = 9.82, 0.6, 0.1, 0.1, 10.0, 0.25
@@ -61,7 +61,7 @@ def cartpole_spec(name: str, half: bool, tip_sign: float) -> EnvSpec:
     return EnvSpec(name, names, action_dim=1, horizon=25, unit="step", reward=reward, features=features)
 
 
-def picture(state: Tensor, task: Tensor) -> np.ndarray:
+def picture(state: Tensor, task: Tensor) -> Canvas:
     """Cart and pole, the tip at x - l sin(theta): the side on which the equations conserve energy."""
     canvas, (x, _, angle, _) = Canvas(2.0), state.tolist()
     cart, pole = task.tolist()
@@ -70,7 +70,7 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
     canvas.segment((x - 0.15, 0.0), (x + 0.15, 0.0), 0.12 * cart ** (1 / 3), (60, 60, 60))
     tip = (x - LENGTH * math.sin(angle), LENGTH * math.cos(angle))
     canvas.segment((x, 0.0), tip, 0.06 * pole ** (1 / 3), (40, 90, 170))
-    return canvas.picture
+    return canvas
 
 
 build = functools.partial(TorchSimulator, initial=initial, transition=transition, draw=picture)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_lightning.envs.bodies.shapes import Drawing, drawn
 from mbrl_lightning.envs.spec import EnvSpec, chosen_rows, require_finite, require_finite_action
 from mbrl_lightning.errors import EnvError
 
@@ -234,6 +235,12 @@ class MujocoSimulator:
         mujoco.mj_forward(model, data)
         self._camera[1].update_scene(data, 0 if model.ncam else -1)
         return self._camera[1].render()
+
+    def drawing(self, index: int = 0) -> Drawing:
+        """See Simulator.drawing."""
+        self._scratch.qpos[:] = self._datas[index].qpos
+        mujoco.mj_kinematics(self._models[index], self._scratch)
+        return drawn(self._models[index], self._scratch)
 
     def close(self) -> None:
         """See Simulator.close."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
+from mbrl_lightning.envs.bodies.shapes import Canvas
+from mbrl_lightning.envs.bodies.torch_simulator import TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
 
 DT, SUBSTEPS, GRAVITY = 0.25, 25, 9.81
@@ -106,7 +106,7 @@ def initial(batch: int, generator: torch.Generator, history: int, path: str) -> 
     return torch.cat([nothing[:, :1], first, nothing, SWING * noise[:, 3:]], 1)
 
 
-def picture(state: Tensor, task: Tensor, path: str) -> np.ndarray:
+def picture(state: Tensor, task: Tensor, path: str) -> Canvas:
     """Path, load, rope and drone, seen from above and the front; the waypoint is a grey dot."""
 
     def seen(place: Tensor) -> tuple[float, float]:
@@ -122,7 +122,7 @@ def picture(state: Tensor, task: Tensor, path: str) -> np.ndarray:
     canvas.segment(seen(load), seen(load), 0.05 + float(task[1]), RED)
     (x, y) = seen(drone)
     canvas.segment((x - 0.08, y), (x + 0.08, y), 0.04, BLUE)
-    return canvas.picture
+    return canvas
 
 
 def payload_spec(path: str, horizon: int, history: int) -> EnvSpec:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies.body import Body
-from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
+from mbrl_lightning.envs.bodies.shapes import Canvas
+from mbrl_lightning.envs.bodies.torch_simulator import TorchSimulator
 
 GAIN, DRAG, START, VIEW, MARK = 0.5, 0.5, 0.1, 20.0, 10.0
 NAMES = ("x_velocity [1/step]", "y_velocity [1/step]")
@@ -29,7 +30,7 @@ def initial(batch: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.zeros_like(noise), START * noise], -1)
 
 
-def picture(state: Tensor, task: Tensor) -> np.ndarray:
+def picture(state: Tensor, task: Tensor) -> Canvas:
     """The point and its velocity before passing marks, coloured by the wanted direction (blue +x, orange -x)."""
     canvas, (x, _, right, up), direction = Canvas(VIEW), state.tolist(), int(task[0])
     for place in np.arange(-VIEW + (VIEW - x) % MARK, VIEW, MARK).tolist():
@@ -37,7 +38,7 @@ def picture(state: Tensor, task: Tensor) -> np.ndarray:
     canvas.segment((0.0, 0.0), (5 * right, 5 * up), 0.6, (90, 90, 90))
     canvas.segment((0.0, 0.0), (0.0, 0.0), 3.0, COLOURS[direction])
     canvas.segment((0.0, -VIEW + 2), (direction * VIEW / 2, -VIEW + 2), 1.0, COLOURS[direction])
-    return canvas.picture
+    return canvas
 
 
 def point_body() -> Body:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.torch_simulator import Canvas, TorchSimulator
+from mbrl_lightning.envs.bodies.shapes import Canvas
+from mbrl_lightning.envs.bodies.torch_simulator import TorchSimulator
 from mbrl_lightning.envs.spec import EnvSpec
 
 STEP, START, HORIZON = 0.1, 2.0, 30
@@ -51,17 +51,17 @@ def best_action(observation: Tensor) -> Tensor:
     return (-observation / STEP).clamp(-1, 1)
 
 
-def picture(state: Tensor, task: Tensor) -> np.ndarray:
+def picture(state: Tensor, task: Tensor) -> Canvas:
     """The point and the origin."""
     return pursuit_picture(state, torch.zeros(2))
 
 
-def pursuit_picture(state: Tensor, task: Tensor) -> np.ndarray:
+def pursuit_picture(state: Tensor, task: Tensor) -> Canvas:
     """The point and its goal."""
     canvas, place, goal = Canvas(START + 0.5), (float(state[0]), float(state[1])), (float(task[0]), float(task[1]))
     canvas.segment(goal, goal, 0.15, (200, 200, 200))
     canvas.segment(place, place, 0.2, (40, 90, 200))
-    return canvas.picture
+    return canvas
 
 
 SPEC = EnvSpec("point2d", ("x", "y"), action_dim=2, horizon=HORIZON, unit="episode", reward=reward)

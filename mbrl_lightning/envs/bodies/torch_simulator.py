@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_lightning.envs.bodies.shapes import Canvas, Drawing
 from mbrl_lightning.envs.spec import EnvSpec, identity, require_finite, require_finite_action
-
-Point = tuple[float, float]
 
 
 class TorchSimulator:
@@ -21,7 +20,7 @@ class TorchSimulator:
         tasks: [B, P] float64.
         initial: (batch, generator) -> [batch, X] float64.
         transition: (state [B, X], action [B, A] clipped, tasks [B, P]) -> next state [B, X], all float64.
-        draw: (state row [X], task row [P]) -> uint8 [height, width, 3].
+        draw: (state row [X], task row [P]) -> the canvas on which it is drawn.
         observe: state [B, X] -> [B, S], what is seen of it.
     """
 
@@ -31,7 +30,7 @@ class TorchSimulator:
         tasks: Tensor,
         initial: Callable[[int, torch.Generator], Tensor],
         transition: Callable[[Tensor, Tensor, Tensor], Tensor],
-        draw: Callable[[Tensor, Tensor], np.ndarray],
+        draw: Callable[[Tensor, Tensor], Canvas],
         observe: Callable[[Tensor], Tensor] = identity,
     ) -> None:
         self.batch_size = len(tasks)
@@ -69,24 +68,14 @@ class TorchSimulator:
 
     def render(self, index: int = 0) -> np.ndarray:
         """See Simulator.render."""
+        return self._canvas(index).picture
+
+    def drawing(self, index: int = 0) -> Drawing:
+        """See Simulator.drawing."""
+        return self._canvas(index).drawing
+
+    def _canvas(self, index: int) -> Canvas:
         return self._draw(self._state[index].cpu(), self._tasks[index].cpu())
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class Canvas:
-    """A white uint8 picture of [-half_width, half_width] in both directions, in metres, for stick figures."""
-
-    def __init__(self, half_width: float, pixels: int = 256) -> None:
-        line = (np.arange(pixels) + 0.5) / pixels * 2 * half_width - half_width
-        self._x, self._y = np.meshgrid(line, -line)
-        self.picture = np.full((pixels, pixels, 3), 255, dtype=np.uint8)
-
-    def segment(self, start: Point, end: Point, width: float, colour: tuple[int, int, int]) -> None:
-        """Draw a line with round ends; a dot if both ends are equal. ``width`` in metres."""
-        (x0, y0), (x1, y1) = start, end
-        dx, dy = x1 - x0, y1 - y0
-        along = np.clip(((self._x - x0) * dx + (self._y - y0) * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
-        distance = np.hypot(self._x - x0 - along * dx, self._y - y0 - along * dy)
-        self.picture[distance <= width / 2] = colour

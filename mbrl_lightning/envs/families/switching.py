@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies.body import Retaskable
+from mbrl_lightning.envs.bodies.shapes import Drawing
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
 
@@ -169,6 +170,11 @@ class SwitchingSimulator:
         left = (self._times - self._clock[:, None]).masked_fill(passed, self._schedule.horizon)
         self._quiet = int(left.min()) if left.numel() else self._schedule.horizon
 
+    def set_tasks(self, rows: Tensor, tasks: Tensor) -> None:
+        """Give ``rows`` (indices [n]) the tasks [n, P] from the next step on, until their episodes end; nothing is due before."""
+        self._sequence[rows] = tasks.to(self._sequence).unsqueeze(1)
+        self._follow_schedule()
+
     def _parts(self) -> list[Tensor]:
         return [self._clock[:, None], self._started[:, None], self._times, self._sequence.flatten(1), self._observation]
 
@@ -190,6 +196,10 @@ class SwitchingSimulator:
     def render(self, index: int = 0) -> np.ndarray:
         """See Simulator.render; the body's colour tells the hidden task."""
         return self._base.render(index)
+
+    def drawing(self, index: int = 0) -> Drawing | None:
+        """See Simulator.drawing."""
+        return self._base.drawing(index)
 
     def close(self) -> None:
         """See Simulator.close."""
