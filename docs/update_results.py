@@ -17,7 +17,7 @@ from mbrl_lightning.report.paper import PAPER, full_unit
 from mbrl_lightning.report.statistics import iqm, score_matrix
 from mbrl_lightning.report.tables import Column, Kind, Table, build, number, span
 from mbrl_lightning.runs.results import Row, read_results
-from mbrl_lightning.study import STUDIES, mb_mpo
+from mbrl_lightning.study import STUDIES, adaptation, mb_mpo, rivals
 
 DOCS = Path(__file__).parent
 PAGES, IMAGES = DOCS / "results", DOCS / "images"
@@ -50,9 +50,10 @@ def take_over() -> None:
             _copy(source, RESULTS / source.parts[-4] / source.parts[-3] / f"{source.parts[-2]}.csv")
     for source in sorted(RUNS.glob("*/headroom/seed*/headroom.csv")):
         _copy(source, RESULTS / source.parts[-4] / "headroom" / f"{source.parts[-2]}.csv")
-    for source in sorted(RUNS.glob("studies/*/*/*/*/seed*/results.csv")):
-        if _finished(source):
-            _copy(source, RESULTS.joinpath("studies", *source.parts[-6:-4], f"{source.parts[-2]}.csv"))
+    for run in sorted(path.parent for path in RUNS.glob("studies/*/*/*/*/seed*/results.csv")):
+        source = run / (adaptation.FILE if run.parts[-5] in adaptation.STUDIES else "results.csv")
+        if source.is_file() and _finished(run / "results.csv"):
+            _copy(source, RESULTS.joinpath("studies", *run.parts[-5:-3], f"{run.name}.csv"))
 
 
 def _finished(source: Path) -> bool:
@@ -120,12 +121,20 @@ def headroom_table(name: str) -> Table | None:
 
 
 def study_section(name: str) -> str:
-    """Tables and figure of one of MB-MPO's studies."""
-    rows = STUDIES[name].rows(RESULTS / "studies" / name)
-    parts = [table.markdown() for table in mb_mpo.tables_of(name, rows)]
-    if name != "plasticity":  # which is drawn from checkpoints
-        mb_mpo.draw(STUDIES[name].question, rows, IMAGES / f"study_{name}.png")
-    return "\n\n".join([*parts, f"![{mb_mpo.STUDIES[name].question}](../images/study_{name}.png)"])
+    """Tables and figure of a study."""
+    one, picture = STUDIES[name], IMAGES / f"study_{name}.png"
+    rows = one.rows(RESULTS / "studies" / name)
+    if name in adaptation.STUDIES:
+        tables = adaptation.tables(rows)
+        adaptation.draw(rows, picture)
+    elif name in rivals.STUDIES:
+        tables = rivals.tables(one, rows)
+        rivals.draw(rows, picture)
+    else:
+        tables = mb_mpo.tables_of(name, rows)
+        if name != "plasticity":  # which is drawn from checkpoints
+            mb_mpo.draw(one.question, rows, picture)
+    return "\n\n".join([*(table.markdown() for table in tables), f"![{one.question}](../images/{picture.name})"])
 
 
 def front() -> str:
@@ -198,7 +207,9 @@ def main(names: Sequence[str] = ()) -> None:
         path = PAGES / f"{name}.md"
         path.write_text(filled(path.read_text() if path.is_file() else begun(name), "tables", page(name)))
     studies = PAGES / "studies.md"
-    for name in mb_mpo.STUDIES if not names and (RESULTS / "studies").is_dir() else ():
+    for name in STUDIES if not names else ():
+        if not (RESULTS / "studies" / name).is_dir():
+            continue
         studies.write_text(filled(studies.read_text(), f"study: {name}", study_section(name)))
     index = PAGES / "README.md"
     index.write_text(filled(index.read_text(), "front", front()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mbrl_lightning.config import load_config
@@ -16,10 +17,10 @@ from mbrl_lightning.config.console import answer, make_callable
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, read, take
 from mbrl_lightning.errors import ConfigError, did_you_mean
-from mbrl_lightning.study import gssm_models, mb_mpo, quick
+from mbrl_lightning.study import adaptation, gssm_models, mb_mpo, quick, rivals
 from mbrl_lightning.study.base import folder_of
 
-STUDIES = {**mb_mpo.STUDIES, **gssm_models.STUDIES, **quick.STUDIES}
+STUDIES = {**mb_mpo.STUDIES, **gssm_models.STUDIES, **rivals.STUDIES, **adaptation.STUDIES, **quick.STUDIES}
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Options:
 
     name: str = option("", f"{' | '.join(STUDIES)}", bare=True, required=True, item="NAME")
     out: str = option("runs/studies", "runs are in out/NAME/<arm>, table and figure in out/NAME")
+    arms: str = option("*", "which arms, by patterns of their names, e.g. 'cartpole *' or 'maml,rl2'")
 
 
 LINES = "\n".join(f"  {name:<12} {f'{one.figure}: ' * bool(one.figure)}{one.question}" for name, one in STUDIES.items())
@@ -45,15 +47,23 @@ Any other key of `python -m mbrl_lightning.fit --help` goes to all arms; one tha
 OUT = Options.out
 
 
-def arm_words(name: str, words: Sequence[str], out: str = OUT) -> dict[str, list[str]]:
-    """The command line of `mbrl_lightning.fit` for every arm of a study, with runs below `out`.
+def arm_words(name: str, words: Sequence[str], out: str = OUT, chosen: str = Options.arms) -> dict[str, list[str]]:
+    """The command line of `mbrl_lightning.fit` for every arm of a study that a pattern has `chosen`, with runs below `out`.
 
-    The user's `key=value` words replace the study's own; a ConfigError if there is no such study, or arms differ in a word.
+    The user's `key=value` words replace the study's own; a ConfigError if there is no such study or arm, or arms differ in a
+    word.
     """
     if name not in STUDIES:
         raise ConfigError(f"no study '{name}'{did_you_mean(name, STUDIES)}", f"choose one of {', '.join(STUDIES)}")
     given = read(words).pairs
-    arms = {arm: read(changes.split()).pairs for arm, changes in STUDIES[name].arms.items()}
+    wanted = [each.strip() for each in chosen.split(",")]
+    arms = {
+        arm: read(changes.split()).pairs
+        for arm, changes in STUDIES[name].arms.items()
+        if any(fnmatchcase(arm, each) for each in wanted)
+    }
+    if not arms:
+        raise ConfigError(f"no arm of '{name}' is called {chosen!r}", f"choose among {', '.join(STUDIES[name].arms)}")
     if taken := sorted(given.keys() & {key for changes in arms.values() for key in changes}):
         raise ConfigError(f"{', '.join(taken)}: the arms of '{name}' differ in that", "leave it out")
     base = {"seeds": STUDIES[name].seeds} | read(STUDIES[name].base.split()).pairs | given
@@ -61,14 +71,14 @@ def arm_words(name: str, words: Sequence[str], out: str = OUT) -> dict[str, list
     return {arm: [f"{key}={value}" for key, value in own.items()] for arm, own in pairs.items()}
 
 
-def study(name: str, words: Sequence[str] = (), out: str = OUT) -> tuple[int, str]:
+def study(name: str, words: Sequence[str] = (), out: str = OUT, arms: str = Options.arms) -> tuple[int, str]:
     """Train what is missing, then tabulate and draw; arguments and errors as in `arm_words`.
 
     Returns:
         Exit status of the first run that failed, that of the study's verdict if none did; the tables of what is there as
         plain text, with the figure's path, or nothing after a signal.
     """
-    commands = arm_words(name, words, out)
+    commands = arm_words(name, words, out, arms)
     configs = {arm: load_config(command) for arm, command in commands.items()}  # all of them are sound, or none begins
     from mbrl_lightning.runs import seed_jobs
 
@@ -97,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = take(Options, words, strict=False)
         words.problems += [f"{word!r}: key=value is expected" for word in words.bare]
         words.raise_problems("see python -m mbrl_lightning.study --help")
-        status, text = study(options.name, [f"{key}={text}" for key, text in words.pairs.items()], options.out)
+        status, text = study(
+            options.name, [f"{key}={text}" for key, text in words.pairs.items()], options.out, options.arms
+        )
         print(text)
         return status
 

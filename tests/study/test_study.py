@@ -28,9 +28,9 @@ SHORT = [
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_is_a_configuration_of_its_own(name):
-    commands = arm_words(name, ["seeds=0..1", "loop.iterations=3"])
+    commands = arm_words(name, ["seeds=0..1", "loop.keep=3"])
     configs = [load_config(words) for words in commands.values()]
-    assert all(config.loop.iterations == 3 and config.seeds == "0..1" for config in configs)
+    assert all(config.loop.keep == 3 and config.seeds == "0..1" for config in configs)
     assert len({config.out for config in configs}) == len(STUDIES[name].arms)
 
 
