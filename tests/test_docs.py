@@ -76,7 +76,9 @@ def parse(module: str, words: list[str]) -> None:
         bounds.parse(words)
     elif module == "study":
         name, *changes = words
-        for command in study.arm_words(name, changes).values():
+        arms = [word.partition("=")[2] for word in changes if word.startswith("arms=")] or ["*"]
+        changes = [word for word in changes if not word.startswith("arms=")]
+        for command in study.arm_words(name, changes, chosen=arms[0]).values():
             load_config(command)
     elif module == "report":
         paths = parse_options(report.Options, words, module).runs

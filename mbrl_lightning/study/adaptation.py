@@ -182,11 +182,11 @@ _FITTED = (
     "dynamics.hidden=128 dynamics.members=3"
 )
 _IMAGINED = (
-    "loop.iterations=10 loop.tasks_per_iteration=4 loop.exploration_steps=100 loop.first_model_steps=1000 "
+    "loop.iterations=10 loop.tasks_per_iteration=4 loop.exploration_steps=100 loop.first_model_steps=600 loop.model_steps=200 "
     "dynamics.latent_dim=8 dynamics.hidden=128 dynamics.layers=3 dynamics.members=3 dynamics.scale=0.3 "
     "dynamics.learn_scale=true dynamics.tasks=8 dynamics.context=128 dynamics.targets=126 policy.hidden=[128,128] "
     "policy.initial_std=0.5 policy.latent_gain=2 search.method=ppo search.updates=10 search.segments=5 "
-    "search.horizon=100 search.tasks=84 search.rollouts=3 search.restarts=1 search.lr=5e-4 search.max_grad_norm=0.5"
+    "search.horizon=100 search.tasks=42 search.rollouts=3 search.restarts=1 search.lr=5e-4 search.max_grad_norm=0.5"
 )
 _REPLAYED = "loop.iterations=12 loop.tasks_per_iteration=5 loop.episode_steps=200 sac.batch=128"
 _EPISODES = "loop.iterations=50 search.tasks=5 meta.rollouts=4"
