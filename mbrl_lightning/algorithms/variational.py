@@ -44,6 +44,11 @@ class Variational(PlanningAlgorithm):
                 f"{family.spec.name}: nothing varies from task to task, so no latent can be learned",
                 "choose a family in which something does, or algorithm=mb_mpc",
             )
+        if cfg.dynamics.targets % cfg.dynamics.members:
+            raise ConfigError(
+                f"dynamics.targets={cfg.dynamics.targets}: members={cfg.dynamics.members} cannot share them out evenly",
+                "make dynamics.targets a multiple of dynamics.members",
+            )
         make = partial(self.model_class, cfg=cfg.dynamics, latent_lr=cfg.variational.latent_lr)
         super().__init__(family, cfg, make, cfg.variational.memory)
 

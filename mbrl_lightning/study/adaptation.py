@@ -202,8 +202,8 @@ ARMS = {
     "gssm_aps": _IMAGINED,
     "mlsm_v1_aps": _IMAGINED,
     "cadm": f"{_FITTED} loop.model_steps=600 dynamics.layers=2",
-    "variational": f"{_FITTED} loop.model_steps=600 variational.memory=64 variational.every=5",
-    "ghp_mdp": f"{_FITTED} loop.model_steps=600 variational.memory=64 variational.every=5",
+    "variational": f"{_FITTED} loop.model_steps=600 dynamics.targets=42 variational.memory=64 variational.every=5",
+    "ghp_mdp": f"{_FITTED} loop.model_steps=600 dynamics.targets=42 variational.memory=64 variational.every=5",
 }
 STUDIES = {
     "adaptation": Study(

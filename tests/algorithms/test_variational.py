@@ -102,6 +102,8 @@ def test_impossible_settings_are_refused_before_anything_is_learned(small, monke
         compose({"conf": "cartpole", "algorithm": "variational", "dynamics": {"latent_dim": 0}})
     with pytest.raises(ConfigError, match="nothing varies from task to task"):
         small(conf="point2d")
+    with pytest.raises(ConfigError, match=r"targets=10: members=3 cannot share"):
+        small(**{"dynamics.members": 3})
     loop = small()
     monkeypatch.setattr("mbrl_lightning.algorithms.variational.MOST_TASKS", 1)
     with pytest.raises(ConfigError, match="2 training tasks"):
