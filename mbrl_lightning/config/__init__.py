@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
-from mbrl_lightning.config.files import available, chain, likely, merged, read_named, read_yaml, reads_of
+from mbrl_lightning.config.files import available, chain, likely, merged, method, read_named, read_yaml, reads_of
 from mbrl_lightning.config.files import conf_root as conf_root
 from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config, get, short
 from mbrl_lightning.config.words import Words, number_list, read, yaml_values
@@ -61,18 +61,20 @@ def compose(overrides: Mapping[str, Any], problems: Sequence[str] = ()) -> Confi
 def _put_files(draft: Draft, flat: dict[str, Any]) -> None:
     """The layers below the command line. Fills in flat["conf"] when the file was given by path."""
     conf, known, problems = _conf(flat, draft.problems), available("algorithm"), draft.problems
-    label = f"conf {flat.get('conf', '')}"
+    label, file = f"conf {flat.get('conf', '')}", _own_method(flat, known, problems)
+    algorithm = flat.get("algorithm", conf.get("algorithm", Config.algorithm))
     blocks = conf.pop("algorithms", None) or {}
     if not isinstance(blocks, dict):
         problems.append(f"{label}: 'algorithms' maps names of algorithms to sections")
         blocks = {}
-    problems += [f"{label}: algorithms.{name}: unknown{likely(str(name), known)}" for name in blocks.keys() - {*known}]
+    problems += [
+        f"{label}: algorithms.{name}: unknown{likely(str(name), known)}" for name in blocks.keys() - {*known, algorithm}
+    ]
     for section in sorted(conf.keys() & (SECTIONS - {"env", "loop"})):
         problems.append(f"{label}: {section} belongs to a method: put it below algorithms: <name>:")
         del conf[section]
-    algorithm = flat.get("algorithm", conf.get("algorithm", Config.algorithm))
-    files = chain("algorithm", algorithm, problems)
-    draft.limit(algorithm)
+    files = method(algorithm, file, problems)
+    draft.limit(algorithm, file)
     draft.put("", conf, label, lenient=True)
     for name, tree in files.items():  # what it is like may read more than it does
         own = {key: value for key, value in tree.items() if key != "reads"}
@@ -111,6 +113,25 @@ def _conf(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return functools.reduce(merged, trees, dict[str, Any]())
 
 
+def _own_method(flat: dict[str, Any], known: Sequence[str], problems: list[str]) -> str | None:
+    """The file of a user's own method, after which it is called; what is wrong with that is a problem."""
+    file = flat.get("algorithm_file")
+    if file is None:
+        return None
+    file, name = os.path.abspath(os.path.expanduser(str(file))), _name_of(file)
+    if "algorithm" in flat:
+        problems.append("algorithm= and algorithm_file= exclude each other")
+    elif name in known:
+        problems.append(f"algorithm_file={short(file)}: algorithm={name} is a shipped one: give the file another name")
+    elif not os.path.isfile(file):
+        problems.append(f"algorithm_file={short(file)}: no such file")
+    else:
+        flat |= {"algorithm": name, "algorithm_file": file}
+        return file
+    del flat["algorithm_file"]
+    return None
+
+
 def _name_of(path: Any) -> str:
     return re.sub(r"[^a-z0-9_]+", "_", Path(str(path)).stem.lower())
 
@@ -121,10 +142,14 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
         if flat.get(key):
             draft.problems.append(f"resume= and {key}= exclude each other")
     before = read_run_config(folder, flat.get("env.file"))
-    draft.limit(before.algorithm)
+    draft.limit(before.algorithm, before.algorithm_file)
     draft.put("", _read_by(before), f"{folder}/config.yaml")
     for key, value in flat.items():
-        draft.put(key, before.env.file if key == "env.file" and before.env.file else value, COMMAND_LINE)
+        if key == "env.file" and before.env.file:
+            value = before.env.file
+        elif key == "algorithm_file":
+            value = os.path.abspath(os.path.expanduser(str(value)))
+        draft.put(key, value, COMMAND_LINE)
     config = draft.finish()
     if any(get(before, key) != get(config, key) for key in ("accelerator", "devices", "num_nodes")):
         log.warning("resuming on other devices: the run goes on, but not bit for bit as it would have")
@@ -151,7 +176,10 @@ def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None)
                 f"{folder}: the file of its task family is not at {env['file']}",
                 "say where it is now: env.file=PATH with resume=, env_file=PATH with evaluate",
             )
-    draft.limit(tree.get("algorithm"))
+    file = tree.get("algorithm_file")
+    if file and not os.path.isfile(file):
+        raise ConfigError(f"{folder}: the file of its method is not at {file}", "put it back there, with its YAML")
+    draft.limit(tree.get("algorithm"), file)
     draft.put("", tree, str(path), lenient=True)
     return draft.finish()
 
@@ -184,7 +212,7 @@ def _refuse_other_architecture(config: Config, init_from: str) -> None:
 def _read_by(config: Config) -> dict[str, Any]:
     """What the run reads, as a tree of plain values."""
     tree: dict[str, Any] = {}
-    reads = reads_of(config.algorithm)
+    reads = reads_of(config.algorithm, config.algorithm_file)
     for key in (key for key in FIELDS if key in reads):
         section, _, name = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = get(config, key)

@@ -33,9 +33,9 @@ class Draft:
         self.problems = [*problems]
         self.algorithm, self.reads = "", frozenset(FIELDS)
 
-    def limit(self, algorithm: Any) -> None:
-        """Say what the algorithm is."""
-        self.algorithm, self.reads = str(algorithm), reads_of(algorithm)
+    def limit(self, algorithm: Any, file: str | None = None) -> None:
+        """Say what the algorithm is, and in which file where it is a user's."""
+        self.algorithm, self.reads = str(algorithm), reads_of(algorithm, file)
 
     def put(self, key: str, value: Any, origin: str, lenient: bool = False) -> None:
         """Set a leaf, or every leaf of a section; `lenient` passes over what the algorithm does not read."""

@@ -79,15 +79,30 @@ def merged(low: Any, high: Any) -> Any:
     return low | {key: merged(low.get(key), value) for key, value in high.items()}
 
 
-def reads_of(algorithm: Any) -> frozenset[str]:
-    """The keys that an algorithm, and every run, reads, by its file and those that it is like; all, where there is none.
+def method(name: Any, file: str | None, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """The trees of an algorithm: of a shipped one by name, of a user's the one beside its file; see `chain`."""
+    if file is None:
+        return chain("algorithm", name, problems)
+    path = Path(file).with_suffix(".yaml")
+    if not path.is_file():
+        problems.append(
+            f"algorithm_file={short(file)}: its YAML is missing: write {path} with the keys that it `reads:`"
+        )
+        return {}
+    tree = read_yaml(path, str(path), problems)
+    other = tree.pop("like", None)
+    return (chain("algorithm", other, problems) if other else {}) | {str(name): tree}
+
+
+def reads_of(algorithm: Any, file: str | None = None) -> frozenset[str]:
+    """The keys that an algorithm, and every run, reads, by its YAML and those that it is like; all, where there is none.
 
     `-name` takes away what a file it is like reads, and a section without any name all of it.
     """
-    if algorithm not in available("algorithm"):
+    if file is None and algorithm not in available("algorithm"):
         return frozenset(FIELDS)
     keys = set(EVERY)
-    for tree in chain("algorithm", algorithm, []).values():
+    for tree in method(algorithm, file, []).values():
         for section, names in tree.get("reads", {}).items():
             whole = {key for key in FIELDS if key.startswith(section + ".")}
             keys = keys | whole if names == "all" else keys if names else keys - whole

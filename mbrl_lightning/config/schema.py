@@ -145,6 +145,9 @@ class Config:
 
     conf: str = option("", "name of a file in conf/ (without .yaml)", pattern=NAME)
     algorithm: str = option("gssm_aps", "name of a file in conf/algorithm/", pattern=NAME, architecture=True)
+    algorithm_file: str | None = option(
+        None, "Python file with a method of your own in place of algorithm, and its YAML beside it", path=True
+    )
     preset: str | None = option(None, "settings on top: a file in conf/preset/, e.g. paper", pattern=NAME)
     seed: int = option(0, "root seed", minimum=0, maximum=2**32 - 1)
     seeds: str | None = option(None, "several seeds in one command: 0..4 or [0,3]", free=True)

@@ -15,11 +15,12 @@ Meta-trains and meta-tests one algorithm on one task family. Values are YAML; la
   algorithm  {algorithms}
   preset     {presets}
 
-  conf_file=PATH     a YAML file anywhere in place of conf=NAME; a family of your own needs neither: env.file=PATH
-  seeds=0..4         several seeds, jobs=N at a time; finished ones are skipped, then a report is made
-  resume=RUN         continue a run where it stopped; init_from=RUN starts a new one from its weights
-  --print-config     show the whole configuration and stop
-  --help             this text; with algorithm=NAME the keys that it reads, and no others
+  conf_file=PATH      a YAML file anywhere in place of conf=NAME; a family of your own needs neither: env.file=PATH
+  algorithm_file=PATH  a Python file with a method of your own, in place of algorithm=NAME, its YAML beside it
+  seeds=0..4          several seeds, jobs=N at a time; finished ones are skipped, then a report is made
+  resume=RUN          continue a run where it stopped; init_from=RUN starts a new one from its weights
+  --print-config      show the whole configuration and stop
+  --help              this text; with algorithm=NAME the keys that it reads, and no others
 
 exit status: 0 done, 2 usage, 3 environment, 4 diverged, 5 storage, 75 preempted (resumable), 130 interrupted
 

@@ -61,27 +61,40 @@ def family_of(env: Any) -> TaskFamily:
 def load_family(file: str, **options: Any) -> TaskFamily:
     """The user's own family: the result of calling ``family(**options)`` of the Python file ``file``.
 
-    The file is a module named like it, and its folder stays on the path, so that it may import what lies beside it.
-
     Raises:
-        ConfigError: no such file, or it has no function ``family`` that returns a TaskFamily.
+        ConfigError: no such file, or it has no function ``family`` that returns a TaskFamily; see `users_function`.
         EnvError: it does not run, or its functions do not do what EnvSpec says.
     """
-    path, guard = Path(file).absolute(), Guard(file, LOADING_SECONDS)
-    taken = path.stem in sys.stdlib_module_names or path.stem in sys.modules
-    own = getattr(sys.modules.get(path.stem), "__file__", None) == str(path)
-    name = f"{path.stem}_family" if taken and not own else path.stem
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if not path.is_file() or module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"env.file: there is no Python file {file}.", "Give the path of a .py file with family().")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
-    guard.call("importing it", module_spec.loader.exec_module, module)
-    if not callable(getattr(module, "family", None)):
-        raise ConfigError(f"env.file: {file} has no function family().", "Define family() -> TaskFamily in it.")
-    family = guard.call("family()", module.family, **options)
+    guard = Guard(file, LOADING_SECONDS)
+    make = users_function(file, "family", "env.file", guard)
+    family = guard.call("family()", make, **options)
     if not isinstance(family, TaskFamily):
         cause = f"env.file: family() of {file} returned a {type(family).__name__}."
         raise ConfigError(cause, "Return gym_family(...) or a TaskFamily.")
     return guarded_family(family, Guard(family.spec.name, CALL_SECONDS))
+
+
+def users_function(file: str, function: str, key: str, guard: Guard) -> Callable[..., Any]:
+    """A `function` of the user's Python `file`, which is given as `key`.
+
+    The file is a module named like it, and its folder stays on the path, so that it may import what lies beside it.
+
+    Raises:
+        ConfigError: no such file, or no such function in it.
+        EnvError: it does not run.
+    """
+    path = Path(file).absolute()
+    taken = path.stem in sys.stdlib_module_names or path.stem in sys.modules
+    own = getattr(sys.modules.get(path.stem), "__file__", None) == str(path)
+    name = f"{path.stem}_{function}" if taken and not own else path.stem
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"{key}: there is no Python file {file}.", f"Give the path of a .py file with {function}().")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
+    guard.call("importing it", module_spec.loader.exec_module, module)
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise ConfigError(f"{key}: {file} has no function {function}().", f"Define {function}() in it.")
+    return found

@@ -38,11 +38,14 @@ class _Late(BaseException):
 class Guard:
     """Calls functions of a user, whose family or file has this ``name``, for ``seconds`` at most (0: as long as they like).
 
+    ``remedy`` is for what they raise.
+
     A call that ignores signals (compiled code in an endless loop) or is made outside the main thread cannot be broken off.
     """
 
     name: str
     seconds: float = 0.0
+    remedy: str = REMEDY
 
     def __post_init__(self) -> None:
         if not 0 <= self.seconds < 1e9:
@@ -69,7 +72,7 @@ class Guard:
             if isinstance(error, SystemExit) and _ours(error):  # a second signal ends the run
                 raise
             said = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise EnvError(f"{self.name}: {what} raised {said} ({_place(error)}).", REMEDY) from error
+            raise EnvError(f"{self.name}: {what} raised {said} ({_place(error)}).", self.remedy) from error
 
     def refuse(self, what: str, found: str, wanted: str) -> EnvError:
         """The error for a wrong value that a call returned."""
