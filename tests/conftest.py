@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # read when TorchRL is imp
 
 import pytest
 import torch
-from fakes import random_steps, read_by, shortened
+from fakes import VARIANTS, random_steps, read_by, shortened
 from tensordict import TensorDict
 
 import mbrl_lightning
 from mbrl_lightning.algorithms import make_algorithm
-from mbrl_lightning.config import compose
+from mbrl_lightning.config import compose, to_yaml
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs import make_family
@@ -87,3 +88,20 @@ def filled(cartpole: TaskFamily, recorded: TensorDict) -> TaskBuffer:
     index = buffer.add_tasks(cartpole.sample(6, torch.Generator().manual_seed(5)))
     buffer.extend(recorded, index, exploratory=True)
     return buffer
+
+
+@pytest.fixture
+def trained(make_loop: Callable[..., MetaLoop], tmp_path: Path) -> Callable[..., tuple[MetaLoop, Path]]:
+    """`trained(variant)`: the loop of a run after one iteration without its meta-test, and its folder."""
+
+    def make(name: str, **changes: Any) -> tuple[MetaLoop, Path]:
+        algorithm, own = VARIANTS[name]
+        folder = tmp_path / f"{name}{len([*tmp_path.iterdir()])}"
+        loop = make_loop(algorithm, folder=folder, **{"loop": {"iterations": 1}} | own | changes)
+        loop.evaluate = lambda full: {}
+        loop.fit()
+        (folder / "config.yaml").write_text(to_yaml(loop.cfg))
+        (folder / "manifest.json").write_text(json.dumps({"mbrl_lightning": mbrl_lightning.__version__}))
+        return loop, folder
+
+    return make

@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from mbrl_lightning.algorithms import ALGORITHMS
 from mbrl_lightning.config import flattened, reads_of
 from mbrl_lightning.config.schema import FIELDS
 from mbrl_lightning.config.words import read, yaml_values
@@ -18,6 +19,16 @@ from mbrl_lightning.data.collect import Uniform, collect
 from mbrl_lightning.data.control import Control
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
+
+# what every method is tried with: its `debug` sizes, and some families and sizes of another kind
+HIDDEN = {"name": "point_switch", "options": {"horizon": 20}}
+DISCRETE = {"name": "acrobot", "options": {}}
+VARIANTS = {name: (name, {}) for name in ALGORITHMS} | {
+    "pearl-hidden": ("pearl", {"env": HIDDEN}),
+    "m3po-hidden": ("m3po", {"env": HIDDEN}),
+    "gssm_aps-discrete": ("gssm_aps", {"env": DISCRETE, "search": {"method": "ppo"}}),
+    "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}}),
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -9,44 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import fingerprint
+from fakes import VARIANTS, fingerprint
 from gymnasium.wrappers import TimeLimit
 
 import mbrl_lightning
 from mbrl_lightning import load
-from mbrl_lightning.algorithms import ALGORITHMS
-from mbrl_lightning.config import to_yaml
 from mbrl_lightning.data.collect import collect, consecutive, episode_returns
 from mbrl_lightning.errors import ConfigError, EnvError, StorageError
 from mbrl_lightning.runs import checkpoint
 
-HIDDEN = {"name": "point_switch", "options": {"horizon": 20}}
-DISCRETE = {"name": "acrobot", "options": {}}
-VARIANTS = {name: (name, {}) for name in ALGORITHMS} | {
-    "pearl-hidden": ("pearl", {"env": HIDDEN}),
-    "m3po-hidden": ("m3po", {"env": HIDDEN}),
-    "gssm_aps-discrete": ("gssm_aps", {"env": DISCRETE, "search": {"method": "ppo"}}),
-    "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}}),
-}
 CONTEXT = ("gssm", "gssm_aps", "mlsm_v0", "mlsm_v1_aps", "m_dpilco", "pearl", "mb_mpo", "maml", "reptile", "pe_ppo")
 STEP = ("m3po", "m3po_h", "m2po", "recurrent_sac", "grbal", "rebal", "pearl-hidden", "rl2")
-
-
-@pytest.fixture
-def trained(make_loop, tmp_path):
-    """`trained(variant)`: the loop of a run after one iteration without its meta-test, and its folder."""
-
-    def make(name: str, **changes):
-        algorithm, own = VARIANTS[name]
-        folder = tmp_path / f"{name}{len([*tmp_path.iterdir()])}"
-        loop = make_loop(algorithm, folder=folder, **{"loop": {"iterations": 1}} | own | changes)
-        loop.evaluate = lambda full: {}
-        loop.fit()
-        (folder / "config.yaml").write_text(to_yaml(loop.cfg))
-        (folder / "manifest.json").write_text(json.dumps({"mbrl_lightning": mbrl_lightning.__version__}))
-        return loop, folder
-
-    return make
 
 
 def steps(agent, n: int, count: int | None = None) -> dict:

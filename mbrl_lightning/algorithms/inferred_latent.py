@@ -13,6 +13,7 @@ from mbrl_lightning.beliefs.history import TransitionInputs
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.collect import Agent
 from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.networks import any_row
 
 
 class InferredLatentAlgorithm(Algorithm):
@@ -68,7 +69,7 @@ class InferredLatentAlgorithm(Algorithm):
     def held(self, belief: TensorDict, noise: torch.Generator | None) -> TensorDict:
         """The belief with a latent that is due drawn anew; the mean without a generator."""
         due = belief["age"] % belief["hold"] == 0
-        if not bool(due.any()):
+        if not any_row(due):
             return belief
         known = self.posterior(belief)
         latent = known["loc"]

@@ -29,6 +29,7 @@ from mbrl_lightning.models.variational import (
     ProbabilisticVariationalDynamics,
     VariationalDynamics,
 )
+from mbrl_lightning.networks import any_row
 from mbrl_lightning.networks.step import GradientStep
 
 
@@ -62,7 +63,7 @@ class Variational(PlanningAlgorithm):
         belief = super().adapt(belief, transitions)
         moving = belief["mask"].any(1) & ~belief["frozen"]
         moving = moving if context else moving & (belief["age"] % cfg.every == 0)
-        if not bool(moving.any()):
+        if not any_row(moving):
             return belief
         with self.dynamics.constant():
             losses = partial(self.dynamics.evidence, **{key: belief[key] for key in ("inputs", "target", "mask")})

@@ -58,7 +58,8 @@ class GraphEncoder(nn.Module):
         values = nodes
         if x.shape[1] > 1:
             similarity = BETA * keys @ keys.mT
-            similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # R, a softmax over the others, has no diagonal
+            own = torch.eye(keys.shape[1], dtype=torch.bool, device=keys.device)
+            similarity.masked_fill_(own, -torch.inf)  # R, a softmax over the others, has no diagonal
             values = nodes + torch.softmax(similarity, -1) @ nodes  # L h with L = R + I
         pooled = values.sum(1) / max(x.shape[1], 1)
         loc, scale = _gaussian(self.task_loc(pooled), self.task_log_var(pooled))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.networks import any_row
 
 Choose = Callable[[TensorDict], tuple[Tensor, TensorDict]]
 """The belief `[B]` -> what is chosen `[B, A]`, and the belief after the choice."""
@@ -58,7 +59,7 @@ class Control:
         if self.direct:
             return choose(belief)
         due, command = belief["age"] % self.hold == 0, belief["held"]
-        if bool(due.any()):
+        if any_row(due):
             chosen, belief = choose(belief)
             command = torch.where(due.unsqueeze(1), chosen.to(command.device), command)
         belief = belief.clone(False).update({"held": command, "age": belief["age"] + 1})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
@@ -196,6 +197,16 @@ def _slopes(gates: Tensor, states: Tensor, products: Tensor) -> Tensor:
     torch.sub(states[:, :, :-1], new, out=second).mul_(keep).mul_(change)
     kept.copy_(keep)
     return slopes
+
+
+def traced() -> bool:
+    """Whether what is computed now becomes a graph (see `export`), in which nothing can depend on a value."""
+    return get_proxy_mode() is not None
+
+
+def any_row(rows: Tensor) -> bool:
+    """Whether any of the rows, bool `[B]`, is true; where a graph is traced no value is known, and the answer is yes."""
+    return traced() or bool(rows.any())
 
 
 ROUNDING, NOISE = 4 * torch.finfo(torch.float32).eps, 1e-12

@@ -21,6 +21,7 @@ from mbrl_lightning.config.console import log
 from mbrl_lightning.config.methods import PlannerConfig
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.imagination import outcome
+from mbrl_lightning.networks import traced
 
 Advance = Callable[[Tensor, Tensor], Tensor]
 """What is searched in: observations `[B, R, S]`, actions `[B, R, A]` -> next observations, R rows in each of B environments.
@@ -55,7 +56,7 @@ class Planner:
             Actions `[B, A]` within bounds, and the plan for the next step, batch `[B]`. Where no candidate has a finite
             return the action is the safe one (zero) and the plan is cold.
         """
-        cold = self.cold(len(observation)).to(observation)
+        cold = self.cold(len(observation)).to(observation.device)
         start = start if self.cfg.warm_start else cold
         mean, kept = start["mean"], start["kept"]
         std = torch.full_like(mean, self.cfg.initial_std)
@@ -63,8 +64,9 @@ class Planner:
         for iteration in range(self.iterations):
             candidates = self.sample(mean, std, self.population(iteration), generator)
             candidates[:, 0] = self.execute(mean)
-            again = candidates[:, 1 : 1 + kept.shape[1]]
-            again.copy_(torch.where(kept.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), kept, again))
+            if kept.shape[1]:
+                again = candidates[:, 1 : 1 + kept.shape[1]]
+                again.copy_(torch.where(kept.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), kept, again))
             scores = self.score(advance, observation, candidates)
             value, row = scores.max(1)
             rows = torch.arange(len(row), device=row.device)
@@ -105,13 +107,15 @@ class Planner:
         return total.view(batch, members, count).mean(1)
 
     def _guard(self, action: Tensor, plan: TensorDict, cold: TensorDict, good: Tensor) -> tuple[Tensor, TensorDict]:
-        if bool(good.all()):
-            return action, plan
-        bad = int((~good).sum())
-        if not self.failures:
-            what = "no candidate of the planner has a finite return in %d of %d environments; they get a zero action"
-            log.warning("%s: " + what, self.spec.name, bad, len(good))
-        self.failures += bad
+        if not traced():
+            if not (bad := int((~good).sum())):
+                return action, plan
+            if not self.failures:
+                what = (
+                    "no candidate of the planner has a finite return in %d of %d environments; they get a zero action"
+                )
+                log.warning("%s: " + what, self.spec.name, bad, len(good))
+            self.failures += bad
         return torch.where(good.unsqueeze(1), action, self.fallback(action)), plan.where(good, cold)
 
     # -- plans: means (or probabilities) `[B, H, A]`, and sequences to try again `[B, k, H, A]`
@@ -124,7 +128,7 @@ class Planner:
 
     def shift(self, plan: TensorDict) -> TensorDict:
         """The same plan a step later; its last step is what a cold one has."""
-        last = self.cold(len(plan)).to(plan["mean"])["mean"][:, -1:]
+        last = self.cold(len(plan)).to(plan["mean"].device)["mean"][:, -1:]
         plan["mean"] = torch.cat([plan["mean"][:, 1:], last], 1)
         again = self.execute(last).unsqueeze(1).expand(-1, plan["kept"].shape[1], -1, -1)
         plan["kept"] = torch.cat([plan["kept"][:, :, 1:], again], 2)
