@@ -7,6 +7,7 @@ in the paper's code, and takes another place in every episode. Observation (17):
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import mujoco
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.envs.bodies.edits import leave
-from mbrl_lightning.envs.bodies.mujoco import MujocoBody, asset, nominal_model
+from mbrl_lightning.envs.bodies.edits import leave, paint
+from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, asset, nominal_model
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "upper_arm_roll", "elbow_flex", "forearm_roll", "wrist_flex", "wrist_roll")
 NAMES = (
@@ -25,20 +26,47 @@ NAMES = (
 )
 COUNT, FRAME_SKIP, TORQUE, EFFORT = 7, 5, 2.0, 0.05
 TIP_OFFSET, GOAL_SHARE = 0.1, 0.6
+HAND, GRAVITY = "r_wrist_roll_link", 9.81
 
 
-def arm_model() -> mujoco.MjModel:
+def arm_parts() -> mujoco.MjSpec:
     """The arm with a site "tip" between its fingers, and the goal on slide joints behind the arm's seven."""
     spec = mujoco.MjSpec.from_file(str(asset("pusher_v5.xml")))
     for part in (spec.body("object"), spec.body("goal"), spec.geom("table")):
         spec.delete(part)
-    spec.body("r_wrist_roll_link").add_site(name="tip", pos=[TIP_OFFSET, 0, 0])
+    spec.body(HAND).add_site(name="tip", pos=[TIP_OFFSET, 0, 0])
     goal = spec.worldbody.add_body(name="goal")
     slide, ball = mujoco.mjtJoint.mjJNT_SLIDE, mujoco.mjtGeom.mjGEOM_SPHERE
     for name, axis in zip("xyz", np.eye(3).tolist(), strict=True):
         goal.add_joint(name=f"goal_{name}", type=slide, axis=axis, limited=False, damping=0.0)
     goal.add_geom(type=ball, size=[0.03, 0, 0], rgba=[0.9, 0.1, 0.1, 1], contype=0, conaffinity=0)
+    return spec
+
+
+def arm_model() -> mujoco.MjModel:
+    """The arm as it is: nothing weighs anything."""
+    return arm_parts().compile()
+
+
+def weighed_model() -> mujoco.MjModel:
+    """The same in the earth's field, all of it held up."""
+    spec = arm_parts()
+    spec.option.gravity = [0, 0, -GRAVITY]
+    for body in spec.bodies:
+        body.gravcomp = 1
     return spec.compile()
+
+
+def write_damping(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
+    """Write task = damping of the seven joints, N m s/rad."""
+    model.dof_damping[:COUNT] = task
+
+
+def write_force(model: mujoco.MjModel, nominal: mujoco.MjModel, task: np.ndarray) -> None:
+    """Write task = (force,), N: what pulls the hand down, as what is not held up of its weight; the redder, the harder."""
+    hand = model.body(HAND).id
+    model.body_gravcomp[hand] = 1 - task[0] / (GRAVITY * model.body_mass[hand])
+    paint(model, np.flatnonzero(model.geom_bodyid == hand), (min(task[0] / TORQUE, 1.0), 0.2, 0.2))
 
 
 def tip(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
@@ -85,7 +113,7 @@ def metrics(episodes: TensorDictBase) -> dict[str, Tensor]:
     return {"goal/distance": away.mean(-1), "goal/final_distance": away[..., -1]}
 
 
-def arm_body(scale: float) -> MujocoBody:
-    """The arm; ``scale`` is the half-width of the joints' velocities at the start, rad/s."""
+def arm_body(scale: float, edit: Edit = leave, model: Callable[[], mujoco.MjModel] = arm_model) -> MujocoBody:
+    """The arm; ``scale`` is the half-width of the joints' velocities at the start, rad/s; tasks are written by ``edit``."""
     noise = functools.partial(reset_noise, scale=scale)
-    return MujocoBody(arm_model, FRAME_SKIP, TORQUE, leave, noise, observe, tip)
+    return MujocoBody(model, FRAME_SKIP, TORQUE, edit, noise, observe, tip)

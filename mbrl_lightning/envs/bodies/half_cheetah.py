@@ -12,7 +12,7 @@ from mbrl_lightning.envs.bodies.edits import RED, paint_moved
 from mbrl_lightning.envs.bodies.mujoco import Edit, MujocoBody, MujocoSimulator, Noise
 from mbrl_lightning.envs.bodies.planar import observe_planar, planar_features, planar_names
 
-DT, FRAME_SKIP = 0.05, 5
+DT, FRAME_SKIP, MASS = 0.05, 5, 14.0
 JOINTS = ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")
 NAMES = planar_names(JOINTS)
 
