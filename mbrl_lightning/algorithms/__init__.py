@@ -17,6 +17,7 @@ from mbrl_lightning.algorithms.m3po import M3PO
 from mbrl_lightning.algorithms.m_dpilco import MDPILCO
 from mbrl_lightning.algorithms.maml import MAML, Reptile
 from mbrl_lightning.algorithms.mb_mpo import MBMPO
+from mbrl_lightning.algorithms.mier import MIER
 from mbrl_lightning.algorithms.pe_ppo import PEPPO
 from mbrl_lightning.algorithms.pearl import PEARL
 from mbrl_lightning.algorithms.rl2 import RL2
@@ -56,6 +57,7 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "rl2": RL2,  # Duan et al. 2016: model-free; a recurrent policy that keeps its state over the episodes of a task
     "pe_ppo": PEPPO,  # GSSM's other model-free rival: PPO given a latent, whose encoder the critic trains
     "cadm": CaDM,  # Lee et al., ICML 2020: a context read off the last transitions, told forwards and backwards
+    "mier": MIER,  # Mendonca et al. 2020: a context vector found by gradient in a model; SAC given it, on relabelled data at test
     "famle": FAMLE,  # Kaushik et al., IROS 2020: an embedding of each training situation; online the most likely one, adapted
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "acktr": ACKTR,  # Wu et al., NeurIPS 2017, likewise: Kronecker-factored natural gradients of actor and critic

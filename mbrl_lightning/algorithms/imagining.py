@@ -47,13 +47,18 @@ class ImaginingAlgorithm(Algorithm):
         super().__init__(family, cfg)
         self.control = Control(self.spec, cfg.policy.feedback, cfg.policy.hold)
         self.dynamics = make(self.spec, cfg.dynamics)
+        self.search = self.make_search(latent)
+        self.optimizers = {"dynamics": self.dynamics.configure_optimizers(), "policy": self.search.optimizer}
+
+    def make_search(self, latent: int) -> Any:
+        """What improves a policy that is told a latent of that width: as `search.method` says, or a ConfigError."""
+        cfg = self.cfg
         if cfg.search.method not in self.searches:
             raise ConfigError(
                 f"search.method={cfg.search.method}: algorithm={cfg.algorithm} has no such search",
                 f"choose search.method={' or '.join(self.searches)}",
             )
-        self.search = self.searches[cfg.search.method](self.spec, cfg, latent)
-        self.optimizers = {"dynamics": self.dynamics.configure_optimizers(), "policy": self.search.optimizer}
+        return self.searches[cfg.search.method](self.spec, cfg, latent)
 
     @property
     def policy(self) -> Any:

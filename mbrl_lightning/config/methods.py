@@ -137,6 +137,15 @@ class FAMLEConfig(WindowConfig):
 
 
 @dataclass
+class MIERConfig:
+    """Identification of a task's context vector, and relabelling (MIER)."""
+
+    inner_lr: float = option(1.0, "inner step size, learned from there; 0: the prior for every task", minimum=0)
+    inner_steps: int = option(3, "inner steps on the vector", minimum=1, maximum=1000)
+    model_steps: int = option(50, "steps of the whole model on an unseen task's context, before it relabels", minimum=0)
+
+
+@dataclass
 class CaDMConfig(WindowConfig):
     """A context that is read off the last transitions (CaDM)."""
 

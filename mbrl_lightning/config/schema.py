@@ -185,6 +185,7 @@ class Config:
     variational: methods.VariationalConfig = field(default_factory=methods.VariationalConfig)
     famle: methods.FAMLEConfig = field(default_factory=methods.FAMLEConfig)
     cadm: methods.CaDMConfig = field(default_factory=methods.CaDMConfig)
+    mier: methods.MIERConfig = field(default_factory=methods.MIERConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

@@ -69,7 +69,8 @@ class StackedMLP(nn.Sequential):
         """The same with weights of M other networks, by the names they have here: `[M, N, inputs] -> [M, N, outputs]`."""
         for index in range(0, len(self), 2):
             x = torch.baddbmm(parameters[f"{index}.bias"], x, parameters[f"{index}.weight"])
-            x = x if index == len(self) - 1 else self.activation(x)
+            if index < len(self) - 1:
+                x = self.activation(nn.functional.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
         return x
 
     def scale_output(self, factor: float) -> StackedMLP:

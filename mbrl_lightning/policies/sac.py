@@ -8,6 +8,7 @@ functional parameters or TensorDicts on the way. `docs/benchmarks.md` says what 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,12 +29,13 @@ LOG_SCALE = (-5.0, 2.0)
 class HistoryPolicy(HistoryNet):
     """Mean and deviation of a tanh-Gaussian policy pi(a | h), before the tanh."""
 
-    def moments(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation `[N, A]` for what `read` gave, `[1, N, H + F]`.
+    def moments(self, seen: Tensor, own: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log deviation `[N, A]` for what `read` gave, `[1, N, H + F]`; with parameters of each row's `own`, `[N, ...]`.
 
         The log deviation bends towards its bounds in place of being cut, so that a policy at a bound can come back.
         """
-        loc, raw = self.decide(seen).squeeze(0).chunk(2, -1)
+        out = self.decide(seen).squeeze(0) if own is None else self.net.evaluate(seen.transpose(0, 1), own).squeeze(1)
+        loc, raw = out.chunk(2, -1)
         low, high = LOG_SCALE
         middle, half = (low + high) / 2, (high - low) / 2
         return loc, middle + half * torch.tanh((raw - middle) / half)
@@ -99,14 +101,17 @@ class SAC(LossModule):
         return drawn.to(self.log_alpha.device)
 
     @torch.no_grad()
-    def act(self, inputs: TensorDictBase, noise: Tensor | None = None) -> Tensor:
+    def act(
+        self, inputs: TensorDictBase, noise: Tensor | None = None, own: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Actions `[N, A]` in [-1, 1] for histories, batch `[N]`.
 
         Args:
             inputs: `pairs`, `mask`, `current`, see `HistoryNet.read`.
             noise: standard normal `[N, A]`; None gives the tanh of the mean.
+            own: parameters of a network for each row, see `HistoryPolicy.moments`.
         """
-        loc, log_scale = self.policy.moments(self.policy.read(inputs))
+        loc, log_scale = self.policy.moments(self.policy.read(inputs), own)
         return torch.tanh(loc if noise is None else torch.addcmul(loc, log_scale.exp(), noise))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:

@@ -65,8 +65,9 @@ class SoftPolicy(nn.Module):
         return torch.randn(*shape, self.spec.action_dim, generator=generator, device=generator.device)
 
     def act(self, observation: Tensor, belief: TensorDictBase, noise: Tensor | None = None) -> Tensor:
-        """Choices `[M, A]` in M tasks; without noise the tanh of the mean."""
-        return self.sac.act(self.inputs(observation, belief["latent"]), noise)
+        """Choices `[M, A]` in M tasks, by the belief's own `policy` where it carries one; without noise the tanh of the mean."""
+        own = dict(belief["policy"].items()) if "policy" in belief.keys() else None  # noqa: SIM118 - no `in`
+        return self.sac.act(self.inputs(observation, belief["latent"]), noise, own)
 
     def learn(
         self,

@@ -52,6 +52,20 @@ def test_pe_ppo_finds_the_goal_from_its_own_context_and_not_from_another_tasks()
     assert found["return/wrong_belief", 40] < -22
 
 
+def test_mier_finds_the_goal_by_the_vector_of_a_context_and_not_by_another_tasks():
+    found = trained("mier", loop={"iterations": 8, "evaluate_every": 0})
+    assert found["return/policy", 40] > -17
+    assert found["return/fine_tuned", 40] > -17
+    assert found["return/policy", 0] < -18
+    assert found["return/wrong_belief", 40] < -25
+
+
+def test_mier_that_identifies_nothing_does_not():
+    loop = {"iterations": 8, "evaluate_every": 0}
+    found = trained("mier", loop=loop, mier={"inner_lr": 0.0}, evaluation={"fine_tune_updates": 0})
+    assert found["return/policy", 40] < -18
+
+
 def test_an_encoder_that_is_held_to_its_prior_infers_nothing():
     found = trained("pe_ppo", loop={"iterations": 45}, pearl={"kl_weight": 1.0})
     assert found["return/policy", 40] < -18
