@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, Literal
 
@@ -19,20 +20,24 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from mbrl_lightning.envs.family import Box, TaskFamily, box_family
+from mbrl_lightning.envs.bodies.mujoco import log_warnings
+from mbrl_lightning.envs.family import Box, TaskFamily, box_family, draw_from
 from mbrl_lightning.envs.guard import Guard, guarded_spec
 from mbrl_lightning.envs.gym_simulator import GymSimulator, StateAccess
+from mbrl_lightning.envs.gym_tasks import SetTask, setter
 from mbrl_lightning.envs.spec import EnvSpec, difference, identity, never
 from mbrl_lightning.errors import ConfigError
 
-SetTask = Callable[[gymnasium.Env, dict[str, float]], None]
+RECEIVED = "reward"  # the entry that holds the reward just received, where nobody says how it follows from the others
 
 
 def gym_family(
     env: str | Callable[[], gymnasium.Env],
     parameters: Mapping[str, Sequence[float]],
-    reward: Callable[[Tensor, Tensor, Tensor], Tensor],
+    reward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     *,
+    tasks: Sequence[Sequence[float]] | None = None,
+    unseen: Sequence[Sequence[float]] | None = None,
     set_task: SetTask | Mapping[str, str] | None = None,
     termination: Callable[[Tensor], Tensor] = never,
     training_termination: Callable[[Tensor], Tensor] | None = None,
@@ -49,19 +54,23 @@ def gym_family(
     state_access: StateAccess | None = None,
     call_seconds: float = 60.0,
 ) -> TaskFamily:
-    """Make a task family of a gymnasium environment with a flat observation.
+    """Make a task family of a gymnasium environment; an observation of several parts (``Dict``) or axes is made flat.
 
     Args:
         env: an environment id, or a function that builds one environment.
         parameters: of every number that varies from task to task, the range (low, high), or a list of three or more values
             to choose from.
         reward: (obs [..., S], action [..., A], next_obs [..., S]) -> [...], batched torch. Continuous actions arrive clipped
-            and normalised to [-1, 1], discrete ones one-hot; ``check_env`` compares it with the environment's.
+            and normalised to [-1, 1], discrete ones one-hot; ``check_env`` compares it with the environment's. None: the reward
+            just received becomes the last entry of the observation, which models learn to predict with the others.
+        tasks: the training tasks, each with a value for every parameter in order, in place of draws from the ranges.
+        unseen: the same of the test tasks; asked for where ``tasks`` are given.
         set_task: writes a task into an environment, (env, {parameter: value}); or {parameter: attribute of
-            ``env.unwrapped``}; default: attributes named like the parameters. Called before every reset, so it must not
-            build on what it wrote before. An attribute from which the environment derived others when it was built
-            (CartPole's ``masspole``: ``total_mass``) leaves those as they were: a function should write them all.
-            The derived constants of a MuJoCo model follow by themselves.
+            ``env.unwrapped``}, nested as ``a.b``, or ``body_mass:torso``, ``geom_friction:floor``, ``dof_damping:hip`` of a
+            MuJoCo model, which are multiples of what the model has; default: what the parameters are called. Called before
+            every reset, so it must not build on what it wrote before. An attribute from which the environment derived
+            others when it was built (CartPole's ``masspole``: ``total_mass``) leaves those as they were: a function should
+            write them all. The derived constants of a MuJoCo model follow by themselves.
         termination: next_obs [..., S] -> bool [...], the environment's own ``terminated``. Models need it as well, so an end
             that it does not foresee stops the run with an EnvError; the environment's ``truncated`` is not heeded.
         training_termination: where training episodes are cut besides (a fall), or None.
@@ -83,14 +92,17 @@ def gym_family(
         ConfigError: spaces or ranges that do not fit.
         EnvError: the environment is not built, or a function returns another shape or type than it should.
     """
-    make = functools.partial(gymnasium.make, env, disable_env_checker=True) if isinstance(env, str) else env
+    build_one = functools.partial(gymnasium.make, env, disable_env_checker=True) if isinstance(env, str) else env
+    make = functools.partial(_flat, build_one)
     guard = Guard(name or str(getattr(env, "__name__", env)), call_seconds)
     probe = guard.call("building the environment", make)
-    space, actions, limit, own = guard.call("the environment", _description, probe)
+    actions, limit, own = guard.call("the environment", _description, probe)
     label, steps = name or (env if isinstance(env, str) else own), limit if horizon is None else horizon
     discrete, action_dim = _action_space(label, actions)
-    entries, names = _entries(label, space, observation_names), tuple(parameters)
-    apply = _setter(label, probe, names, set_task)
+    entries, names = _entries(label, probe, observation_names), tuple(parameters)
+    if told := reward is None:
+        entries, reward = (*entries, RECEIVED), _received
+    apply = setter(label, probe, names, set_task)
     guard.call("close", probe.close)
     if steps is None:
         raise ConfigError(f"{label}: the environment has no step limit.", "Give horizon=.")
@@ -112,23 +124,64 @@ def gym_family(
     train = _box(parameters, names, log)
     beyond = _box(extreme, names, log) if extreme else None
     spec = guarded_spec(spec, guard)
-    build = functools.partial(GymSimulator, spec, make, apply, guard, state_access=state_access)
-    return box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
+    build = functools.partial(GymSimulator, spec, make, apply, guard, state_access=state_access, tells_reward=told)
+    family = box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
+    return family if tasks is None and unseen is None else _listed(family, tasks, unseen)
 
 
-def _entries(label: str, space: gymnasium.Space, names: Sequence[str] | None) -> tuple[str, ...]:
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise ConfigError(f"{label}: observation space {space} is not flat.", "Wrap it in FlattenObservation.")
-    names = [f"observation {i}" for i in range(space.shape[0])] if names is None else names
-    if len(names) != space.shape[0]:
-        raise ConfigError(f"{label}: {len(names)} names for {space.shape[0]} observations.", "Name each or none.")
+def _received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    return next_observation[..., -1]
+
+
+def _listed(
+    family: TaskFamily, tasks: Sequence[Sequence[float]] | None, unseen: Sequence[Sequence[float]] | None
+) -> TaskFamily:
+    """The family with these tasks [n, P] in place of draws."""
+    label, names = family.spec.name, family.parameters
+    if tasks is None or unseen is None:
+        raise ConfigError(f"{label}: training tasks or unseen ones are listed, not both.", "Give tasks= and unseen=.")
+    for given in (tasks, unseen):
+        widths = {len(task) for task in given}
+        if widths != {len(names)}:
+            cause = f"{label}: tasks of {sorted(widths) or 'no'} values, where {len(names)} vary."
+            raise ConfigError(cause, f"Give each task a value for {', '.join(names)}.")
+    grid, test = (torch.tensor(given, dtype=torch.float64) for given in (tasks, unseen))
+    return replace(family, grid=grid, draw=draw_from(grid), test=test, extreme=test[:0], shared_tasks=False)
+
+
+def _flat(build: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """An environment with a flat observation."""
+    log_warnings()
+    env = build()
+    flat = isinstance(env.observation_space, gymnasium.spaces.Box) and len(env.observation_space.shape) == 1
+    return env if flat else gymnasium.wrappers.FlattenObservation(env)
+
+
+def _entries(label: str, env: gymnasium.Env, names: Sequence[str] | None) -> tuple[str, ...]:
+    flat = env.observation_space
+    if not isinstance(flat, gymnasium.spaces.Box) or len(flat.shape) != 1:
+        raise ConfigError(f"{label}: observation space {flat} cannot be made flat.", "Wrap it in one that is a Box.")
+    # of a flattened one the names are those of its parts
+    space = env.env.observation_space if isinstance(env, gymnasium.wrappers.FlattenObservation) else flat
+    names = _parts(space, "") if names is None else names
+    if len(names) != flat.shape[0]:
+        raise ConfigError(f"{label}: {len(names)} names for {flat.shape[0]} observations.", "Name each or none.")
     return tuple(names)
 
 
-def _description(env: gymnasium.Env) -> tuple[gymnasium.Space, gymnasium.Space, int | None, str]:
-    """Its spaces, its step limit and its id."""
+def _parts(space: gymnasium.Space, prefix: str) -> list[str]:
+    """A name for each number of a flattened space: keys and places of the parts that hold it."""
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        inner = space.spaces.items() if isinstance(space, gymnasium.spaces.Dict) else enumerate(space.spaces)
+        return [name for key, part in inner for name in _parts(part, f"{prefix} {key}".strip())]
+    count = gymnasium.spaces.flatdim(space)
+    return [prefix] if prefix and count == 1 else [f"{prefix or 'observation'} {i}" for i in range(count)]
+
+
+def _description(env: gymnasium.Env) -> tuple[gymnasium.Space, int | None, str]:
+    """Its actions, its step limit and its id."""
     limit, own = getattr(env.spec, "max_episode_steps", None), str(getattr(env.spec, "id", "gym"))
-    return env.observation_space, env.action_space, limit, own
+    return env.action_space, limit, own
 
 
 def _box(ranges: Mapping[str, Sequence[float]], names: tuple[str, ...], log: bool) -> Box:
@@ -158,29 +211,6 @@ def _action_space(label: str, space: gymnasium.Space) -> tuple[bool, int]:
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.is_bounded():
         return False, space.shape[0]
     raise ConfigError(f"{label}: action space {space} is neither Discrete nor a bounded flat Box.", "Wrap the actions.")
-
-
-def _setter(
-    label: str, probe: gymnasium.Env, names: tuple[str, ...], set_task: SetTask | Mapping[str, str] | None
-) -> Callable[[gymnasium.Env, Sequence[float]], None]:
-    """(env, values in the order of ``names``) from the three forms of ``set_task``."""
-    if callable(set_task):
-        return lambda env, values: set_task(env, dict(zip(names, values, strict=True)))
-    unknown = set(set_task or {}) - set(names)
-    if unknown:
-        cause = f"{label}: set_task writes {sorted(unknown)}, which no parameter is called."
-        raise ConfigError(cause, f"Use {', '.join(names)}.")
-    attributes = [(set_task or {}).get(n, n) for n in names]
-    for attribute in attributes:
-        if not hasattr(probe.unwrapped, attribute):
-            cause = f"{label}: the environment has no attribute {attribute!r} to set."
-            raise ConfigError(cause, "Give set_task={parameter: attribute} or a function (env, values).")
-
-    def apply(env: gymnasium.Env, values: Sequence[float]) -> None:
-        for attribute, value in zip(attributes, values, strict=True):
-            setattr(env.unwrapped, attribute, value)
-
-    return apply
 
 
 def _angle_functions(angles: list[int], size: int) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]:

@@ -54,6 +54,7 @@ class GymSimulator:
         guard: calls the user's code.
         tasks: [B, P] float64.
         state_access: (read, write) of an environment's hidden state as a flat array; None: see :func:`read_state`.
+        tells_reward: the last entry of an observation is the reward received with it, 0 after a reset.
 
     Attributes:
         last_reward: the environments' own rewards of the last step, float64 [B]; only for checking ``spec.reward``.
@@ -68,8 +69,9 @@ class GymSimulator:
         guard: Guard,
         tasks: Tensor,
         state_access: StateAccess | None = None,
+        tells_reward: bool = False,
     ) -> None:
-        self.batch_size = len(tasks)
+        self.batch_size, self._tells_reward = len(tasks), tells_reward
         self._spec, self._set_task, self._guard, self._tasks = spec, set_task, guard, tasks.tolist()
         self._envs = [guard.call(f"building environment {row}", make) for row in range(self.batch_size)]
         self._code = guard.call("the environment", _code, self._envs[0]) if self._envs else ""
@@ -91,7 +93,7 @@ class GymSimulator:
         self._call(row, "set_task", self._set_task, env, self._tasks[row])
         _follow_constants(env)
         returned = self._call(row, "reset", env.reset, seed=seed)
-        self._write(row, self._unpack(row, "reset", returned, ("observation", "info"))[0])
+        self._write(row, self._unpack(row, "reset", returned, ("observation", "info"))[0], 0.0)
         self._started[row] = True
 
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -101,8 +103,8 @@ class GymSimulator:
             physical = _physical(self._envs[row].action_space, action[row])
             returned = self._call(row, "step", self._envs[row].step, physical)
             observation, reward, terminated, _, _ = self._unpack(row, "step", returned, STEP)
-            self._write(row, observation)
-            self.last_reward[row] = self._call(row, "the reward of step", _number, reward)
+            self.last_reward[row] = received = self._call(row, "the reward of step", _number, reward)
+            self._write(row, observation, received)
             self.last_terminated[row] = bool(self._call(row, "the end told by step", _number, terminated))
         require_finite(self._spec, self._observation)
         if self.last_terminated.any():
@@ -134,14 +136,15 @@ class GymSimulator:
         found = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
         raise self._guard.refuse(self._named(row, what), found, f"({', '.join(names)})")
 
-    def _write(self, row: int, observation: Any) -> None:
+    def _write(self, row: int, observation: Any, received: float) -> None:
         # A copy: environments may hand out a view, flipped or read-only, of what they go on writing into.
         values = self._call(row, "the observation", np.array, observation, dtype=np.float32)
-        wanted = (self._spec.observation_dim,)
+        wanted = (self._spec.observation_dim - self._tells_reward,)
         if values.shape != wanted:
             found = f"an observation of shape {values.shape}"
             raise self._guard.refuse(f"task {row} of {self._code}", found, f"shape {wanted}")
-        self._observation[row] = torch.from_numpy(values)
+        self._observation[row, : len(values)] = torch.from_numpy(values)
+        self._observation[row, len(values) :] = received
 
     def state(self) -> Tensor:
         """See Simulator.state."""

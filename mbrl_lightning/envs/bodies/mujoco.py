@@ -64,15 +64,19 @@ def _forward_warning(message: str) -> None:
         _log.warning("MuJoCo: %s", message)
 
 
-@functools.cache
-def nominal_model(xml: str | Callable[[], mujoco.MjModel]) -> mujoco.MjModel:
-    """The unchanged model of ``xml`` or of what it builds (shared: copy it before editing).
+def log_warnings() -> None:
+    """Send MuJoCo's warnings to ``logging`` from here on, unless the program has its own handler.
 
-    Unless the program has its own handler, MuJoCo's warnings are sent to ``logging`` from here on: without one MuJoCo writes
-    a file MUJOCO_LOG.TXT into the current folder.
+    Without one MuJoCo writes a file MUJOCO_LOG.TXT into the current folder.
     """
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_forward_warning)
+
+
+@functools.cache
+def nominal_model(xml: str | Callable[[], mujoco.MjModel]) -> mujoco.MjModel:
+    """The unchanged model of ``xml`` or of what it builds (shared: copy it before editing)."""
+    log_warnings()
     if not isinstance(xml, str):
         return xml()
     try:
