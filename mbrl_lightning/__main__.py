@@ -9,6 +9,7 @@ from mbrl_lightning.errors import ConfigError, did_you_mean
 
 COMMANDS = {
     "fit": "meta-train and meta-test an algorithm on a task family, one seed or several",
+    "sweep": "every combination of confs, algorithms, seeds and values, here or on Slurm; one table",
     "evaluate": "meta-test a finished or running run on unseen, extreme or training tasks",
     "play": "a page with the body of a run: change its task while it acts, and watch it adapt",
     "export": "what a run has learned as ONNX files (or PyTorch's .pt2), to use without this library",

@@ -242,7 +242,7 @@ def seeds(monkeypatch):
         def command(job):
             return [sys.executable, "-c", script, str(job.seed), str(job.folder)]
 
-        monkeypatch.setattr(seed_jobs, "_command", command)
+        monkeypatch.setattr(seed_jobs, "command_of", command)
         return reported
 
     return replace
@@ -290,7 +290,7 @@ def test_a_signal_reaches_every_seed_once_and_leaves_no_process(tmp_path, number
     )
     code = (
         "import sys; from mbrl_lightning.runs import seed_jobs; from mbrl_lightning.fit import main\n"
-        f"seed_jobs._command = lambda job: [sys.executable, '-c', {child!r}, str(job.seed)]\n"
+        f"seed_jobs.command_of = lambda job: [sys.executable, '-c', {child!r}, str(job.seed)]\n"
         "sys.exit(main(['conf=debug', 'seeds=0..3', 'jobs=2']))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 import mbrl_lightning
-from mbrl_lightning import bounds, check_env, evaluate, export, perfect_model, play, report, study
+from mbrl_lightning import bounds, check_env, evaluate, export, perfect_model, play, report, study, sweep
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.__main__ import COMMANDS
 from mbrl_lightning.config import load_config, to_yaml
 from mbrl_lightning.config.words import parse as parse_options
+from mbrl_lightning.config.words import read
 from mbrl_lightning.runs.loggers import EXTRAS
 from mbrl_lightning.runs.run import run_folder
 
@@ -32,6 +33,7 @@ MODULE = re.compile(r"(?:(?:python|torchrun.*?) -m mbrl_lightning[. ]|^mbrl )(\w
 OWN = {
     "bounds": bounds.parse,
     "perfect_model": perfect_model.parse,
+    "sweep": lambda words: sweep.arms_of(read(word for word in words if not word.startswith(("launcher=", "slurm.")))),
     "export": lambda words: parse_options(export.Options, words, "export"),
 }
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -24,6 +25,8 @@ PATIENCE = timedelta(minutes=10)  # of one rank with another; pictures and check
 def make_fabric(config: Config) -> Fabric:
     """Fabric as configured, not launched; a ConfigError, before a folder is made, says what is not to be had here."""
     require_loggers(config.logger)
+    # On a machine of a cluster Lightning would have `srun` before every command, a single process's too.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     several = config.devices * config.num_nodes > 1
     strategy: Any = DDPStrategy(timeout=PATIENCE) if several and config.strategy in ("auto", "ddp") else config.strategy
     try:

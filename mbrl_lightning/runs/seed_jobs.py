@@ -63,13 +63,19 @@ def plan(config: Config, words: Sequence[str]) -> list[Job]:
 
 
 def train_seeds(config: Config, words: Sequence[str]) -> tuple[int, list[Path]]:
-    """Train all seeds. A signal is passed on once to every running process; they save and end, and no other is started.
+    """Train all seeds; see `train`."""
+    return train(plan(config, words), config)
+
+
+def train(jobs: Sequence[Job], config: Config) -> tuple[int, list[Path]]:
+    """Work through what was planned, as many processes at a time as `config` says.
+
+    A signal is passed on once to every running process; they save and end, and no other is started.
 
     Returns:
-        Exit status of the first seed, in the order given, that failed, 0 if none did; and the folders of the finished
+        Exit status of the first one, in the order given, that failed, 0 if none did; and the folders of the finished
         runs, none of them after a signal.
     """
-    jobs = plan(config, words)
     for job in jobs:
         if job.status == 0:
             print(f"seed {job.seed}: {job.folder} is finished, skipped", flush=True)
@@ -119,13 +125,14 @@ def _start(job: Job, slot: int, config: Config) -> subprocess.Popen[bytes]:
         if config.jobs > 1:  # side by side their lines would mix
             job.log.parent.mkdir(parents=True, exist_ok=True)
             output = opened.enter_context(open(job.log, "ab"))
-        words, null, errors = _command(job), subprocess.DEVNULL, output and subprocess.STDOUT
+        words, null, errors = command_of(job), subprocess.DEVNULL, output and subprocess.STDOUT
         return subprocess.Popen(
             words, env=environment, stdin=null, stdout=output, stderr=errors, start_new_session=True
         )
 
 
-def _command(job: Job) -> list[str]:
+def command_of(job: Job) -> list[str]:
+    """The command line of its process."""
     return [sys.executable, "-m", "mbrl_lightning.fit", *job.words]
 
 
