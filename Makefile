@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test lint slow results install clean
+.PHONY: demo test lint slow results site install clean
 
 install: $(STAMP)
 
@@ -35,6 +35,11 @@ slow: $(STAMP)
 # Takes over the rows of finished runs and writes all numbers and curves of docs/results/.
 results: $(STAMP)
 	$(BIN)/python docs/update_results.py
+
+# The site, into build/site/html.
+site: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/build_site.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
