@@ -13,6 +13,8 @@ COMMANDS = {
     "evaluate": "meta-test a finished or running run on unseen, extreme or training tasks",
     "play": "a page with the body of a run: change its task while it acts, and watch it adapt",
     "export": "what a run has learned as ONNX files (or PyTorch's .pt2), to use without this library",
+    "record": "the real transitions of a run as a Minari dataset",
+    "fit_model": "a dynamics model from Minari datasets, and whether it knows how far it errs",
     "report": "tables and curves of runs, side by side and beside the papers' numbers",
     "check_env": "is a task family sound? Checks before anything is trained on it",
     "headroom": "what knowing the task is worth in a family, to a policy and to a model",

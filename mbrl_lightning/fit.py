@@ -103,6 +103,10 @@ def _build_loop(run: Run, family: "TaskFamily", stop: StopFlag, fabric: "Fabric"
         loop.results.truncate(-1)
     if resuming or config.init_from:
         loop.restore(run.folder if resuming else Path(config.init_from or ""), weights_only=not resuming)
+    if config.data and not resuming:
+        from mbrl_lightning.data import recordings
+
+        recordings.read(config.data, family.spec, family.parameters).fill(loop.world.real)
     return loop
 
 

@@ -28,6 +28,7 @@ ROOMS = [
 ]
 TOP_LEVEL = {"__init__", "__main__", "agent", "fit", "evaluate", "loop"}
 TOP_LEVEL |= {"check_env", "headroom", "perfect_model", "study", "play", "export", "sweep"}
+TOP_LEVEL |= {"record", "fit_model"}
 RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs")
 # of algorithms/, what others may import
 SHARED = ("base", "imagining", "planning", "adapted_policy", "inferred_latent")
@@ -157,7 +158,7 @@ def lines(*parts: str) -> int:
 
 # Lines of the parts that learn, of the package and of its tests. Lowered with what a change takes away, on the way to 5,200,
 # 13,000 and 11,500; raised by what a new method or family needs alone.
-LEARNING, WHOLE, TESTS = 8273, 21814, 17957
+LEARNING, WHOLE, TESTS = 8508, 22412, 18143
 
 
 def test_totals_only_fall():

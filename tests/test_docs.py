@@ -13,7 +13,19 @@ import pytest
 import yaml
 
 import mbrl_lightning
-from mbrl_lightning import bounds, check_env, evaluate, export, perfect_model, play, report, study, sweep
+from mbrl_lightning import (
+    bounds,
+    check_env,
+    evaluate,
+    export,
+    fit_model,
+    perfect_model,
+    play,
+    record,
+    report,
+    study,
+    sweep,
+)
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.__main__ import COMMANDS
 from mbrl_lightning.config import load_config, to_yaml
@@ -35,6 +47,8 @@ OWN = {
     "perfect_model": perfect_model.parse,
     "sweep": lambda words: sweep.arms_of(read(word for word in words if not word.startswith(("launcher=", "slurm.")))),
     "export": lambda words: parse_options(export.Options, words, "export"),
+    "record": lambda words: parse_options(record.Options, words, "record"),
+    "fit_model": fit_model.parsed,
 }
 
 

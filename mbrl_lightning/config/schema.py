@@ -155,6 +155,7 @@ class Config:
     out: str = option("runs", "parent of the run folders", free=True, path=True)
     resume: str | None = option(None, "run folder to continue exactly where it stopped", free=True, path=True)
     init_from: str | None = option(None, "run folder to take weights from for a new run", path=True)
+    data: list[str] = option([], "Minari datasets whose transitions are there before the first iteration")
     overwrite: bool = option(False, "replace the run that is in the folder", free=True)
     accelerator: str = option("cpu", "device kind", choices=("cpu", "cuda", "gpu", "mps", "auto"), free=True)
     devices: int = option(1, "devices per node", minimum=1, maximum=10000, free=True)
