@@ -19,7 +19,7 @@ def load(run: "str | PathLike[str]", env_file: str | None = None, device: str = 
     """What a run had learned at its newest complete checkpoint, as an agent to call. No code of it is run but its `env.file`.
 
     Args:
-        run: its folder, e.g. `runs/cartpole/gssm_aps/seed0`.
+        run: its folder, e.g. `runs/cartpole/gssm_aps/seed0`, or `pretrained:NAME`, weights that are shipped.
         env_file: where its `env.file`, if it has one, is now.
         device: where the networks are put.
 
@@ -27,18 +27,18 @@ def load(run: "str | PathLike[str]", env_file: str | None = None, device: str = 
         ConfigError: there is no run, or its task family or weights do not fit this version: the text says what differs.
         StorageError: it has no complete checkpoint.
     """
-    from pathlib import Path
-
     from mbrl_lightning.config import read_run_config
     from mbrl_lightning.config.console import quiet_libraries
+    from mbrl_lightning.config.files import located
     from mbrl_lightning.runs.run import version_told
 
-    with version_told(Path(run)):
+    folder = located(run)
+    with version_told(folder):
         cfg = read_run_config(run, env_file)
         quiet_libraries()
         from mbrl_lightning.agent import restored
 
-        return restored(cfg, Path(run), device)
+        return restored(cfg, folder, device)
 
 
 if TYPE_CHECKING:  # what a caller sees; at run time the modules themselves are called, see config/console.py

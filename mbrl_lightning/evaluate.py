@@ -10,6 +10,7 @@ from typing import Any
 
 from mbrl_lightning.config import read_run_config
 from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
+from mbrl_lightning.config.files import PRETRAINED, is_pretrained, located
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
 from mbrl_lightning.errors import ConfigError
@@ -23,7 +24,7 @@ SPLITS = ("test", "extreme", "train")
 class Options:
     """Keys of the command line."""
 
-    run: str = option("", "run folder, e.g. runs/cartpole/gssm_aps/seed0", required=True)
+    run: str = option("", "run folder, e.g. runs/cartpole/gssm_aps/seed0, or pretrained:NAME", required=True)
     tasks: str = option("test", "unseen tasks inside the training range, outside it, or fresh draws", choices=SPLITS)
     episodes: int | None = option(None, "episodes per task and context length", minimum=1, shown="(the run's)")
     context: int | None = option(None, "explored transitions at shot 1", minimum=1, shown="(the run's)")
@@ -65,8 +66,8 @@ def load_run(folder: str | Path, env_file: str | None = None) -> Any:
     cfg.accelerator = "cpu" if cfg.accelerator == "cpu" else "auto"  # the run's GPU may not be here
     family = family_of(cfg.env)
     loop = MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
-    loop.restore(Path(folder))
-    loop.results.rows.extend(read_results(folder))
+    loop.restore(located(folder), weights_only=is_pretrained(folder))
+    loop.results.rows.extend([] if is_pretrained(folder) else read_results(folder))
     return loop
 
 
@@ -86,11 +87,13 @@ def evaluate(
     loop = load_run(run, env_file)
     from mbrl_lightning.measuring import diagnostics, film
 
+    if is_pretrained(run) and (baselines or into):
+        raise ConfigError(f"{run} has weights alone: no data, and no rows", "leave baselines= and into= away")
     if tasks == "extreme" and not len(loop.family.extreme):
         raise ConfigError(f"{loop.family.spec.name} has no extreme tasks", "use tasks=test")
     cfg = loop.cfg.evaluation
     cfg.episodes, cfg.context = episodes or cfg.episodes, context or cfg.context
-    folder = Path(run) / "evaluation"
+    folder = evaluation_folder(run)
     probe(folder)
     loop.results = Results(None, loop.results.algorithm, loop.results.env, loop.results.seed)
     loop.streams["evaluation"].manual_seed(seed)
@@ -103,6 +106,11 @@ def evaluate(
     if video:
         film.film(loop, folder / "policy.mp4")
     return loop.results
+
+
+def evaluation_folder(run: str | Path) -> Path:
+    """Where the evaluation of a run goes; that of shipped weights into the present folder."""
+    return Path("evaluation", str(run).removeprefix(PRETRAINED)) if is_pretrained(run) else Path(run) / "evaluation"
 
 
 def put_into_results(run: Path, rows: Sequence[Row]) -> str:
@@ -125,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate(**vars(options))
         from mbrl_lightning.report import report
 
-        folder = Path(options.run) / "evaluation"
+        folder = evaluation_folder(options.run)
         print(report([folder / f"evaluation_{options.tasks}.csv"], out=folder))
         print(f"tables, rows and figures are in {folder}")
 

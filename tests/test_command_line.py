@@ -51,6 +51,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
         ("study biased meta.bias=1", 2, "the arms of 'biased' differ in that"),
         ("study", 2, "NAME is missing"),
         ("sweep conf=cartpole,carpole", 2, "did you mean 'cartpole'"),
+        ("play run=pretrained:cartpol", 2, "did you mean 'cartpole'"),
         ("play run=nowhere", 2, "not a run folder"),
         ("bounds k=0 gama=1", 2, "did you mean 'gamma'"),
         ("fitt", 2, "did you mean 'fit'"),

@@ -29,6 +29,7 @@ from mbrl_lightning import (
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.__main__ import COMMANDS
 from mbrl_lightning.config import load_config, to_yaml
+from mbrl_lightning.config.files import located
 from mbrl_lightning.config.words import parse as parse_options
 from mbrl_lightning.config.words import read
 from mbrl_lightning.runs.loggers import EXTRAS
@@ -91,7 +92,7 @@ def parse(module: str, words: list[str]) -> None:
     elif module == "headroom":
         load_config([*words, "algorithm=dr_ppo"])
     elif options := {"evaluate": evaluate.Options, "play": play.Options}.get(module):
-        assert Path(parse_options(options, words, module).run, "config.yaml").is_file()
+        assert (located(parse_options(options, words, module).run) / "config.yaml").is_file()
     elif module in OWN:
         OWN[module](words)
     elif module == "study":

@@ -18,7 +18,17 @@ from omegaconf import OmegaConf
 
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.draft import Draft
-from mbrl_lightning.config.files import available, chain, likely, merged, method, read_named, read_yaml, reads_of
+from mbrl_lightning.config.files import (
+    available,
+    chain,
+    likely,
+    located,
+    merged,
+    method,
+    read_named,
+    read_yaml,
+    reads_of,
+)
 from mbrl_lightning.config.files import conf_root as conf_root
 from mbrl_lightning.config.schema import FIELDS, OPEN, SECTIONS, Config, get, short
 from mbrl_lightning.config.words import Words, number_list, read, yaml_values
@@ -163,7 +173,7 @@ def _compose_resumed(flat: dict[str, Any], draft: Draft) -> Config:
 
 def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None) -> Config:
     """Configuration of an existing run, or a ConfigError; `env_file`: where its `env.file`, if it has one, is now."""
-    path, draft = Path(folder) / "config.yaml", Draft()
+    path, draft = located(folder) / "config.yaml", Draft()
     if not path.is_file():
         remedy = "give the folder that a run wrote, e.g. runs/cartpole/gssm_aps/seed0"
         raise ConfigError(f"{folder}: not a run folder (no config.yaml)", remedy)

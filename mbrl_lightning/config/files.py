@@ -1,5 +1,6 @@
 """The shipped YAML files: found by name, read, put on top of those that they are like. What is wrong with one is a problem."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,38 @@ from omegaconf import OmegaConf
 from mbrl_lightning.config.schema import EVERY, FIELDS, NAME, short
 from mbrl_lightning.config.sources import registered
 from mbrl_lightning.config.words import refuse_nesting
-from mbrl_lightning.errors import did_you_mean
+from mbrl_lightning.errors import ConfigError, did_you_mean
 
 LARGEST = 10**6  # bytes
+PRETRAINED = "pretrained:"
 
 
 def conf_root() -> Path:
     """Folder of the shipped YAML files: inside an installed package, or beside it in a checkout."""
+    return _shipped("conf")
+
+
+def _shipped(name: str) -> Path:
     package = Path(__file__).resolve().parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def is_pretrained(run: str | os.PathLike[str]) -> bool:
+    """Whether it names shipped weights, `pretrained:NAME`, and not a folder."""
+    return str(run).startswith(PRETRAINED)
+
+
+def located(run: str | os.PathLike[str]) -> Path:
+    """The folder of a run, which may be `pretrained:NAME`; a ConfigError where no weights of that name are shipped."""
+    if not is_pretrained(run):
+        return Path(run)
+    name, root = str(run).removeprefix(PRETRAINED), _shipped("pretrained")
+    known = sorted(path.parent.name for path in root.glob("*/card.yaml"))
+    if name not in known:
+        remedy = f"choose one of {', '.join(known)}, or give a run's folder"
+        raise ConfigError(f"{run}: unknown{did_you_mean(name, known)}", remedy)
+    return root / name
 
 
 def available(kind: str = "") -> list[str]:

@@ -23,7 +23,7 @@ from mbrl_lightning.errors import ConfigError
 class Options:
     """Keys of the command line."""
 
-    run: str = option("", "run folder, e.g. runs/cartpole/gssm_aps/seed0", required=True)
+    run: str = option("", "run folder, e.g. runs/cartpole/gssm_aps/seed0, or pretrained:NAME", required=True)
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in, and anybody there can steer")
     port: int = option(8080, "of the page; 0 takes a free one", minimum=0, maximum=65535)
     seed: int = option(0, "of starts, contexts and what `switch now` draws", minimum=0)

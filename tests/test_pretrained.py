@@ -1,0 +1,43 @@
+"""Shipped weights: small, without data, and as good as their cards say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mbrl_lightning
+from mbrl_lightning import evaluate, load
+from mbrl_lightning.config.files import located
+from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.report.curves import at_context
+from mbrl_lightning.report.statistics import score_matrix
+from mbrl_lightning.runs import checkpoint
+
+CARDS = sorted((Path(mbrl_lightning.__file__).parents[1] / "pretrained").glob("*/card.yaml"))
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_weights_are_small_and_earn_what_their_card_says(path):
+    name, card = path.parent.name, yaml.safe_load(path.read_text())
+    assert sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()) < 10**6
+    assert checkpoint.load(path.parent / "checkpoints")[1].keys() == {"algorithm", "family"}
+    agent = load(f"pretrained:{name}")
+    assert (agent.algorithm.cfg.conf, agent.algorithm.cfg.algorithm) == (card["family"], card["algorithm"])
+    rows = at_context(evaluate(f"pretrained:{name}", figures=False).rows)
+    returns, random = (
+        score_matrix([row for row in rows if row.metric == f"return/{who}"])[2].mean() for who in ("policy", "random")
+    )
+    assert returns == pytest.approx(card["return"], abs=0.05 * (card["return"] - random))
+    assert Path("evaluation", name).is_dir()
+
+
+def test_unknown_weights_and_what_weights_alone_cannot_do():
+    assert CARDS
+    with pytest.raises(ConfigError, match=r"did you mean 'cartpole'"):
+        load("pretrained:cartpol")
+    with pytest.raises(ConfigError, match="weights alone"):
+        evaluate("pretrained:cartpole", baselines=True)
+    assert located("runs/x") == Path("runs/x")
