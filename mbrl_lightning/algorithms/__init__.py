@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mbrl_lightning.algorithms.acktr import ACKTR
+from mbrl_lightning.algorithms.admrl import AdMRL
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.algorithms.cadm import CaDM
 from mbrl_lightning.algorithms.ddpg import DDPG
@@ -58,6 +59,7 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "pe_ppo": PEPPO,  # GSSM's other model-free rival: PPO given a latent, whose encoder the critic trains
     "cadm": CaDM,  # Lee et al., ICML 2020: a context read off the last transitions, told forwards and backwards
     "mier": MIER,  # Mendonca et al. 2020: a context vector found by gradient in a model; SAC given it, on relabelled data at test
+    "admrl": AdMRL,  # Lin et al., NeurIPS 2020: tasks that differ in reward, moved in the model to where the policy is worst
     "famle": FAMLE,  # Kaushik et al., IROS 2020: an embedding of each training situation; online the most likely one, adapted
     "trpo": TRPO,  # Schulman et al., ICML 2015, in the true simulator: their model-free rival
     "acktr": ACKTR,  # Wu et al., NeurIPS 2017, likewise: Kronecker-factored natural gradients of actor and critic

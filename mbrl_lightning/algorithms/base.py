@@ -124,7 +124,7 @@ class Algorithm(nn.Module):
         loop, first = self.cfg.loop, world.iteration == 0
         steps = loop.episode_steps or self.spec.horizon
         if world.iteration % loop.redraw_every == 0:
-            world.draw(loop.tasks_per_iteration)
+            world.draw(self.drawn(world, loop.tasks_per_iteration))
             random_steps = loop.exploration_steps + first * loop.episodes_per_task * steps
             if random_steps:
                 uniform = Uniform(self.control)
@@ -138,6 +138,10 @@ class Algorithm(nn.Module):
         start = self.collectors(belief[rows.to(self.device)])
         (data,) = world.interact(world.tasks[rows], self, start, steps, index=world.index[rows])
         return {"real/return": float(mean_return(data, self.spec))}
+
+    def drawn(self, world: RealWorld, count: int) -> Tensor:
+        """The `count` tasks in which real data are collected, `[count, P]`."""
+        return self.family.sample(count, world.streams["tasks"])
 
     def warm_up(self, world: RealWorld, steps: int, control: Control) -> dict[str, float]:
         """`collect` of off-policy methods: random actions in one task, in the first iteration; `improve` collects the rest.

@@ -137,6 +137,14 @@ class FAMLEConfig(WindowConfig):
 
 
 @dataclass
+class AdMRLConfig:
+    """Tasks that are moved to where the policy is worst (AdMRL)."""
+
+    share: float = option(0.5, "share of moved tasks in the search; 0: draws alone", minimum=0, maximum=1)
+    step: float = option(0.5, "how far a task is moved in an iteration, in deviations of the family's draws", above=0)
+
+
+@dataclass
 class MIERConfig:
     """Identification of a task's context vector, and relabelling (MIER)."""
 

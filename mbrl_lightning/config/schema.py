@@ -186,6 +186,7 @@ class Config:
     variational: methods.VariationalConfig = field(default_factory=methods.VariationalConfig)
     famle: methods.FAMLEConfig = field(default_factory=methods.FAMLEConfig)
     cadm: methods.CaDMConfig = field(default_factory=methods.CaDMConfig)
+    admrl: methods.AdMRLConfig = field(default_factory=methods.AdMRLConfig)
     mier: methods.MIERConfig = field(default_factory=methods.MIERConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

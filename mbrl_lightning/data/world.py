@@ -31,9 +31,9 @@ class RealWorld:
         self.tasks = torch.zeros(0, len(family.parameters), dtype=torch.float64)
         self.index = torch.zeros(0, dtype=torch.long)
 
-    def draw(self, count: int) -> None:
-        """New training tasks, M = `count`."""
-        self.tasks = self.family.sample(count, self.streams["tasks"])
+    def draw(self, tasks: Tensor) -> None:
+        """Train on new `tasks` `[M, P]` from here on."""
+        self.tasks = tasks
         self.index = self.real.add_tasks(self.tasks)
 
     def interact(

@@ -113,6 +113,8 @@ class TaskFamily:
         grid: float64 [n, P] if training tasks are a finite set, else None.
         switch_every: mean steps between switches of a hidden task inside an episode; None: it never switches there.
         shared_tasks: the test tasks are training tasks by design: there are no others (two directions, four legs).
+        paid: (obs [..., S], action [..., A], next obs [..., S], task [..., P]) -> [...], what a task pays, where tasks differ in
+            that alone, it follows from what is seen, and it stands last in the next observation; None: they differ otherwise.
         distant: parameters that act in one place only, or nowhere, so that a short random episode need not meet them.
     """
 
@@ -128,6 +130,7 @@ class TaskFamily:
     switch_every: int | None = None
     shared_tasks: bool = False
     distant: tuple[str, ...] = ()
+    paid: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.grid is not None and not len(self.grid):

@@ -60,7 +60,7 @@ class PathwiseLoss(LossModule):
             `imagined_return` `[C]`, discounted mean over the H steps; those after the end of an episode count as 0.
         """
         over = (1, 2, 3) if self.paired else (0, 1, 3)
-        returns = (self._rewards(tensordict) * self.discount).sum(-1).mean(over) / self.discount.sum()
+        returns = (self.rewards(tensordict) * self.discount).sum(-1).mean(over) / self.discount.sum()
         if torch.is_grad_enabled() and not returns.requires_grad:
             raise ConfigError(
                 f"{self.policy.spec.name}: the reward has no gradient in the actions, so nothing can be "
@@ -70,7 +70,7 @@ class PathwiseLoss(LossModule):
         values = {"loss_policy": -returns.sum(), "imagined_return": returns.detach()}
         return TensorDict(values, batch_size=[])
 
-    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
+    def rewards(self, tensordict: TensorDictBase) -> Tensor:
         """Of all imagined steps, `[M, E, C, b, H]`, with C = 1 where policies are paired with tasks."""
         # streams are laid out [member, policy, row], since the model gives equal blocks of rows to its members
         copies, tasks = 1 if self.paired else self.policy.copies, len(tensordict["observation"])

@@ -15,7 +15,7 @@ from mbrl_lightning.errors import ConfigError
 
 # candidates are drawn for all rows at once
 PLANNED = ("grbal", "rebal", "mb_mpc", "variational", "ghp_mdp", "famle", "cadm")
-CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg", "sac", "mier")
+CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg", "sac", "mier", "admrl")
 
 
 def test_every_algorithm_has_a_configuration_file_and_the_other_way_round():

@@ -123,6 +123,7 @@ RUNS = {  # of those that a method is like, too: what one of them reads all may 
     "rl2": [("debug", "rl2", {"loop.episodes_per_task": 2})],
     "famle": [("debug", "famle", {}), ("debug", "famle", {"planner.kind": "icem"})],
     "cadm": [("debug", "cadm", {}), ("debug", "cadm", {"planner.kind": "mppi"})],
+    "admrl": [("debug", "admrl", {"env.name": "point_goal"})],
     "trpo": [("point2d", "trpo", {})],
     "ddpg": [("point2d", "ddpg", {})],
     "dr_ppo": [("point2d", "dr_ppo", {})],

@@ -52,6 +52,18 @@ def test_pe_ppo_finds_the_goal_from_its_own_context_and_not_from_another_tasks()
     assert found["return/wrong_belief", 40] < -22
 
 
+def test_admrl_goes_to_the_goal_that_paid_what_was_seen():
+    found = trained("admrl")
+    assert found["return/policy", 20] > -6
+    assert found["return/fine_tuned", 20] > -6
+    assert found["return/policy", 0] < -16
+    assert found["return/wrong_belief", 20] < -30
+
+
+def test_admrl_without_a_search_goes_nowhere():
+    assert trained("admrl", search={"updates": 0}, evaluation={"fine_tune_updates": 0})["return/policy", 20] < -16
+
+
 def test_mier_finds_the_goal_by_the_vector_of_a_context_and_not_by_another_tasks():
     found = trained("mier", loop={"iterations": 8, "evaluate_every": 0})
     assert found["return/policy", 40] > -17

@@ -41,6 +41,9 @@ def point_goal(horizon: int = 20) -> TaskFamily:
         unit = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return circle(2 * math.pi * unit.cpu())
 
+    def paid(observation: Tensor, action: Tensor, next_observation: Tensor, tasks: Tensor) -> Tensor:
+        return -(next_observation[..., :2] - tasks).norm(dim=-1)
+
     spec = EnvSpec(
         "point_goal",
         ("x", "y", "previous_reward"),
@@ -64,4 +67,5 @@ def point_goal(horizon: int = 20) -> TaskFamily:
         rescale=identity,
         test=circle(2 * math.pi * (torch.arange(TEST_TASKS, dtype=torch.float64) + 0.5) / TEST_TASKS),
         context_steps=CONTEXT_EPISODES * horizon,
+        paid=paid,
     )
