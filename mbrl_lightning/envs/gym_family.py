@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import gymnasium
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.envs.bodies.mujoco import log_warnings
@@ -50,6 +51,7 @@ def gym_family(
     extreme: Mapping[str, Sequence[float]] | None = None,
     context_steps: int = 200,
     observation_names: Sequence[str] | None = None,
+    info: Sequence[str] = (),
     name: str | None = None,
     state_access: StateAccess | None = None,
     call_seconds: float = 60.0,
@@ -83,6 +85,8 @@ def gym_family(
         extreme: wider ranges; as many fixed tasks outside the training ranges. None: no extreme tasks.
         context_steps: random-policy transitions given before the policy acts at meta-test.
         observation_names: S names; default "observation 0" ...
+        info: names of numbers in what ``step`` gives as ``info``, such as a success: further entries of the observation, and
+            metrics ``info/<name>``, the largest in an episode.
         name: family name; default: the id.
         state_access: (read, write) of an environment's hidden state, where it is neither a MuJoCo environment nor one with an
             attribute ``state``; only needed by what saves and restores simulators.
@@ -92,14 +96,13 @@ def gym_family(
         ConfigError: spaces or ranges that do not fit.
         EnvError: the environment is not built, or a function returns another shape or type than it should.
     """
-    build_one = functools.partial(gymnasium.make, env, disable_env_checker=True) if isinstance(env, str) else env
-    make = functools.partial(_flat, build_one)
+    make = functools.partial(_flat, env)
     guard = Guard(name or str(getattr(env, "__name__", env)), call_seconds)
     probe = guard.call("building the environment", make)
     actions, limit, own = guard.call("the environment", _description, probe)
     label, steps = name or (env if isinstance(env, str) else own), limit if horizon is None else horizon
     discrete, action_dim = _action_space(label, actions)
-    entries, names = _entries(label, probe, observation_names), tuple(parameters)
+    entries, names = (*_entries(label, probe, observation_names), *info), tuple(parameters)
     if told := reward is None:
         entries, reward = (*entries, RECEIVED), _received
     apply = setter(label, probe, names, set_task)
@@ -120,13 +123,20 @@ def gym_family(
         discrete=discrete,
         training_termination=training_termination,
         change=target,
+        metrics=functools.partial(_largest, tuple(info), len(entries) - len(info) - told) if info else None,
     )
-    train = _box(parameters, names, log)
-    beyond = _box(extreme, names, log) if extreme else None
+    train, beyond = _box(parameters, names, log), _box(extreme, names, log) if extreme else None
     spec = guarded_spec(spec, guard)
-    build = functools.partial(GymSimulator, spec, make, apply, guard, state_access=state_access, tells_reward=told)
+    further: dict[str, Any] = {"state_access": state_access, "info": info, "tells_reward": told}
+    build = functools.partial(GymSimulator, spec, make, apply, guard, **further)
     family = box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
     return family if tasks is None and unseen is None else _listed(family, tasks, unseen)
+
+
+def _largest(names: tuple[str, ...], first: int, episodes: TensorDict) -> dict[str, Tensor]:
+    """The largest value of entries ``first`` and on in each of the episodes [M, E, T]: [M, E] by name."""
+    values = episodes["next", "observation"][..., first : first + len(names)].amax(-2)
+    return {f"info/{name}": values[..., number] for number, name in enumerate(names)}
 
 
 def _received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
@@ -149,10 +159,10 @@ def _listed(
     return replace(family, grid=grid, draw=draw_from(grid), test=test, extreme=test[:0], shared_tasks=False)
 
 
-def _flat(build: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    """An environment with a flat observation."""
+def _flat(wanted: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """An environment by its id, or as a function builds it, with a flat observation."""
     log_warnings()
-    env = build()
+    env = gymnasium.make(wanted, disable_env_checker=True) if isinstance(wanted, str) else wanted()
     flat = isinstance(env.observation_space, gymnasium.spaces.Box) and len(env.observation_space.shape) == 1
     return env if flat else gymnasium.wrappers.FlattenObservation(env)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from mbrl_lightning.envs.bodies.mujoco import read_physics, write_physics
 from mbrl_lightning.envs.bodies.shapes import Drawing, drawn
 from mbrl_lightning.envs.guard import Guard
+from mbrl_lightning.envs.gym_tasks import physics_of
 from mbrl_lightning.envs.spec import EnvSpec, chosen_rows, require_finite, require_finite_action
 from mbrl_lightning.errors import EnvError
 
@@ -27,8 +28,8 @@ ROUNDING = 1e-6  # relative; a float32 has 6e-8
 def read_state(env: gymnasium.Env) -> np.ndarray:
     """The hidden state of a MuJoCo environment, or of one that keeps it in an attribute ``state``."""
     inner: Any = env.unwrapped
-    if hasattr(inner, "model") and hasattr(inner, "data"):
-        return read_physics(inner.model, inner.data)
+    if (physics := physics_of(env)) is not None:
+        return read_physics(*physics)
     if not hasattr(inner, "state"):
         cause = f"no way is known to read the state of {type(inner).__name__}."
         raise EnvError(cause, "Give gym_family(state_access=(read, write)).")
@@ -38,8 +39,8 @@ def read_state(env: gymnasium.Env) -> np.ndarray:
 def write_state(env: gymnasium.Env, values: np.ndarray) -> None:
     """Restore what :func:`read_state` gave."""
     inner: Any = env.unwrapped
-    if hasattr(inner, "model") and hasattr(inner, "data"):
-        write_physics(inner.model, inner.data, values)
+    if (physics := physics_of(env)) is not None:
+        write_physics(*physics, values)
     else:
         inner.state = values
 
@@ -54,7 +55,8 @@ class GymSimulator:
         guard: calls the user's code.
         tasks: [B, P] float64.
         state_access: (read, write) of an environment's hidden state as a flat array; None: see :func:`read_state`.
-        tells_reward: the last entry of an observation is the reward received with it, 0 after a reset.
+        info: numbers of the environment's info that are entries of an observation after its own, 0 after a reset.
+        tells_reward: the last entry is the reward received, likewise.
 
     Attributes:
         last_reward: the environments' own rewards of the last step, float64 [B]; only for checking ``spec.reward``.
@@ -69,9 +71,10 @@ class GymSimulator:
         guard: Guard,
         tasks: Tensor,
         state_access: StateAccess | None = None,
+        info: Sequence[str] = (),
         tells_reward: bool = False,
     ) -> None:
-        self.batch_size, self._tells_reward = len(tasks), tells_reward
+        self.batch_size, self._info, self._tells_reward = len(tasks), tuple(info), tells_reward
         self._spec, self._set_task, self._guard, self._tasks = spec, set_task, guard, tasks.tolist()
         self._envs = [guard.call(f"building environment {row}", make) for row in range(self.batch_size)]
         self._code = guard.call("the environment", _code, self._envs[0]) if self._envs else ""
@@ -93,7 +96,7 @@ class GymSimulator:
         self._call(row, "set_task", self._set_task, env, self._tasks[row])
         _follow_constants(env)
         returned = self._call(row, "reset", env.reset, seed=seed)
-        self._write(row, self._unpack(row, "reset", returned, ("observation", "info"))[0], 0.0)
+        self._write(row, self._unpack(row, "reset", returned, ("observation", "info"))[0], ())
         self._started[row] = True
 
     def step(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -102,9 +105,10 @@ class GymSimulator:
         for row in chosen_rows(self.batch_size, mask):
             physical = _physical(self._envs[row].action_space, action[row])
             returned = self._call(row, "step", self._envs[row].step, physical)
-            observation, reward, terminated, _, _ = self._unpack(row, "step", returned, STEP)
+            observation, reward, terminated, _, info = self._unpack(row, "step", returned, STEP)
             self.last_reward[row] = received = self._call(row, "the reward of step", _number, reward)
-            self._write(row, observation, received)
+            told = [self._call(row, f"info[{name!r}] of step", _entry, info, name) for name in self._info]
+            self._write(row, observation, [*told, received] if self._tells_reward else told)
             self.last_terminated[row] = bool(self._call(row, "the end told by step", _number, terminated))
         require_finite(self._spec, self._observation)
         if self.last_terminated.any():
@@ -136,15 +140,15 @@ class GymSimulator:
         found = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
         raise self._guard.refuse(self._named(row, what), found, f"({', '.join(names)})")
 
-    def _write(self, row: int, observation: Any, received: float) -> None:
+    def _write(self, row: int, observation: Any, told: Sequence[float]) -> None:
         # A copy: environments may hand out a view, flipped or read-only, of what they go on writing into.
         values = self._call(row, "the observation", np.array, observation, dtype=np.float32)
-        wanted = (self._spec.observation_dim - self._tells_reward,)
+        wanted = (self._spec.observation_dim - len(self._info) - self._tells_reward,)
         if values.shape != wanted:
             found = f"an observation of shape {values.shape}"
             raise self._guard.refuse(f"task {row} of {self._code}", found, f"shape {wanted}")
         self._observation[row, : len(values)] = torch.from_numpy(values)
-        self._observation[row, len(values) :] = received
+        self._observation[row, len(values) :] = torch.tensor(told) if told else 0.0
 
     def state(self) -> Tensor:
         """See Simulator.state."""
@@ -217,12 +221,15 @@ def _number(value: Any) -> float:
     return float(np.asarray(value).item())
 
 
+def _entry(info: Any, name: str) -> float:
+    return _number(info[name])
+
+
 def _flat(read: Callable[[gymnasium.Env], Any], env: gymnasium.Env) -> np.ndarray:
     return np.array(read(env), dtype=np.float64).ravel()
 
 
 def _follow_constants(env: gymnasium.Env) -> None:
     """Let a MuJoCo model's derived constants follow what a task wrote into it (masses of subtrees, inverse weights)."""
-    model = getattr(env.unwrapped, "model", None)
-    if isinstance(model, mujoco.MjModel):
-        mujoco.mj_setConst(model, mujoco.MjData(model))
+    if (physics := physics_of(env)) is not None:
+        mujoco.mj_setConst(physics[0], mujoco.MjData(physics[0]))

@@ -17,6 +17,16 @@ KINDS = {"body": "body", "geom": "geom", "jnt": "joint", "dof": "joint", "actuat
 KINDS |= {"tendon": "tendon", "light": "light"}
 
 
+def physics_of(env: gymnasium.Env) -> tuple[mujoco.MjModel, mujoco.MjData] | None:
+    """Model and data of a MuJoCo environment, dm_control's behind shimmy too; None of any other."""
+    inner: Any = env.unwrapped
+    physics = getattr(getattr(inner, "_env", None), "physics", None)
+    held = inner if physics is None else physics
+    model, data = (getattr(held, name, None) for name in ("model", "data"))
+    model, data = getattr(model, "ptr", model), getattr(data, "ptr", data)
+    return (model, data) if isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData) else None
+
+
 def setter(
     label: str, probe: gymnasium.Env, names: tuple[str, ...], set_task: SetTask | Mapping[str, str] | None
 ) -> Callable[[gymnasium.Env, Sequence[float]], None]:
@@ -63,8 +73,8 @@ def _of_model(label: str, probe: gymnasium.Env, place: str) -> Write:
     """``body_mass:torso``: a field of what has that name in the MuJoCo model, as a multiple of what it was."""
     field, _, name = place.partition(":")
     prefix, _, own = field.partition("_")
-    model = getattr(probe.unwrapped, "model", None)
-    if not isinstance(model, mujoco.MjModel) or prefix not in KINDS or not hasattr(model, field):
+    found = physics_of(probe)
+    if found is None or prefix not in KINDS or not hasattr(found[0], field):
         cause = f"{label}: {place!r}: no MuJoCo model with a field {field!r}."
         raise ConfigError(cause, "Write FIELD:NAME as in body_mass:torso, geom_friction:floor, dof_damping:hip.")
 
@@ -72,13 +82,14 @@ def _of_model(label: str, probe: gymnasium.Env, place: str) -> Write:
         return getattr(getattr(model, KINDS[prefix])(name), own)
 
     try:
-        nominal = np.array(values(model))
+        nominal = np.array(values(found[0]))
     except KeyError as error:
         known = " ".join(str(error.args[0]).split("Valid names: ")[-1].split())
         raise ConfigError(f"{label}: {place!r}: the model has no such {KINDS[prefix]}.", f"It has {known}.") from None
 
     def write(env: gymnasium.Env, value: float) -> None:
-        inner: Any = env.unwrapped
-        values(inner.model)[:] = nominal * value
+        held = physics_of(env)
+        assert held is not None
+        values(held[0])[:] = nominal * value
 
     return write

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from fakes import generator
+from tensordict import TensorDict
 
 from mbrl_lightning.check_env import check_family
 from mbrl_lightning.envs.gym_family import gym_family
-from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.errors import ConfigError, EnvError
 
 MASS, SLIP = "body_mass:torso", "geom_friction:floor"
 
@@ -41,7 +42,7 @@ class Arm(gymnasium.Env):
     def step(self, action):
         assert -1 <= action[0] <= 3
         self.state = 0.9 * self.state + 0.1 * action[0] / self.physics.load.mass
-        return self._seen(), -(self.state[:1] ** 2), False, False, {}
+        return self._seen(), -(self.state[:1] ** 2), False, False, {"success": self.state[0] > 0}
 
 
 def listed(tasks, unseen):
@@ -72,6 +73,21 @@ def test_all_checks_pass_where_the_reward_is_an_entry():
     family = gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=20, name="arm")
     assert family.spec.observation_names == ("speed 0", "speed 1", "place", "reward")
     assert not [check.name for check in check_family(family) if not check.passed]
+
+
+def test_info_is_seen_and_measured():
+    family = gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=3, name="arm", info=("success",))
+    assert family.spec.observation_names[-2:] == ("success", "reward")
+    simulator = family.simulate(torch.ones(2, 1).double())
+    assert not simulator.reset(generator())[:, -2:].any()
+    seen = [simulator.step(torch.full((2, 1), value)) for value in (1.0, -1.0)]
+    assert torch.stack(seen)[:, :, -2].tolist() == [(each[:, 2] > 0).tolist() for each in seen]
+    episodes = TensorDict({"next": {"observation": torch.stack(seen, 1).unsqueeze(1)}}, batch_size=[2, 1, 2])
+    assert family.spec.metrics(episodes)["info/success"].shape == (2, 1)
+    lone = gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=3, info=("speed",)).simulate(torch.ones(1, 1))
+    lone.reset(generator())
+    with pytest.raises(EnvError, match=r"info\['speed'\] of step, task 0 .* raised KeyError"):
+        lone.step(torch.zeros(1, 1))
 
 
 def test_tasks_may_be_listed():
