@@ -22,9 +22,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[viz,tb,dev]'
 	touch $(STAMP)
 
-# Trains on cart-pole, tests on unseen tasks, prints the table and where the pictures are.
+# Trains on cart-pole, tests on unseen tasks, prints the table, where the pictures and the film are, and how to play with it.
 demo: $(STAMP)
-	$(BIN)/python -m mbrl_lightning.fit conf=cartpole out=runs/demo overwrite=true
+	$(BIN)/python -m mbrl_lightning.fit conf=cartpole out=runs/demo overwrite=true video=true
+	@echo "the film: runs/demo/cartpole/gssm_aps/seed0/videos/policy.mp4 and .gif"
+	@echo "to play with it: $(BIN)/python -m pip install -c constraints.txt -e '.[play]' && $(BIN)/python -m mbrl_lightning.play run=runs/demo/cartpole/gssm_aps/seed0"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2
