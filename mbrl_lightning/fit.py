@@ -14,6 +14,7 @@ from mbrl_lightning.config.console import answer, log, make_callable, quiet_libr
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.usage import help_text
 from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
+from mbrl_lightning.record import require_minari
 from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.runs.results import Results
 from mbrl_lightning.runs.run import Run
@@ -56,6 +57,8 @@ def _train(run: Run, stop: StopFlag) -> Results:
         results, done = run.restored_results(), config.loop.iterations
         print(f"{run.folder} is finished ({done} iterations); a larger loop.iterations= would extend it")
         return results
+    if config.data:
+        require_minari()
     quiet_libraries()
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.runs.devices import make_fabric, together

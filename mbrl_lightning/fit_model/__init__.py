@@ -16,6 +16,7 @@ from mbrl_lightning.config.option import option
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.config.words import describe, read, take
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.record import require_minari
 
 MODELS = {"graph": "gssm_aps", "ensemble": "me_trpo", "recurrent": "m3po", "gradient": "grbal", "context": "cadm"}
 UNKNOWN = Path(__file__).parent / "recorded.py"  # the family of data of which none is told
@@ -66,6 +67,7 @@ def fit_model(
         ConfigError: the datasets do not fit together or the family, or there is nothing to hold out.
         EnvError: a number in them is not finite.
     """
+    require_minari()
     quiet_libraries()
     from mbrl_lightning.fit_model.fitting import fit
 

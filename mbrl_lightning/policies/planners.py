@@ -56,7 +56,7 @@ class Planner:
             Actions `[B, A]` within bounds, and the plan for the next step, batch `[B]`. Where no candidate has a finite
             return the action is the safe one (zero) and the plan is cold.
         """
-        cold = self.cold(len(observation)).to(observation.device)
+        cold = self.cold(len(observation)).apply(lambda value: value.to(observation))
         start = start if self.cfg.warm_start else cold
         mean, kept = start["mean"], start["kept"]
         std = torch.full_like(mean, self.cfg.initial_std)
@@ -128,7 +128,7 @@ class Planner:
 
     def shift(self, plan: TensorDict) -> TensorDict:
         """The same plan a step later; its last step is what a cold one has."""
-        last = self.cold(len(plan)).to(plan["mean"].device)["mean"][:, -1:]
+        last = self.cold(len(plan))["mean"][:, -1:].to(plan["mean"])
         plan["mean"] = torch.cat([plan["mean"][:, 1:], last], 1)
         again = self.execute(last).unsqueeze(1).expand(-1, plan["kept"].shape[1], -1, -1)
         plan["kept"] = torch.cat([plan["kept"][:, :, 1:], again], 2)

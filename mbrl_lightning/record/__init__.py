@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,14 @@ from mbrl_lightning.config import read_run_config
 from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
+from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.runs.run import version_told
+
+
+def require_minari() -> None:
+    """A ConfigError, before anything heavy is loaded, where the extra is missing."""
+    if importlib.util.find_spec("minari") is None:
+        raise ConfigError("recorded data need minari", "pip install 'mbrl_lightning[offline]'")
 
 
 @dataclass
@@ -38,6 +46,7 @@ def record(run: str | Path, out: str, env_file: str | None = None) -> tuple[int,
         ConfigError: there is no run, Minari is missing, or the name is taken or none of its names.
         StorageError: there is no complete checkpoint.
     """
+    require_minari()
     with version_told(Path(run)):
         cfg = read_run_config(run, env_file)
         quiet_libraries()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -14,7 +15,9 @@ from mbrl_lightning.data.buffer import COLUMNS, TaskBuffer
 from mbrl_lightning.data.recordings import pieces, read, write
 from mbrl_lightning.errors import ConfigError, EnvError
 from mbrl_lightning.evaluate import load_run
+from mbrl_lightning.fit import main as fitting
 from mbrl_lightning.fit_model import fit_model, main, parsed
+from mbrl_lightning.record import main as recording
 from mbrl_lightning.record import record
 
 minari = pytest.importorskip("minari")
@@ -169,3 +172,17 @@ def test_a_run_is_recorded_a_model_fitted_to_it_and_a_run_begun_with_both(traine
     seen = [run.real.transitions()["observation"] for run in (again, loop)]
     assert torch.equal(seen[0][:transitions].sort(0)[0], seen[1].sort(0)[0])
     assert episodes >= 2
+
+
+def test_without_minari_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "minari" else found(name, *rest)
+    )
+    for command in (
+        lambda: main(["data=a-v0", f"out={tmp_path}"]),
+        lambda: recording(["run=runs/x", "out=a-v0"]),
+        lambda: fitting(["conf=debug", "data=a-v0", f"out={tmp_path}"]),
+    ):
+        assert command() == 2
+        assert "mbrl_lightning[offline]" in capsys.readouterr().err
