@@ -14,7 +14,7 @@ SMALL = words(
     "loop.iterations=2 loop.tasks_per_iteration=2 loop.exploration_steps=12 loop.episodes_per_task=1 "
     "loop.episode_steps=10 loop.model_steps=5 loop.first_model_steps=5 dynamics.hidden=8 dynamics.layers=1 "
     "dynamics.tasks=2 dynamics.targets=10 variational.memory=6 variational.context_steps=4 variational.steps=2 "
-    "planner.candidates=12 planner.horizon=3 planner.iterations=1 planner.elites=3"
+    "planner.candidates=12 planner.horizon=3 planner.iterations=1 planner.elites=3 loop.last_model_steps=0"
 )
 
 

@@ -51,6 +51,7 @@ FEW = {  # small in time; what must fit together stays as it is shipped
     "cadm.past": 4,
     "cadm.future": 4,
     "evaluation.fine_tune_updates": 1,
+    "evaluation.context": 20,
 }
 
 
