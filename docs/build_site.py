@@ -24,6 +24,7 @@ PAGES = {
     "Using it": "using.md",
     "Play": "play.md",
     "Export": "export.md",
+    "Recorded data": "recorded.md",
     "Task families": "families.md",
     "Errors": "errors.md",
     "Speed": "benchmarks.md",

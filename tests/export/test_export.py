@@ -22,6 +22,7 @@ needs_onnx = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for n
 UNLIKE, ELITES = ("it believes nothing of", "mbrl_lightning.load"), ("actions of .* differ by", "FILE.pt2")
 REFUSED = dict.fromkeys(("mb_mpo", "maml", "reptile", "m_dpilco"), UNLIKE)
 REFUSED |= dict.fromkeys(("cadm", "variational", "ghp_mdp"), ELITES)  # which plan by CEM
+REFUSED |= {"rl2": ("its adapt is nothing that ONNX has .aten.cummax", "FILE.pt2")}
 REFUSED |= dict.fromkeys(("grbal", "famle"), ("its act is nothing that ONNX has", "FILE.pt2"))  # which take gradients
 
 
