@@ -197,7 +197,7 @@ ARMS = {
     "famle": f"loop.iterations=4 loop.exploration_steps=400 loop.episode_steps=100 {_PLAN}",
     "rl2": "loop.iterations=50 loop.episodes_per_task=2 search.tasks=20 search.minibatch=2000",
     "rebal": f"{_FITTED} loop.model_steps=600",
-    "m3po": f"{_REPLAYED} sac.warmup_steps=1000 sac.updates_per_step=0.5 branch.per_step=10 history.hidden=16",
+    "m3po": f"{_REPLAYED} sac.warmup_steps=1000 sac.updates_per_step=0.5 branch.per_step=10 branch.beta=0.5 history.hidden=16",
     "pearl": f"{_REPLAYED} policy.latent_gain=2",
     "gssm_aps": _IMAGINED,
     "mlsm_v1_aps": _IMAGINED,

@@ -155,11 +155,11 @@ _MULTIPLES = {  # of the model-based methods' real steps, in iterations of PPO
         {"1x": 68, "25x": 1700},
     ),
 }
-_PLAN = "planner.kind=mppi planner.horizon=10 planner.candidates=100 planner.iterations=1 dynamics.members=3"
+_PLAN = "planner.kind=mppi planner.horizon=10 planner.candidates=100 planner.iterations=1"
 _RIVALS = {
     "m3po": "",
     "pearl": "",
-    "rebal": _PLAN,
+    "rebal": f"{_PLAN} dynamics.members=3",
     "ghp_mdp": f"{_PLAN} variational.every=5",
     "rl2": "loop.iterations=40 loop.episodes_per_task=2 search.tasks=10 search.minibatch=1000",
 }
