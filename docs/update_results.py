@@ -127,6 +127,9 @@ def study_section(name: str) -> str:
     if name in adaptation.STUDIES:
         tables = adaptation.tables(rows)
         adaptation.draw(rows, picture)
+    elif name == "m3po_errors":
+        tables = [rivals.error_table(one, rows)]
+        rivals.draw(rows, picture, list(rivals.ERRORS))
     elif name in rivals.STUDIES:
         tables = rivals.tables(one, rows)
         rivals.draw(rows, picture)

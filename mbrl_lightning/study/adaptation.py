@@ -140,8 +140,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             cells = []
             for shot in SHOTS:
                 seeds, _, scores = score_matrix([row for row in mine if (row.metric, row.shot) == (metric, shot)])
-                low, high = stratified_bootstrap(scores) if scores.size else (0.0, 0.0)
-                cells.append(f"{number(iqm(scores))} [{number(low)}, {number(high)}]" if scores.size else "-")
+                ends = f" [{', '.join(map(number, stratified_bootstrap(scores)))}]" if len(seeds) > 1 else ""
+                cells.append(number(iqm(scores)) + ends if scores.size else "-")
             steps = max(row.real_steps for row in mine)
             if cells[0] != "-":
                 table.rows.append([arm, kind, str(len(seeds)), f"{steps:,}", *cells])

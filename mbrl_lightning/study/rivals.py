@@ -100,6 +100,7 @@ def draw(rows: Sequence[Row], path: Path, metrics: Sequence[str] = ("return/poli
 
 def divergences(run: Path) -> list[Row]:
     """KL of the policy from one that imitates the data, at each checkpoint of a finished run; kept in its folder `evaluation`."""
+    from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.data.windows import Histories
     from mbrl_lightning.evaluate import load_run
     from mbrl_lightning.policies.cloning import divergence_from_data
@@ -107,35 +108,46 @@ def divergences(run: Path) -> list[Row]:
 
     if not (run / FILE).is_file():
         loop = load_run(run)
-        results = Results(None, loop.results.algorithm, loop.results.env, loop.results.seed)
+        algorithm, cfg, results = loop.algorithm, loop.cfg, loop.results
+        results = Results(None, results.algorithm, results.env, results.seed)
         for step in reversed(checkpoint.steps(run / "checkpoints")):
-            at = {"iteration": loop.restore(run, last=step), "real_steps": loop.real.num_steps}
-            algorithm, cfg = loop.algorithm, loop.cfg
-            histories = Histories(loop.real, algorithm.dynamics.inputs, cfg.history.length, algorithm.device)
+            _, state = checkpoint.load(run / "checkpoints", step)
+            algorithm.load_state_dict(state["algorithm"])
+            real = TaskBuffer(len(loop.family.parameters), cfg.loop.buffer)  # the data that there were then
+            real.load_state_dict(state["world"]["real"])
+            histories = Histories(real, algorithm.dynamics.inputs, cfg.history.length, algorithm.device)
             value = divergence_from_data(algorithm.policy, histories, cfg, loop.step, loop.streams["evaluation"])
-            results.add("policy/kl_cloned", value, **at)
+            results.add("policy/kl_cloned", value, iteration=step, real_steps=real.num_steps)
         results.save_as(run / FILE)
     return read_results(run / FILE)
 
 
-def errors(name: str, study: Study, folder: Path, rows: Sequence[Row]) -> tuple[int, str]:
-    """The three along training: what the last iteration has in a table, all of it in a figure."""
+def error_table(study: Study, rows: Sequence[Row]) -> Table:
+    """What the last iteration of each arm has of the three."""
     from mbrl_lightning.report.curves import last
     from mbrl_lightning.report.statistics import score_matrix
     from mbrl_lightning.report.tables import Table, number
 
-    found = [row for row in rows if row.metric in ERRORS and row.metric != "policy/kl_cloned"]
-    for arm in study.arms:
-        runs = sorted(file.parent for file in (folder / folder_of(arm)).glob("*/*/seed*/config.yaml"))
-        found += [row._replace(algorithm=arm) for run in runs for row in divergences(run)]
     table = Table(f"{rows[0].env}: the last iteration, by seed", ["method", *ERRORS.values()])
     for arm in study.arms:
         cells = []
         for metric in ERRORS:
-            own = last([row for row in found if (row.algorithm, row.metric) == (arm, metric)])
+            own = last([row for row in rows if (row.algorithm, row.metric) == (arm, metric)])
             cells.append(" ".join(map(number, score_matrix(own)[2].mean(1))) if own else "-")
         table.rows.append([arm, *cells])
-    text, picture = written(folder, f"{study.figure}. {study.question}", [table]), folder / f"{name}.png"
+    return table
+
+
+def errors(name: str, study: Study, folder: Path, rows: Sequence[Row]) -> tuple[int, str]:
+    """The three along training: what the last iteration has in a table, all of it in a figure."""
+    found = [row for row in rows if row.metric in ERRORS and row.metric != "policy/kl_cloned"]
+    for arm in study.arms:
+        runs = sorted(file.parent for file in (folder / folder_of(arm)).glob("*/*/seed*/config.yaml"))
+        found += [row._replace(algorithm=arm) for run in runs for row in divergences(run)]
+    text, picture = (
+        written(folder, f"{study.figure}. {study.question}", [error_table(study, found)]),
+        folder / f"{name}.png",
+    )
     if draws():
         draw(found, picture, [metric for metric in ERRORS if any(row.metric == metric for row in found)])
     return 0, "\n\n".join([*text, figure_line(picture)])
