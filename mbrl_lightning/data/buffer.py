@@ -155,7 +155,8 @@ class TaskBuffer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore into an empty buffer."""
+        """Restore, in place of all that is held."""
+        self.storage.empty()
         if state["data"]:
             length = len(state["data"]["task"])
             self.storage.extend(TensorDict(state["data"], batch_size=[length]).unflatten_keys("."))

@@ -163,6 +163,13 @@ def test_an_empty_buffer_has_a_state_too():
     assert len(buffer) == buffer.num_steps == 0
 
 
+def test_a_state_takes_the_place_of_what_was_held():
+    buffer, other = filled({1: 6}), filled({3: 5, 4: 9})
+    other.load_state_dict(buffer.state_dict())
+    assert fingerprint(other.state_dict()) == fingerprint(buffer.state_dict())
+    assert len(other) == len(buffer)
+
+
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), count=st.integers(0, 8), tasks=st.integers(1, 6))
 def test_any_sizes(lengths, count, tasks):
