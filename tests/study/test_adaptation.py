@@ -14,7 +14,6 @@ from mbrl_lightning.study import STUDIES, adaptation, study
 
 SMALL = "loop.iterations=1 loop.tasks_per_iteration=2 loop.exploration_steps=25"
 ARMS = {
-    "maml": "algorithm=maml loop.iterations=1 search.tasks=2 meta.rollouts=2",
     "mlsm_v1_aps": f"algorithm=mlsm_v1_aps {SMALL} loop.first_model_steps=2 loop.last_model_steps=0 search.updates=1 "
     "dynamics.members=2 dynamics.hidden=8",
 }
@@ -22,7 +21,7 @@ ARMS = {
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two arms on cart-pole, three numbers of transitions, two tasks of three lives."""
+    """An arm on cart-pole, three numbers of transitions, two tasks of three lives."""
     one = STUDIES["adaptation"]._replace(arms=ARMS, base="conf=cartpole evaluation.episodes=1 loop.evaluate_every=0")
     monkeypatch.setitem(STUDIES, "adaptation", one)
     for name, value in {"SHOTS": (0, 5, 30), "TASKS": 2, "LIVES": 3, "TIMES": 1, "TIMED": 10}.items():
@@ -34,13 +33,14 @@ def test_finished_runs_are_measured_once(small, tmp_path, capfd):
     status, text = study("adaptation", words, str(tmp_path))
     assert status == 0
     assert capfd.readouterr().out.count(": measured") == len(ARMS)
-    (file,) = tmp_path.glob(f"adaptation/maml/cartpole/maml/seed0/{adaptation.FILE}")
-    shots = [(row.shot, row.task) for row in read_results(file) if row.metric == "return/policy"]
+    (file,) = tmp_path.glob(f"adaptation/*/cartpole/mlsm_v1_aps/seed0/{adaptation.FILE}")
+    rows = read_results(file)
+    shots = [(row.shot, row.task) for row in rows if row.metric == "return/policy"]
     assert shots == [(shot, task) for shot in (0, 5, 30) for task in (0, 1)]
     assert (tmp_path / "adaptation" / "adaptation.png").stat().st_size > 5000
-    lines = [line.split()[0] for line in text.splitlines() if line.startswith("  m")]
-    assert lines.count("maml") == 2  # it has no model, so it is in the tables of returns and of costs alone
-    assert lines.count("mlsm_v1_aps") == 3
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("  m")].count("mlsm_v1_aps") == 3
+    without_model = adaptation.tables([row for row in rows if row.metric != "model/nmse"])
+    assert [len(table.rows) for table in without_model] == [1, 0, 1]
     assert study("adaptation", words, str(tmp_path))[1] == text
     assert "measured" not in capfd.readouterr().out
 
