@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.data.collect import begun_anew, collect, consecutive, transition
+from mbrl_lightning.data.collect import begun_anew, collect_in, consecutive, transition
 from mbrl_lightning.data.seeds import globals_kept
 from mbrl_lightning.envs import family_of
 from mbrl_lightning.errors import ConfigError, EnvError
@@ -85,11 +85,8 @@ class Agent:
 
         So by random actions, or by the policy where a method learns from its own. Draws come from PyTorch's global generator.
         """
-        simulator, draws = self.family.simulate(tasks), torch.default_generator
-        try:
-            seen = collect(simulator, self.spec, *self.algorithm.explorer(len(tasks)), steps, draws, draws)
-        finally:
-            simulator.close()
+        draws = torch.default_generator
+        seen = collect_in(self.family, tasks, *self.algorithm.explorer(len(tasks)), steps, draws, draws)
         return seen.set("action", seen["action"].argmax(-1)) if self.spec.discrete else seen
 
     def adapt(self, belief: TensorDict, transitions: Mapping[str, Any] | TensorDictBase) -> TensorDict:

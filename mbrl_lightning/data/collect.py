@@ -10,6 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.data.control import Control
+from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec, Simulator, never, require_finite_reward
 
 
@@ -67,6 +68,24 @@ def collect(
 ) -> TensorDict:
     """Step B tasks for T = `steps` steps from fresh initial states; see `collect_parts`, of which it is the only part."""
     return next(collect_parts(simulator, spec, agent, belief, steps, generator, steps, noise, training))
+
+
+def collect_in(
+    family: TaskFamily,
+    tasks: Tensor,
+    agent: Agent,
+    belief: TensorDict,
+    steps: int,
+    generator: torch.Generator,
+    noise: torch.Generator | None = None,
+    training: bool = True,
+) -> TensorDict:
+    """`collect` in new simulators of `tasks` `[B, P]` of a family, which are released whatever happens."""
+    simulator = family.simulate(tasks)
+    try:
+        return collect(simulator, family.spec, agent, belief, steps, generator, noise, training)
+    finally:
+        simulator.close()
 
 
 @torch.no_grad()  # of a generator: lifted whenever a part is handed over

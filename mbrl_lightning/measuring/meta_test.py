@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.data.collect import Agent, Uniform, collect, episode_returns
+from mbrl_lightning.data.collect import Agent, Uniform, collect_in, episode_returns
 from mbrl_lightning.data.control import Control
 from mbrl_lightning.measuring.hidden_task import rewards_by_task
 from mbrl_lightning.models.base import Model
@@ -107,11 +107,7 @@ class MetaTest:
     def _collect(
         self, tasks: Tensor, agent: Agent, belief: TensorDict, steps: int, noise: torch.Generator | None, training: bool
     ) -> TensorDict:
-        simulator, spec = self.algorithm.family.simulate(tasks), self.algorithm.spec
-        try:
-            return collect(simulator, spec, agent, belief, steps, self.generator, noise, training)
-        finally:
-            simulator.close()
+        return collect_in(self.algorithm.family, tasks, agent, belief, steps, self.generator, noise, training)
 
     # -- measures
 

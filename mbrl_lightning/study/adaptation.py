@@ -41,16 +41,12 @@ def recorded(family: TaskFamily, tasks: Tensor, seed: int) -> TensorDict:
     """Transitions `[M * LIVES, 501]` of `tasks` `[M, P]` by actions held for five steps; the last is what is to be predicted."""
     import torch
 
-    from mbrl_lightning.data.collect import Uniform, collect
+    from mbrl_lightning.data.collect import Uniform, collect_in
     from mbrl_lightning.data.control import Control
 
     draws = torch.Generator().manual_seed(seed)
     rows, agent = tasks.repeat_interleave(LIVES, 0), Uniform(Control(family.spec, hold=HELD))
-    simulator = family.simulate(rows)
-    try:
-        return collect(simulator, family.spec, agent, agent.begin(len(rows)), SHOTS[-1] + 1, draws, draws)
-    finally:
-        simulator.close()
+    return collect_in(family, rows, agent, agent.begin(len(rows)), SHOTS[-1] + 1, draws, draws)
 
 
 def one_step(algorithm: Algorithm, lives: TensorDict, shot: int) -> Tensor:

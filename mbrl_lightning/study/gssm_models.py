@@ -42,18 +42,15 @@ def recorded(cfg: Config, family: TaskFamily) -> Recorded:
     Half of the training data is of actions drawn anew at each step, half of actions held for five, as in the episodes.
     """
     from mbrl_lightning.data.buffer import TaskBuffer
-    from mbrl_lightning.data.collect import Uniform, collect
+    from mbrl_lightning.data.collect import Uniform, collect_in
     from mbrl_lightning.data.control import Control
     from mbrl_lightning.data.seeds import Streams
 
     streams, loop, spec = Streams(cfg.seed), cfg.loop, family.spec
 
     def transitions(tasks: Tensor, count: int, stream: str, hold: int, training: bool = True) -> TensorDict:
-        agent, simulator, draws = Uniform(Control(spec, hold=hold)), family.simulate(tasks), streams[stream]
-        try:
-            return collect(simulator, spec, agent, agent.begin(len(tasks)), count, draws, draws, training)
-        finally:
-            simulator.close()
+        agent, draws = Uniform(Control(spec, hold=hold)), streams[stream]
+        return collect_in(family, tasks, agent, agent.begin(len(tasks)), count, draws, draws, training)
 
     real = TaskBuffer(len(family.parameters), loop.buffer)
     tasks = family.sample(loop.tasks_per_iteration, streams["tasks"])
