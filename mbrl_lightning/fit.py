@@ -59,6 +59,8 @@ def _train(run: Run, stop: StopFlag) -> Results:
         return results
     if config.data:
         require_minari()
+    if run.writer:  # before PyTorch, which takes seconds
+        print(run.announced(), flush=True)
     quiet_libraries()
     from mbrl_lightning.envs import family_of
     from mbrl_lightning.runs.devices import make_fabric, together

@@ -85,7 +85,8 @@ class MetaLoop:
         """
         status = "failed"
         try:
-            self._iterate()
+            with self.progress.watching(self._counts):
+                self._iterate()
             status = "success"
         finally:
             self.progress.loggers.close(status)
@@ -94,7 +95,6 @@ class MetaLoop:
     def _iterate(self) -> None:
         loop = self.cfg.loop
         began = time.perf_counter()
-        self.progress.begin(self.iteration)
         while self.iteration < loop.iterations:
             with self._timed("collect"):
                 metrics = self.algorithm.collect(self.world)
@@ -119,6 +119,9 @@ class MetaLoop:
             if self._due(loop.figures_every):
                 self._show()
             self._heed_signals()
+
+    def _counts(self) -> str:
+        return f"{self.step.count:,} gradient steps, {self.real.num_steps:,} real steps"
 
     def _due(self, every: int) -> bool:
         """Whether it is time for what is done every so many iterations, 0 is never, and after the last."""
@@ -164,7 +167,7 @@ class MetaLoop:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, self.progress.stage = time.perf_counter(), stage
         yield
         self.times[stage] = self.times.get(stage, 0.0) + time.perf_counter() - began
 

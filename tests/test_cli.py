@@ -216,7 +216,7 @@ def test_a_signal_before_the_first_iteration_ends_as_preempted():
 def test_preempted_run_saves_and_can_be_resumed():
     words = [*FIT, "conf=debug", "loop.iterations=10000"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert "seed 0 -> runs/debug/gssm_aps/seed0: iteration 1 of 10000 began" in process.stdout.readline()
+    assert "seed 0 -> runs/debug/gssm_aps/seed0: iteration 1 of 10000" in process.stdout.readline()
     assert process.stdout.readline().startswith("[")
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=300)

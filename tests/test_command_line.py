@@ -79,6 +79,16 @@ def test_the_list_of_commands_has_them_all(capsys):
     assert all(callable(importlib.import_module(f"mbrl_lightning.{name}").main) for name in COMMANDS)
 
 
+def test_a_command_loads_nothing_for_metrics_that_it_has_not():
+    """Lightning's torchmetrics would load both; a program that calls us decides for itself."""
+    code = (
+        "import sys; sys.argv[0] = sys.argv[1]; from mbrl_lightning.config import console; console.quiet_libraries();"
+    )
+    code += "import lightning.pytorch, mbrl_lightning.loop; print({'scipy', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, str(PACKAGE / "fit.py")], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
 @pytest.mark.parametrize(
     "lines",
     [

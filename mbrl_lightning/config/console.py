@@ -1,12 +1,15 @@
 """What every command line of the package shares: exit codes, quiet dependencies, which process may speak."""
 
+import contextlib
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
 import traceback
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from mbrl_lightning import __version__
@@ -81,6 +84,10 @@ def quiet_libraries() -> None:
     """Import the PyTorch stack without its chatter; a ConfigError if its versions do not belong together."""
     os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # "Initialized LazyTensorStorage ...", read at import
     try:
+        with contextlib.suppress(ImportError, AttributeError):  # another version of it: slower, but sound
+            command = Path(sys.argv[0])  # in somebody's own program they are there
+            if command.stem == "mbrl" or Path(__file__).resolve().parents[1] in command.resolve().parents:
+                _hide("scipy", "matplotlib")
         for name in ("torch", "tensordict", "torchrl", "lightning.fabric"):
             importlib.import_module(name)
     except (ImportError, OSError) as error:
@@ -89,3 +96,20 @@ def quiet_libraries() -> None:
         raise ConfigError(f"the PyTorch stack does not load: {error}", remedy) from error
     for name in ("torchrl", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)  # hardware and launcher lines, tips; set at import
+
+
+def _hide(*names: str) -> None:
+    """Let packages count as not installed.
+
+    Lightning asks torchmetrics for its version, and that loads SciPy and Matplotlib wherever they are: a third of the time to
+    the first iteration, for metrics that no command of ours has.
+    """
+    imports: Any = importlib.import_module("lightning_utilities.core.imports")
+    version, available = imports._version, imports.package_available
+
+    def version_of(name: str) -> str:
+        if name in names:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return str(version(name))
+
+    imports._version, imports.package_available = version_of, lambda name: name not in names and available(name)

@@ -89,9 +89,10 @@ def steps(folder: Path) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def newest(folder: Path) -> int:
-    """Step of the newest complete checkpoint, -1 if there is none."""
-    return next((step for step in steps(folder) if not _look(folder / f"step_{step:08d}").fault), -1)
+def newest(folder: Path, first: int = 0) -> int:
+    """Step of the newest complete checkpoint, -1 if there is none from step `first` on."""
+    found = (step for step in steps(folder) if step >= first)
+    return next((step for step in found if not _look(folder / f"step_{step:08d}").fault), -1)
 
 
 def refuse_other_family(saved: Mapping[str, Any] | None, present: Mapping[str, Any], source: str) -> None:

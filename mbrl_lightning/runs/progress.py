@@ -1,7 +1,16 @@
-"""One line an iteration: how far, how well, where the time goes, how long to go; and the same numbers to loggers."""
+"""One line an iteration: how far, how well, where the time goes, how long to go; and the same numbers to loggers.
+
+Inside an iteration the stage and its counts are told: on a terminal every second, in place; elsewhere in the first
+iteration alone, which tells nothing else yet, after 10, 20, 40, ... seconds.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -26,14 +35,32 @@ class Progress:
     def __init__(self, cfg: Config, active: bool, folder: Path | None) -> None:
         self.cfg, self.loop, self.active, self.folder = cfg, cfg.loop, active, folder
         self.first: tuple[int, float] | None = None
+        self.stage, self.began, self.terminal = "", time.monotonic(), sys.stdout.isatty()
         self.loggers = Loggers(cfg, folder if active else None, flattened(asdict(cfg)))
 
-    def begin(self, done: int) -> None:
-        """Say what is run and where it goes, before the first iteration, which may take minutes; `done` of them are."""
-        if self.active and done < self.loop.iterations:
-            what = f"{self.cfg.algorithm} on {self.cfg.conf}, seed {self.cfg.seed}"
-            where = f" -> {self.folder}" if self.folder is not None else ""
-            print(f"{what}{where}: iteration {done + 1} of {self.loop.iterations} began", flush=True)
+    @contextmanager
+    def watching(self, counts: Callable[[], str], wait: float = 1.0) -> Iterator[None]:
+        """Meanwhile tell, every `wait` seconds at most, the stage and its `counts`, in words; see the module."""
+        ended, self.began = threading.Event(), time.monotonic()
+        thread = threading.Thread(target=self._watch, args=(ended, counts, wait), daemon=True)
+        if self.active:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if self.active:
+                thread.join()
+
+    def _watch(self, ended: threading.Event, counts: Callable[[], str], wait: float) -> None:
+        due = 10 * wait
+        while not ended.wait(wait):
+            gone = time.monotonic() - self.began
+            if self.terminal or (self.first is None and gone >= due):
+                due = 2 * gone
+                text = f"{self.stage}: {counts()}, {timedelta(seconds=int(gone))} gone"
+                with suppress(OSError, ValueError):  # nobody listens any more
+                    print(f"\r{text}\033[K" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
 
     def line(self, iteration: int, steps: int, metrics: dict[str, float], times: dict[str, float]) -> None:
         """Report the iteration and real steps done so far, metrics by name, seconds by stage and their `total`."""
@@ -46,7 +73,8 @@ class Progress:
         gone, left = (timedelta(seconds=round(s)) for s in (times["total"], self._left(iteration, times)))
         head = f"[{iteration:{len(str(total))}}/{total}] {steps} real steps"
         parts = [head, ", ".join(values), ", ".join(shares), f"{gone} gone, {left} to go"]
-        print(" | ".join(filter(None, parts)), flush=True)
+        self.began = time.monotonic()
+        print("\r\033[K" * self.terminal + " | ".join(filter(None, parts)), flush=True)
 
     def _left(self, iteration: int, times: dict[str, float]) -> float:
         """Seconds to go at the pace since this start, and those of the last iteration's longer fit."""

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,13 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether all iterations asked for are done, and what they gave is still there."""
-        return checkpoint.newest(self.checkpoints) >= self.config.loop.iterations
+        return checkpoint.newest(self.checkpoints, self.config.loop.iterations) >= 0
+
+    def announced(self) -> str:
+        """What is about to be run and where it goes; how long it took last time, where a run of it stands beside."""
+        config, done = self.config, (checkpoint.steps(self.checkpoints) or [0])[0] if self.config.resume else 0
+        what = f"{config.algorithm} on {config.conf}, seed {config.seed} -> {self.folder}"
+        return f"{what}: iteration {done + 1} of {config.loop.iterations}{_last_time(self.folder.parent)}"
 
     def finish(self, seconds: dict[str, float]) -> None:
         """Note where the time went: wall-clock by stage [s]."""
@@ -172,6 +179,17 @@ class Run:
     def _note(self, **facts: Any) -> None:
         text = json.dumps(self.manifest | facts, indent=1) + "\n"
         storage.replace_file(self.folder / "manifest.json", text.encode())
+
+
+def _last_time(runs: Path) -> str:
+    """How long the newest finished run of any seed took, in words; nothing where there is none that tells."""
+    found = {path: path.lstat().st_mtime for path in runs.glob("seed*/manifest.json")}
+    for path in sorted(found, key=found.__getitem__, reverse=True):
+        told = manifest_of(path.parent)
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # whatever a manifest says
+            if count := int(told["finished_iterations"]):
+                return f"; last time {count} took {timedelta(seconds=round(told['seconds']['total']))}"
+    return ""
 
 
 def _provenance() -> dict[str, Any]:

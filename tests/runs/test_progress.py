@@ -1,6 +1,8 @@
-"""The progress line, and a logger that fails."""
+"""The progress line, and what is told before there is one."""
 
 from __future__ import annotations
+
+import time
 
 from mbrl_lightning.runs.progress import Progress
 
@@ -42,3 +44,31 @@ def test_other_ranks_are_silent(tiny, capsys, tmp_path):
     progress.line(1, 1, METRICS, TIMES)
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def told(progress, capsys, seconds: float) -> str:
+    progress.stage = "model"
+    with progress.watching(lambda: "7 gradient steps", wait=0.01):
+        time.sleep(seconds)
+    return capsys.readouterr().out
+
+
+def test_inside_the_first_iteration_the_stage_and_its_counts_are_told_ever_more_rarely(tiny, capsys):
+    progress = Progress(tiny(), True, None)
+    lines = told(progress, capsys, 1.0).splitlines()
+    assert set(lines) <= {f"model: 7 gradient steps, 0:00:0{second} gone" for second in (0, 1)}
+    assert 1 <= len(lines) <= 4  # after .1, .2, .4, .8 s
+    progress.line(1, 340, METRICS, TIMES)
+    capsys.readouterr()
+    assert told(progress, capsys, 0.3) == ""  # from here on there is a line an iteration
+
+
+def test_on_a_terminal_it_is_told_in_place_until_the_line_takes_its_place(tiny, capsys):
+    progress = Progress(tiny(), True, None)
+    progress.terminal = True
+    text = told(progress, capsys, 0.3)
+    assert text.count("\r") > 3
+    assert "\n" not in text
+    progress.line(1, 340, METRICS, TIMES)
+    assert capsys.readouterr().out.startswith("\r\033[K[")
+    assert told(Progress(tiny(), False, None), capsys, 0.3) == ""  # another rank

@@ -52,6 +52,18 @@ def test_a_run_leaves_its_configuration_and_where_it_came_from():
     assert sorted(path.name for path in run.folder.iterdir() if path.is_dir()) == ["checkpoints", "figures", "videos"]
 
 
+def test_what_is_run_is_told_beforehand_with_how_long_it_took_last_time():
+    said = "gssm_aps on debug, seed {0} -> runs/debug/gssm_aps/seed{0}: iteration 1 of 2{1}"
+    assert Run(configure()).announced() == said.format(0, "")
+    with Run(configure("seed=3")) as run:
+        run.finish({"total": 61.7})
+    started("seed=4")  # newer, and it came to nothing
+    (started("seed=5").folder / "manifest.json").write_text('{"finished_iterations": 2, "seconds": [1]}')
+    assert Run(configure()).announced() == said.format(0, "; last time 2 took 0:01:02")
+    resumed = started("seed=6", learned=1).folder
+    assert "iteration 2 of 2;" in Run(configure(f"resume={resumed}")).announced()
+
+
 def test_a_used_folder_is_refused_with_the_three_ways_out():
     started(learned=1)
     with pytest.raises(ConfigError, match="already holds a run") as caught:
