@@ -116,15 +116,17 @@ class HistoryNet(nn.Module):
     def read(self, inputs: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
         """What does not depend on `extra`: state of the recurrent unit and current observation, `[C, N, H + F]`.
 
-        `inputs` are `current` `[N, F]` and, for a recurrent unit, `pairs` `[N, L, X]` and `mask` `[N, L]`.
+        `inputs` are `current` `[N, F]` and, for a recurrent unit, `pairs` `[N, L, X]` and `mask` `[N, L]`; with a first dimension
+        C, rows of each network's own.
         """
         current = inputs["current"].expand(self.copies, -1, -1)
         if self.gru is None:
             return current
-        return torch.cat([self.gru(inputs["pairs"].unsqueeze(0), inputs["mask"]), current], -1)
+        pairs = inputs["pairs"]
+        return torch.cat([self.gru(pairs.view(-1, *pairs.shape[-3:]), inputs["mask"]), current], -1)
 
     def decide(self, seen: Tensor, extra: Tensor | None = None, frozen: bool = False) -> Tensor:
-        """Outputs `[C, N, outputs]` for what `read` gave, joined by `extra` `[C or 1, N, D]`; `frozen` weights are constants."""
+        """Outputs `[C, N, outputs]` for what `read` gave and `extra`, `[N, D]` or `[C, N, D]`; `frozen` weights are constants."""
         if extra is not None:
             seen = torch.cat([seen, extra.expand(self.copies, -1, -1)], -1)
         return self.net(seen, frozen=frozen)

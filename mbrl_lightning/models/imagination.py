@@ -9,7 +9,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from mbrl_lightning.beliefs.history import remember
 from mbrl_lightning.data.collect import transition
 from mbrl_lightning.envs.spec import EnvSpec, never
 from mbrl_lightning.errors import DivergedError, EnvError
@@ -173,28 +172,27 @@ def branched_rollouts(
     back is what `data.windows.transition` takes, of every imagined step, batch `[at most N k]`.
     """
     spec, inputs, observation = dynamics.spec, start["inputs"], start["observation"]
-    pieces: list[TensorDict] = []
-    for _ in range(steps):
-        count, device = len(observation), observation.device
+    endless, pieces = spec.termination is never and spec.training_termination is None, list[TensorDict]()
+    while len(pieces) < steps and len(observation):
+        count = len(observation)
         action = act(inputs)
-        head = torch.randint(dynamics.members, (count, 1), generator=generator).to(device)
-        noise = torch.randn(count, 1, spec.target_dim, generator=generator).to(device)
+        head = torch.randint(dynamics.members, (count, 1), generator=generator)
+        noise = torch.randn(count, 1, spec.target_dim, generator=generator).to(observation.device)
         asked = observation.unsqueeze(1), action.unsqueeze(1)
         following = dynamics.imagine(*asked, inputs, head, noise).squeeze(1)
         require_imaginable(following)
         reward, terminated = outcome(spec, observation, action, following)
-        pair = dynamics.inputs.pair(observation, action, following)
-        window = remember(inputs, pair)
-        current = dynamics.inputs.current(following)
+        pair, current = dynamics.inputs.pair(observation, action, following), dynamics.inputs.current(following)
         step = {"pairs": torch.cat([inputs["pairs"], pair.unsqueeze(1)], 1)}
-        step["mask"] = torch.cat([inputs["mask"], window["mask"][:, -1:]], 1)
+        step["mask"] = torch.cat([inputs["mask"], torch.ones_like(inputs["mask"][:, :1])], 1)
         step |= {"current": inputs["current"], "following": current, "action": action}
         step |= {"reward": reward.unsqueeze(-1), "terminated": terminated.float().unsqueeze(-1)}
         pieces.append(TensorDict(step, batch_size=[count]))
-        inputs, observation = window.set("current", current)[~terminated], following[~terminated]
-        if not len(observation):
-            break
-    return torch.cat(pieces)
+        inputs = TensorDict({"pairs": step["pairs"][:, 1:], "mask": step["mask"][:, 1:], "current": current}, [count])
+        observation = following
+        if not endless and len(pieces) < steps:
+            inputs, observation = inputs[~terminated], following[~terminated]
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ thousand steps otherwise, and a policy that is not shown what effort costs acts 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -50,17 +51,17 @@ class HistoryDynamics(Model):
             self.inputs.fit(transitions)
             self.target_norm.fit(self.spec.target(transitions["observation"], following))
 
-    def forward(self, inputs: TensorDictBase, action: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: TensorDictBase | Mapping[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance `[E, N, Y]` of the standardised target under each head.
 
         Args:
-            inputs: batch `[N]`: `pairs` `[N, L, X]`, `mask` `[N, L]`, `current` `[N, F]`.
-            action: `[N, A]`.
+            inputs: `pairs` `[N, L, X]`, `mask` `[N, L]`, `current` `[N, F]`; with a first dimension E, rows of each head's own.
+            action: `[N, A]`, or `[E, N, A]`.
         """
         extra = self.spec.action_features(action)
         if self.squares:
             extra = torch.cat([extra, 2 * extra.square() - 1], -1)
-        out = self.net(inputs, extra.unsqueeze(0))
+        out = self.net(inputs, extra)
         loc, log_var = out.chunk(2, -1)
         return loc, soft_bounds(log_var)
 
@@ -108,10 +109,17 @@ class HistoryDynamics(Model):
     ) -> Tensor:
         """Sampled next observations `[M, N, S]`, kept to the range of the data on both sides.
 
-        Each row asks a head, `[M, N]`, and takes standard normal `noise` `[M, N, Y]`.
+        Each row asks a head, `[M, N]`, and that one alone, and takes standard normal `noise` `[M, N, Y]`. Heads drawn on the
+        host are best left there: how many rows each has is looked at.
         """
-        loc, log_var = self._asked(observation, action, belief)
-        loc, log_var = (part.gather(0, head[None, ..., None].expand(1, *noise.shape))[0] for part in (loc, log_var))
+        order, place = (part.to(self.device) for part in dealt(head.flatten(), self.members))
+        seen, window = {"current": self.inputs.current(observation.flatten(0, 1)[order])}, order // head.shape[1]
+        if self.net.gru is not None:  # step by step, as it reads
+            step = torch.arange(belief["pairs"].shape[1], device=self.device).unsqueeze(1)
+            seen["pairs"] = belief["pairs"][window.unsqueeze(1), step].transpose(1, 2)
+            seen["mask"] = belief["mask"][window]
+        answers = self(seen, action.flatten(0, 1)[order])
+        loc, log_var = (part.flatten(0, 1)[place].view_as(noise) for part in answers)
         y = loc + (0.5 * log_var).exp() * noise
         following = self.spec.untarget(observation, self.target_norm.inverse(y))
         return torch.clamp(following, self.low, self.high)
@@ -121,6 +129,16 @@ class HistoryDynamics(Model):
         """See `Model.predictions`."""
         loc, _ = self._asked(observation, action, belief)
         return self.spec.untarget(observation.expand(len(loc), *observation.shape), self.target_norm.inverse(loc))
+
+
+def dealt(owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
+    """Rows dealt to their owners `[N]`: each one's, `[E, most]`, filled up with row 0, and where in it a row is, flat `[N]`."""
+    held = (owner == torch.arange(owners, device=owner.device).unsqueeze(1)).cumsum(1)
+    most = int(held[:, -1].max())
+    place = owner * most + held.gather(0, owner.unsqueeze(0))[0] - 1
+    order = torch.zeros(owners * most, dtype=torch.long, device=owner.device)
+    order[place] = torch.arange(len(owner), device=owner.device)
+    return order.view(owners, most), place
 
 
 @torch.no_grad()

@@ -27,10 +27,10 @@ HIDDEN = (
 )
 
 
-def model(members: int = 3, **dynamics) -> HistoryDynamics:
+def model(members: int = 3, history: bool = True, **dynamics) -> HistoryDynamics:
     torch.manual_seed(0)
     sizes = {"hidden": 16, "layers": 1, "members": members, "lr": 1e-2, "targets": 32} | dynamics
-    cfg = compose({"conf": "point_switch", "algorithm": "m3po", "dynamics": sizes})
+    cfg = compose({"conf": "point_switch", "algorithm": "m3po" if history else "m2po", "dynamics": sizes})
     return HistoryDynamics(make_family("point_switch").spec, cfg.dynamics, cfg.history)
 
 
@@ -109,6 +109,25 @@ def test_samples_spread_as_the_head_says_and_stay_in_the_range_of_the_data(real)
     far = dynamics.imagine(*asked, head, noise + 1000)
     assert (far == dynamics.high).all()
     assert (dynamics.high >= real.transitions()["next", "observation"].amax(0)).all()
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_a_row_asks_its_own_head_as_if_all_were_asked(real, history):
+    dynamics = model(history=history)
+    data = batch(dynamics, real, torch.arange(6)).double()
+    data["inputs", "mask"] = data["inputs", "mask"].bool()
+    draw = torch.Generator().manual_seed(1)
+    dynamics = dynamics.double()
+    head = torch.randint(3, (6, 5), generator=draw).clamp_max(1)  # the last head has no row at all
+    action = torch.rand(6, 5, data["action"].shape[-1], generator=draw, dtype=torch.float64)
+    observation = data["observation"].unsqueeze(1).expand(6, 5, -1) + action.mean(-1, keepdim=True)
+    noise = torch.zeros(6, 5, dynamics.spec.target_dim, dtype=torch.float64)
+    imagined = dynamics.imagine(observation, action, data["inputs"], head, noise)
+    everyone = dynamics.predictions(observation, action, data["inputs"])
+    wanted = everyone.gather(0, head[None, ..., None].expand(1, *observation.shape))[0].clamp(
+        dynamics.low, dynamics.high
+    )
+    torch.testing.assert_close(imagined, wanted, rtol=0, atol=1e-9)
 
 
 def test_statistics_are_set_once_and_bounds_every_time(real):
