@@ -58,7 +58,7 @@ class Branching:
         seen, windows = self.histories, torch.zeros(ROWS, LENGTH + 1, self.histories.pairs.shape[1])
         mask = torch.zeros(ROWS, LENGTH + 1, dtype=torch.bool)
         for number, row in enumerate(seen.draw(ROWS, self.generator).tolist()):
-            first = max(row - LENGTH, row - int(seen.age[row]))
+            first = max(row - LENGTH, row - int(seen.places[1][row]))
             count = row - first + 1
             windows[number, -count:] = seen.pairs[first : row + 1]
             mask[number, -count:] = True

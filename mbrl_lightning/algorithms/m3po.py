@@ -23,6 +23,7 @@ from mbrl_lightning.beliefs.history import no_history, remember
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.control import Control
+from mbrl_lightning.data.ring import Ring, drawn_share
 from mbrl_lightning.data.windows import Histories, transition
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
@@ -35,6 +36,8 @@ from mbrl_lightning.models.stopping import EarlyStopping
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.cloning import divergence_from_data
 from mbrl_lightning.policies.sac import SAC
+
+AT_ONCE = 20_000  # rows imagined in one batch at most, as their activations take far more room than they do
 
 
 class M3PO(Algorithm):
@@ -181,23 +184,23 @@ class M3PO(Algorithm):
         """Algorithm 2, lines 4-12, over one stretch of real steps."""
         cfg, real, stretch = self.cfg, world.real, self.cfg.loop.episode_steps or self.spec.horizon
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
-        imagined, parts, metrics = TensorDict({}, batch_size=[0]), [], dict[str, float]()
+        imagined, parts, metrics = Ring(cfg.branch.buffer), [], dict[str, float]()
+        histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
         if self.beta > 0:  # the model is new, and so is all that it imagines
-            histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
-            imagined = self._imagine(histories, real, step, cfg.branch.buffer)
+            for left in range(cfg.branch.buffer, 0, -AT_ONCE):
+                imagined.append(self._imagine(histories, real, step, min(left, AT_ONCE)))
         for part in world.interact(tasks, self, self.begin(len(tasks)), stretch, self.generator, cfg.sac.every):
             parts.append(part)
-            histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
+            histories.read()
             if self.beta > 0:
-                fresh = self._imagine(histories, real, step, cfg.branch.per_step * part.numel())
-                imagined = torch.cat([imagined, fresh])[-cfg.branch.buffer :]
+                imagined.append(self._imagine(histories, real, step, cfg.branch.per_step * part.numel()))
             for _ in range(round(cfg.sac.updates_per_step * part.numel())):
                 metrics = self._learn(histories, imagined, step)
         out = {f"train/{name}": value for name, value in metrics.items()} | {"train/beta": self.beta}
         if len(imagined):
             # as often as branches end, so do episodes
-            ends = {"reward": imagined["reward"], "done": imagined["terminated"]}
-            whole = TensorDict({"next": ends}, batch_size=imagined.batch_size)
+            ends = {"reward": imagined.columns["reward"], "done": imagined.columns["terminated"]}
+            whole = TensorDict({"next": ends}, batch_size=len(ends["done"]))[: len(imagined)]
             out["imagined/return"] = float(mean_return(whole, self.spec))
         return out | {"real/return": float(mean_return(torch.cat(parts, 1), self.spec))}
 
@@ -216,15 +219,15 @@ class M3PO(Algorithm):
         act = partial(self._sample, self.generator)
         return branched_rollouts(self.dynamics, act, start.to(device), length, self.generator)
 
-    def _learn(self, histories: Histories, imagined: TensorDict, step: GradientStep) -> dict[str, float]:
+    def _learn(self, histories: Histories, imagined: Ring, step: GradientStep) -> dict[str, float]:
         """Line 12: one SAC step on rows of which each is imagined with probability beta."""
-        size, generator = self.cfg.sac.batch, self.generator
-        count = int((torch.rand(size, generator=generator) < self.beta).sum()) if len(imagined) else 0
-        pieces = []
+        size, generator, pieces = self.cfg.sac.batch, self.generator, list[TensorDict]()
+        count = drawn_share(size, self.beta, generator) if len(imagined) else 0
         if count:
-            pieces.append(imagined[torch.randint(len(imagined), (count,), generator=generator)])
+            pieces.append(imagined.draw(count, generator))
         if count < size:
             pieces.append(histories.columns(histories.draw(size - count, generator)))
-        batch = transition(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
+        batch: TensorDict = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         batch["noise"] = self.policy.noise(size, generator)  # drawn for the whole batch, so that ranks share it out too
-        return self.policy.update(step.share(batch), step, self.optimizers["sac"])
+        batch = step.share(batch)
+        return self.policy.update(transition(batch).set("noise", batch["noise"]), step, self.optimizers["sac"])

@@ -63,8 +63,8 @@ class MIER(ImaginingAlgorithm):
             latents.append(model.prior.detach())
             optimizer = torch.optim.Adam(policy.sac.trained_parameters(), lr=evaluation.fine_tune_lr, fused=True)
             for _ in range(evaluation.fine_tune_updates):
-                drawn = rows[torch.randint(len(rows), (self.cfg.sac.batch,), generator=generator)]
-                policy.update(self.relabelled(model, drawn), step, optimizer, generator)
+                drawn = self.relabelled(model, rows.draw(self.cfg.sac.batch, generator))
+                policy.update(drawn, step, optimizer, generator)
             stacks.append({name: value.detach()[0] for name, value in policy.sac.policy.net.named_parameters()})
         own = {name: torch.stack([stack[name] for stack in stacks]) for name in stacks[0]}
         tuned = {"latent": torch.stack(latents), "policy": TensorDict(own, batch_size=[len(belief)])}

@@ -7,6 +7,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.ring import Ring
 from mbrl_lightning.data.windows import PLACES, around
 
 
@@ -24,7 +25,7 @@ class Decisions:
         self.real, self.hold = real, hold
         self.seen = max(real.num_steps - len(real), 0)  # steps read, as numbers that never come back
         self.open = torch.zeros(0, dtype=torch.long)  # begun, not yet over
-        self.rows = TensorDict({}, batch_size=[0])
+        self.rows = Ring()
         self.read()
 
     def read(self) -> None:
@@ -50,8 +51,7 @@ class Decisions:
             "terminated": ended.any(1, keepdim=True).float(),
             "task": data["task"][start],
         }
-        fresh_rows = TensorDict(new, batch_size=[len(start)])
-        self.rows = torch.cat([self.rows, fresh_rows]) if len(self.rows) else fresh_rows
+        self.rows.append(TensorDict(new, batch_size=[len(start)]))
 
     def draw(self, count: int, latents: Tensor, generator: torch.Generator) -> TensorDict:
         """Decisions `[count]`, uniform, with replacement, and the `latent` of each one's task.
@@ -61,5 +61,5 @@ class Decisions:
             latents: of every task in the buffer, `[tasks, Z]`.
             generator: draws them.
         """
-        drawn = self.rows[torch.randint(len(self.rows), (count,), generator=generator)]
+        drawn = self.rows.draw(count, generator)
         return drawn.set("latent", latents[drawn.pop("task")])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mbrl_lightning.beliefs.history import HistoryInputs
 from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.ring import Ring
 
 PLACES = ("episode", "age", "stride")
 STEP = ("current", "following", "action", "reward", "terminated")  # what `Histories` has of each transition
@@ -29,23 +30,51 @@ def around(places: Sequence[Tensor], rows: Tensor, reach: Tensor) -> tuple[Tenso
 
 
 class Histories:
-    """Windows of L = `length` pairs of all transitions. A pair is a function of its own transition, so one is L row numbers."""
+    """Windows of L = `length` pairs of all transitions. A pair is a function of its own transition, so one is L row numbers.
 
-    @torch.no_grad()
+    Args:
+        real: the transitions; those that are added later are there after `read`.
+        inputs: what a network sees of them; its statistics stay as they are.
+        length: L.
+        device: where the windows are wanted.
+    """
+
+    pairs: Tensor
+    current: Tensor
+    following: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    observation: Tensor
+    next_observation: Tensor
+    places: list[Tensor]
+
     def __init__(
         self, real: TaskBuffer, inputs: HistoryInputs, length: int, device: torch.device | str = "cpu"
     ) -> None:
-        data = real.transitions().to(device)
-        observation, following = data["observation"], data["next", "observation"]
-        self.pairs = inputs.pair(observation, data["action"], following)
-        self.current, self.following = inputs.current(observation), inputs.current(following)
-        self.reward, self.terminated = data["next", "reward"], data["next", "terminated"].float()
-        self.observation, self.action, self.next_observation = observation, data["action"], following
-        self.places = [data[name] for name in PLACES]
-        self.back = torch.arange(-length, 1, device=device)
+        self.real, self.inputs, self.back = real, inputs, torch.arange(-length, 1, device=device)
+        # rows are in the places that they have in the buffer
+        self.rows = Ring(real.storage.storage.max_size, real.num_steps - len(real))
+        self.read()
+
+    @torch.no_grad()
+    def read(self) -> None:
+        """Read on to the end of the real data."""
+        data = self.real.transitions()
+        fresh = torch.arange(self.rows.total, self.real.num_steps) % max(len(data), 1)
+        names = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
+        observation, action, following, reward, terminated = (data[k][fresh].to(self.back.device) for k in names)
+        new = {"observation": observation, "next_observation": following, "action": action, "reward": reward}
+        new |= {"current": self.inputs.current(observation), "following": self.inputs.current(following)}
+        new |= {"terminated": terminated.float(), "pairs": self.inputs.pair(observation, action, following)}
+        new |= {name: data[name][fresh].to(self.back.device) for name in PLACES}
+        self.rows.append(TensorDict(new, batch_size=[len(fresh)]))
+        held = {name: column[: len(self)] for name, column in self.rows.columns.items()}
+        self.places = [held.pop(name) for name in PLACES]
+        vars(self).update(held)
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.rows)
 
     def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The pairs up to and including those of `rows` `[N]`: `[N, L + 1, X]`, and which are real `[N, L + 1]`.
@@ -54,12 +83,13 @@ class Histories:
         another episode; what would be is zero.
         """
         index, mask = around(self.places, rows, self.back)
-        return self.pairs[index] * mask.unsqueeze(-1), mask
+        pairs = self.pairs.index_select(0, index.flatten()).view(*index.shape, -1)
+        return pairs.mul_(mask.unsqueeze(-1)), mask
 
     def columns(self, rows: Tensor) -> TensorDict:
         """What `transition` makes a SAC batch of, batch `[N]`."""
         pairs, mask = self.window(rows)
-        own = {name: getattr(self, name)[rows] for name in STEP}
+        own = {name: getattr(self, name).index_select(0, rows) for name in STEP}
         return TensorDict({"pairs": pairs, "mask": mask} | own, batch_size=[len(rows)])
 
     def before(self, rows: Tensor) -> TensorDict:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.decisions import Decisions
+from mbrl_lightning.data.ring import Ring, drawn_share
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
@@ -95,19 +96,19 @@ class SoftPolicy(nn.Module):
         """
         sac, branch, seen, metrics = self.cfg.sac, self.cfg.branch, list[TensorDict](), dict[str, float]()
         share = 0.0 if imagine is None else branch.beta
-        imagined = TensorDict({}, batch_size=[0]) if imagine is None else imagine(branch.buffer)
+        imagined = Ring(branch.buffer)
+        if imagine is not None:
+            imagined.append(imagine(branch.buffer))
         for part in parts:
             seen.append(part)
             decisions.read()
             if imagine is not None:
-                imagined = torch.cat([imagined, imagine(branch.per_step * part.numel())])[-branch.buffer :]
+                imagined.append(imagine(branch.per_step * part.numel()))
             for _ in range(round(sac.updates_per_step * part.numel())):
-                draws = torch.rand(sac.batch if share else 0, generator=generator)
-                count = int((draws < share).sum())
+                count = drawn_share(sac.batch, share, generator) if share else 0
                 batch = decisions.draw(sac.batch - count, latents, generator)
                 if count:
-                    drawn = torch.randint(len(imagined), (count,), generator=generator)
-                    batch = torch.cat([batch, imagined[drawn]])
+                    batch = torch.cat([batch, imagined.draw(count, generator)])
                 metrics |= self.update(batch, step, optimizer, generator)
         out = {f"train/{name}": value for name, value in metrics.items()}
         return out | {"real/return": float(mean_return(torch.cat(seen, 1), self.spec))}

@@ -73,7 +73,7 @@ def test_with_feedback_the_command_is_kept_beside_the_actions_made_of_it():
     real = TaskBuffer(1)
     real.extend(data, real.add_tasks(family.test[:2]), exploratory=True)
     chosen = data["command"][:, ::3].flatten().sort().values
-    assert torch.equal(Decisions(real, 3).rows["command"].flatten().sort().values, chosen)
+    assert torch.equal(Decisions(real, 3).rows.columns["command"].flatten().sort().values, chosen)
 
 
 def decisions_by_hand(data: TensorDict, hold: int) -> list[tuple[float, ...]]:
@@ -110,7 +110,7 @@ def test_decisions_are_those_found_one_by_one(hold, piecewise):
         for part in again[1:]:
             parts.extend(part, torch.arange(2), exploratory=True, first_episode=0)
             whole.read()
-    rows = whole.rows
+    rows = whole.rows[torch.arange(len(whole.rows))]
     columns = [rows[name][:, 0] for name in ("observation", "command", "following", "reward", "terminated")]
     assert sorted(zip(*[c.tolist() for c in (*columns, rows["task"])], strict=True)) == decisions_by_hand(data, hold)
     assert len(rows) > 10

@@ -97,6 +97,22 @@ def test_a_full_buffer_forgets_windows_with_their_rows():
     assert same > 80  # only the oldest rows have lost something
 
 
+@pytest.mark.parametrize("capacity", [1000, 100])
+def test_histories_that_read_on_are_those_built_anew(capacity):
+    first, _ = filled(5, calls=1, capacity=capacity)
+    (seen, inputs), spec = histories(first, 4), counter_spec(6, termination=past_task)
+    for _ in range(3):
+        draws, begun = generator(len(first)), first.episodes
+        for part in collect_parts(CounterSimulator(TASKS), spec, NOISY, START, 30, draws, 5, draws):
+            first.extend(part, torch.arange(len(TASKS)), exploratory=False, first_episode=begun)
+            seen.read()
+    new = Histories(first, inputs, 4)
+    rows = torch.arange(len(new))
+    assert (seen.columns(rows) == new.columns(rows)).all()
+    assert (seen.before(rows) == new.before(rows)).all()
+    assert len(seen) == len(first)
+
+
 def test_parts_are_the_whole():
     spec = counter_spec(6, termination=past_task)
     whole = collect(CounterSimulator(TASKS), spec, NOISY, START, 40, generator(0), generator(1))
