@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import StopAfter, counter_family, fingerprint, measured, shortened
+from host_reads import host_reads
 
 from mbrl_lightning.algorithms import ALGORITHMS, make_algorithm
 from mbrl_lightning.envs import make_family
@@ -61,11 +62,15 @@ def family_for(cfg):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_stopped_and_resumed_equals_uninterrupted(make_loop, tiny, tmp_path, name):
+def test_stopped_and_resumed_equals_uninterrupted_and_no_gradient_step_waits_for_the_host(
+    make_loop, tiny, tmp_path, name
+):
     algorithm, changes = variant(name, evaluate_every=1)
     cfg = tiny(algorithm, **changes)
     whole = make_loop(cfg=cfg, family=family_for(cfg), folder=tmp_path / "whole")
-    whole.fit()
+    with host_reads() as reads:
+        whole.fit()
+    assert not reads
 
     disturb()
     stopped = make_loop(cfg=cfg, family=family_for(cfg), folder=tmp_path / "parts", stop=StopAfter(2))

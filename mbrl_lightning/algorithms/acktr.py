@@ -103,7 +103,7 @@ class ACKTR(Algorithm):
 
         found = step(losses, self.actor)
         with torch.no_grad():
-            return {"surrogate": -found["loss"], "kl": float(step.mean(losses()["kl"]))}
+            return step.numbers({"surrogate": -found["loss"], "kl": step.mean(losses()["kl"])})
 
     def _critic(self, rows: TensorDict, step: GradientStep) -> dict[str, float]:
         """A Gauss-Newton step on half the squared error of the values."""
@@ -114,4 +114,4 @@ class ACKTR(Algorithm):
         def losses() -> dict[str, Tensor]:
             return {"loss": 0.5 * (value(rows["seen"], rows["time"]) - rows["value_target"]).square().mean()}
 
-        return {"loss_critic": step(losses, self.critic)["loss"]}
+        return step.numbers({"loss_critic": step(losses, self.critic)["loss"]})

@@ -85,7 +85,7 @@ class DDPG(Algorithm):
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Real steps with noisy actions, and `sac.updates_per_step` updates for each of them."""
-        cfg, device, parts, metrics = self.cfg, self.device, [], dict[str, float]()
+        cfg, device, parts, metrics = self.cfg, self.device, [], dict[str, Tensor]()
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
         if not int(self.iteration):
             self.policy.norm.fit(self.spec.features(world.real.transitions()["observation"]).to(device))
@@ -98,7 +98,7 @@ class DDPG(Algorithm):
                 batch = step.share(rows[pick])
                 metrics = step(partial(self._losses, batch), self.optimizers["ddpg"], cfg.search.max_grad_norm)
                 self.targets.step()
-        out = {f"train/{name}": value for name, value in metrics.items()}
+        out = {f"train/{name}": value for name, value in step.numbers(metrics).items()}
         return out | {"real/return": float(mean_return(torch.cat(parts, 1), self.spec))}
 
     @torch.no_grad()

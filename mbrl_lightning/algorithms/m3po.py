@@ -148,7 +148,7 @@ class M3PO(Algorithm):
         counts = torch.zeros(len(rows), cfg.members).scatter_add_(0, drawn, torch.ones_like(drawn, dtype=torch.float))
         stopping = EarlyStopping(self.dynamics, cfg.patience)
         check = self._batch(histories, held_out[:2000])
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Tensor] = {}
         for now in range(steps):
             pick = torch.randint(len(rows), (cfg.targets,), generator=generator)
             batch = self._batch(histories, rows[pick]).set("weight", counts[pick])
@@ -161,11 +161,12 @@ class M3PO(Algorithm):
             )
             if (now + 1) % cfg.check_every == 0 and stopping.check(self.dynamics.held_out_error(check)):
                 break
+        found = step.numbers(metrics)
         stopping.check(self.dynamics.held_out_error(check))
         stopping.restore()
         nll, error = self.dynamics.nll(check)
         held = {"nll": float(nll.detach().mean()), "error": float(error.mean()), "steps": float(now + 1)}
-        return {f"train/model_{name}": value for name, value in (metrics | held).items()}
+        return {f"train/model_{name}": value for name, value in (found | held).items()}
 
     def _batch(self, histories: Histories, rows: Tensor) -> TensorDict:
         rows = rows.to(histories.back.device)
@@ -184,7 +185,7 @@ class M3PO(Algorithm):
         """Algorithm 2, lines 4-12, over one stretch of real steps."""
         cfg, real, stretch = self.cfg, world.real, self.cfg.loop.episode_steps or self.spec.horizon
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
-        imagined, parts, metrics = Ring(cfg.branch.buffer), [], dict[str, float]()
+        imagined, parts, metrics = Ring(cfg.branch.buffer), [], dict[str, Tensor]()
         histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
         if self.beta > 0:  # the model is new, and so is all that it imagines
             for left in range(cfg.branch.buffer, 0, -AT_ONCE):
@@ -196,7 +197,7 @@ class M3PO(Algorithm):
                 imagined.append(self._imagine(histories, real, step, cfg.branch.per_step * part.numel()))
             for _ in range(round(cfg.sac.updates_per_step * part.numel())):
                 metrics = self._learn(histories, imagined, step)
-        out = {f"train/{name}": value for name, value in metrics.items()} | {"train/beta": self.beta}
+        out = {f"train/{name}": value for name, value in step.numbers(metrics).items()} | {"train/beta": self.beta}
         if len(imagined):
             # as often as branches end, so do episodes
             ends = {"reward": imagined.columns["reward"], "done": imagined.columns["terminated"]}
@@ -219,7 +220,7 @@ class M3PO(Algorithm):
         act = partial(self._sample, self.generator)
         return branched_rollouts(self.dynamics, act, start.to(device), length, self.generator)
 
-    def _learn(self, histories: Histories, imagined: Ring, step: GradientStep) -> dict[str, float]:
+    def _learn(self, histories: Histories, imagined: Ring, step: GradientStep) -> dict[str, Tensor]:
         """Line 12: one SAC step on rows of which each is imagined with probability beta."""
         size, generator, pieces = self.cfg.sac.batch, self.generator, list[TensorDict]()
         count = drawn_share(size, self.beta, generator) if len(imagined) else 0

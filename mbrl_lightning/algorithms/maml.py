@@ -96,7 +96,7 @@ class Reptile(MAML):
                 "set meta.inner_lr and meta.inner_steps above 0, or algorithm=maml, which is TRPO then",
             )
         theta = list(self.policy.adaptable().values())
-        self.optimizers = {"outer": torch.optim.SGD(theta, lr=cfg.meta.outer_lr)}
+        self.optimizers = {"outer": torch.optim.SGD(theta, lr=cfg.meta.outer_lr, fused=True)}
 
     def _outer(self, sample: Sample, tasks: int, step: GradientStep) -> dict[str, float]:
         theta = self.outer.theta(tasks)
@@ -113,4 +113,4 @@ class Reptile(MAML):
             parts = [(own[name] - value).square().sum() / (2 * tasks) for name, value in adapted.items()]
             return {"loss": torch.stack(parts).sum()}
 
-        return step(distance, self.optimizers["outer"])
+        return step.numbers(step(distance, self.optimizers["outer"]))

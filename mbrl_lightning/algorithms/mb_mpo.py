@@ -68,12 +68,13 @@ class MBMPO(AdaptedPolicyAlgorithm):
         for now in range(steps):
             batch = step.share(data.draw(cfg.targets))
             losses = partial(self.dynamics.training_step, batch)
-            found |= step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM, stacked=True)
+            last = step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM, stacked=True)
             if stop and (now + 1) % epoch == 0 and stop.check(self._held_out_error(held_out)):
                 break
         if stop:
             stop.restore()
         if steps:
+            found |= step.numbers(last)
             found |= {"held_out": float(self._held_out_error(held_out).mean()), "steps": now + 1.0}
         return {f"train/model_{name}": value for name, value in found.items()}
 

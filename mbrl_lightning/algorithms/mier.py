@@ -65,6 +65,7 @@ class MIER(ImaginingAlgorithm):
             for _ in range(evaluation.fine_tune_updates):
                 drawn = self.relabelled(model, rows.draw(self.cfg.sac.batch, generator))
                 policy.update(drawn, step, optimizer, generator)
+            step.check()
             stacks.append({name: value.detach()[0] for name, value in policy.sac.policy.net.named_parameters()})
         own = {name: torch.stack([stack[name] for stack in stacks]) for name in stacks[0]}
         tuned = {"latent": torch.stack(latents), "policy": TensorDict(own, batch_size=[len(belief)])}
@@ -74,13 +75,14 @@ class MIER(ImaginingAlgorithm):
         """A copy of the model after `mier.model_steps` steps of all of it on the context of one task, phi as its `prior`."""
         model = copy.deepcopy(self.dynamics).requires_grad_(True)
         model.prior.data.copy_(belief["latent"][0])
-        optimizer = torch.optim.Adam([model.prior, *model.decoder.parameters()], lr=self.cfg.dynamics.lr)
+        optimizer = torch.optim.Adam([model.prior, *model.decoder.parameters()], lr=self.cfg.dynamics.lr, fused=True)
 
         def losses() -> dict[str, Tensor]:
             return {"loss": model.errors(belief["x"], belief["y"], model.prior.unsqueeze(0)).mean()}
 
         for _ in range(self.cfg.mier.model_steps if belief["x"].shape[1] else 0):
             step(losses, optimizer, MAX_GRAD_NORM)
+        step.check()
         return model
 
     @torch.no_grad()

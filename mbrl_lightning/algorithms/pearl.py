@@ -121,11 +121,11 @@ class PEARL(InferredLatentAlgorithm):
             # where it infers as it acts, that is what the contexts of a meta-test look like
             after = world.interact(tasks, self, belief, steps - before, self.generator, exploratory=self.switching)
             (data,) = after
-        seen, metrics = Histories(real, self.inputs, 0, step.fabric.device), dict[str, float]()
+        seen, metrics = Histories(real, self.inputs, 0, step.fabric.device), dict[str, Tensor]()
         for _ in range(round(cfg.sac.updates_per_step * steps * len(tasks))):
             metrics = self._learn(self._batch(real, seen), step)
-        metrics = {f"train/{name}": value for name, value in metrics.items()}
-        return metrics | {"real/return": float(mean_return(data, self.spec))}
+        found = {f"train/{name}": value for name, value in step.numbers(metrics).items()}
+        return found | {"real/return": float(mean_return(data, self.spec))}
 
     def _contexts(self, real: TaskBuffer, tasks: Tensor) -> tuple[Tensor, Tensor]:
         return real.recent_rows(tasks, self.cfg.pearl.context, self.cfg.pearl.recent, self.generator)
@@ -145,7 +145,7 @@ class PEARL(InferredLatentAlgorithm):
         taken = {name: getattr(seen, name)[rows] for name in STEP}
         return TensorDict(drawn | taken, batch_size=[len(tasks)])
 
-    def _learn(self, batch: TensorDict, step: GradientStep) -> dict[str, float]:
+    def _learn(self, batch: TensorDict, step: GradientStep) -> dict[str, Tensor]:
         metrics = step(partial(self.losses, step.share(batch)), self.optimizers["sac"])
         self.policy.follow()
         return metrics

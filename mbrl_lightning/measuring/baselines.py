@@ -36,6 +36,7 @@ def fit_baseline(
             group["lr"] = cfg.dynamics.lr * (1 - update / updates)
         batch = step.share(context_target(real, cfg.dynamics, generator, family.scale, context=1))
         step(partial(dynamics.training_step, batch), optimizer, MAX_GRAD_NORM)
+    step.check()
     return dynamics
 
 

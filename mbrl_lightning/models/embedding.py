@@ -38,7 +38,7 @@ class EmbeddingDynamics(AdaptiveDynamics):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain steps from the start of the inner steps to their end, of weights and of embeddings; `fit` sets how far."""
-        return torch.optim.SGD([{"params": list(self.decoder.parameters())}, {"params": [self.table]}])
+        return torch.optim.SGD([{"params": list(self.decoder.parameters())}, {"params": [self.table]}], fused=True)
 
     def _start(self, situation: Tensor) -> Parameters:
         """Weights and embeddings of situations `[B]`, for each of B x E networks."""

@@ -70,7 +70,7 @@ class ImaginedStreams:
         self.settle = settle
         self.observation = start
         self.nobody = torch.zeros(start.shape[:2], dtype=torch.bool, device=start.device)
-        self.alive = ~self.nobody
+        self.alive = self.whole = ~self.nobody
         self.now, self.due, self.born = 0, horizon, torch.zeros_like(self.nobody, dtype=torch.long)
         fall = dynamics.spec.training_termination
         self.rules = [] if dynamics.spec.termination is never else [dynamics.spec.termination]
@@ -80,9 +80,13 @@ class ImaginedStreams:
         """Run T = `steps` steps on, `[M, B, T]`; differentiable in what `act` gave.
 
         The columns are `observation`, `age` (steps since its episode began), `valid`, what `act` gave, and under `next`:
-        `observation`, `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each. DivergedError if a state is not finite.
+        `observation`, `reward`, `terminated`, `truncated`, `done`, `[..., 1]` each. Where a state is not finite, nor is its
+        reward: no gradient step is taken on it, and the host need not look (see `require_imaginable`).
         """
         rows: list[dict[str, Tensor]] = []
+        # where falls end episodes, new ones start from as many states as there are streams, drawn at once, in turn
+        self.fresh = self._drawn() if self.rules else self.start
+        self.ended = torch.zeros((), dtype=torch.long, device=self.start.device)
         for _ in range(steps):
             taken, age = act(self.observation), self.now - self.born
             following, terminated, truncated = self._advance(taken["action"])
@@ -92,7 +96,6 @@ class ImaginedStreams:
             if terminated is not self.nobody or truncated is not self.nobody:
                 self._end(terminated | truncated)
         data = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
-        require_imaginable(data["following"])
         return self._assemble(data)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,29 +113,34 @@ class ImaginedStreams:
         for rule in self.rules:
             terminated = terminated | rule(following)
         terminated = terminated & self.alive if self.rules else terminated
-        if self.now < self.due:  # nothing else ends an episode, so ages are not looked at
+        if not self.rules and self.now < self.due:  # nothing ends an episode, so ages are not looked at
             return following, terminated, self.nobody
         return following, terminated, (self.now - self.born >= self.horizon) & ~terminated & self.alive
 
     def _end(self, done: Tensor) -> None:
-        if not bool(done.any()):
-            return
-        fresh = self.start
         if self.restart is None:
-            self.alive = self.alive & ~done
+            self.alive, fresh = self.alive & ~done, self.start
+        elif not self.rules:  # all are of one age
+            fresh, self.due = self._drawn(), self.now + self.horizon
         else:
-            fresh = torch.zeros_like(self.observation)
-            fresh[done] = self.restart(int(done.sum())).to(fresh.device)
+            place = self.ended + done.flatten().cumsum(0)
+            fresh, self.ended = self.fresh.flatten(0, 1)[(place - 1) % done.numel()].view_as(self.start), place[-1]
         self.observation = torch.where(done.unsqueeze(-1), fresh, self.observation)
         self.born = torch.where(done, self.now, self.born)
-        self.due = int(self.born.min()) + self.horizon
+
+    def _drawn(self) -> Tensor:
+        return (
+            self.start if self.restart is None else self.restart(self.nobody.numel()).to(self.start).view_as(self.start)
+        )
 
     def _assemble(self, data: dict[str, Tensor]) -> TensorDict:
         spec = self.dynamics.spec
         following, terminated, truncated = (data.pop(k) for k in ("following", "terminated", "truncated"))
         action = data["action"] if spec.discrete else data["action"].clamp(-1, 1)
         reward = spec.reward(data["observation"], action, following)
-        reward = reward if self.restart is not None or bool(self.alive.all()) else reward * data["valid"]
+        reward = torch.where(following.isfinite().all(-1), reward, torch.nan)
+        if self.restart is None and self.alive is not self.whole:
+            reward = reward * data["valid"]
         flags = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
         after = {"observation": following, "reward": reward.unsqueeze(-1)}
         after |= {name: value.unsqueeze(-1) for name, value in flags.items()}
@@ -222,9 +230,9 @@ def trajectories(
     return torch.stack(found, 1).unflatten(0, (rows, members)).transpose(0, 1)
 
 
-def require_imaginable(observation: Tensor) -> None:
-    """Raise DivergedError if an imagined observation is not finite."""
-    if not bool(torch.isfinite(observation).all()):
+def require_imaginable(values: Tensor) -> None:
+    """Raise DivergedError if imagined states, or the rewards of such, are not finite."""
+    if not bool(torch.isfinite(values).all()):
         raise DivergedError(
             "an imagined state is not finite",
             "choose more loop.model_steps, a smaller dynamics.lr, or smaller search.bounds",

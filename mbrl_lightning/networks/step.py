@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -25,7 +25,12 @@ def summed(losses: TensorDictBase) -> dict[str, Tensor]:
     return {"loss": torch.stack(total).sum(), **parts}
 
 
-REMEDY = "choose a smaller learning rate of the model (dynamics.lr) or the policy (search.lr, sac.lr)"
+REMEDY = (
+    "choose a smaller learning rate of the model (dynamics.lr) or the policy (search.lr, sac.lr); "
+    "where imagined states grow without bound, more loop.model_steps or smaller search.bounds"
+)
+BLOCK = 64
+"""Updates between two looks at whether all of them were finite: a look makes the device wait for the host."""
 
 
 class GradientStep:
@@ -34,10 +39,15 @@ class GradientStep:
     Every rank draws the same global batch and works on its share of the tasks (`share`), so gradients averaged over ranks
     are those of one process with the whole batch. One flat all-reduce also serves losses that bypass a module's `forward`
     (TorchRL's, functional ones), which DistributedDataParallel does not.
+
+    A step on what is not finite is not taken, nor is any after it: the optimizer is told on the device, as a gradient scaler
+    tells it (`found_inf`). The host looks every `BLOCK` steps, and whenever it is given `numbers`.
     """
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric, self.count = fabric, 0
+        self._sum, self._faulty = torch.zeros(2, device=fabric.device).unbind()
+        self._seen: list[tuple[int, Tensor, Tensor]] = []
 
     def share(self, batch: Batch) -> Batch:
         """This rank's part of a global batch, cut along its first dimension, on this rank's device."""
@@ -70,17 +80,17 @@ class GradientStep:
 
     def __call__(
         self, losses: Callable[[], Losses], optimizer: Optimizer, max_grad_norm: float = 0.0, stacked: bool = False
-    ) -> dict[str, float]:
-        """Take one step on `losses()["loss"]`, computed under this run's precision; returns all that it gave as numbers.
+    ) -> dict[str, Tensor]:
+        """Take one step on `losses()["loss"]`, computed under this run's precision; returns all that it gave, detached.
 
         Args:
             losses: computes a mapping with `loss` and whatever else is to be logged.
-            optimizer: of the parameters to move.
+            optimizer: of the parameters to move; one that does not heed `found_inf` makes every step a look.
             max_grad_norm: clip the norm of the gradient to this; 0 leaves it.
             stacked: the first dimension of every parameter counts copies; clip each copy by its own norm.
 
         Raises:
-            DivergedError: the loss or the gradient is not finite; parameters are as before the step.
+            DivergedError: see `check`.
         """
         with self.fabric.autocast():
             values = losses()
@@ -90,17 +100,52 @@ class GradientStep:
         if self.fabric.world_size > 1:
             self._average(gradients)
         norms = _norms(gradients, stacked)
-        if not bool(torch.isfinite(values["loss"] + norms.sum())):
-            raise DivergedError(
-                f"loss {float(values['loss'].detach())} or gradient norm {norms.tolist()} is not finite at "
-                f"gradient step {self.count}",
-                REMEDY,
-            )
+        self._guard(values["loss"].detach(), norms, optimizer)
         if max_grad_norm > 0:
             _clip(gradients, norms, max_grad_norm)
         optimizer.step()
         self.count += 1
-        return {name: float(value.detach()) for name, value in values.items()}
+        if len(self._seen) >= BLOCK:
+            self.check()
+        return {name: value.detach() for name, value in values.items()}
+
+    def _guard(self, loss: Tensor, norms: Tensor, optimizer: Optimizer) -> None:
+        self._seen.append((self.count, loss, norms))
+        total = loss + norms.sum()
+        self._sum.add_(total - total)  # 0, and from the first fault on not a number
+        torch.ne(self._sum, self._sum, out=self._faulty)
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # what a fused one, or another that heeds it, has
+            optimizer.found_inf = self._faulty  # type: ignore[attr-defined]
+        else:
+            self.check()
+
+    def check(self) -> None:
+        """Look whether all steps since the last look were finite.
+
+        Raises:
+            DivergedError: a loss or a gradient was not; parameters are as before that step.
+        """
+        seen, self._seen = self._seen, []
+        if not seen or not float(self.mean(self._faulty)):
+            return
+        self._sum.zero_()
+        faulty = (step for step in seen if not bool(torch.isfinite(step[1] + step[2].sum())))
+        count, loss, norms = next(faulty, seen[-1])  # where it was another rank's, no step here was faulty
+        raise DivergedError(
+            f"loss {float(loss)} or gradient norm {norms.tolist()} is not finite at gradient step {count}", REMEDY
+        )
+
+    def numbers(self, found: Mapping[str, Tensor]) -> dict[str, float]:
+        """What a step gave, as numbers; see `check`."""
+        return self.means([found])
+
+    def means(self, found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Means over what steps gave, as numbers, for which the host waits once; see `check`."""
+        self.check()
+        if not found or not found[0]:
+            return {}
+        rows = torch.stack([torch.stack([value.double() for value in row.values()]) for row in found]).tolist()
+        return {name: sum(row[column] for row in rows) / len(rows) for column, name in enumerate(found[0])}
 
     def fit(
         self,
@@ -111,11 +156,8 @@ class GradientStep:
         max_grad_norm: float = 0.0,
     ) -> dict[str, float]:
         """`steps` steps, each on this rank's share of the global batch that `draw` gives; returns the means of the losses."""
-        total: dict[str, float] = {}
-        for _ in range(steps):
-            found = self(partial(training_step, self.share(draw())), optimizer, max_grad_norm)
-            total = {name: total.get(name, 0.0) + value / steps for name, value in found.items()}
-        return total
+        batches = (self.share(draw()) for _ in range(steps))
+        return self.means([self(partial(training_step, batch), optimizer, max_grad_norm) for batch in batches])
 
     def _average(self, gradients: list[Tensor]) -> None:
         flat = self.mean(torch.cat([g.flatten() for g in gradients]))
@@ -152,7 +194,7 @@ def _norms(gradients: list[Tensor], stacked: bool) -> Tensor:
 def _clip(gradients: list[Tensor], norms: Tensor, limit: float) -> None:
     factors = (limit / norms.clamp_min(1e-12)).clamp_max(1.0)
     if len(factors) == 1:
-        torch._foreach_mul_(gradients, float(factors[0]))
+        torch._foreach_mul_(gradients, factors[0])
         return
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))

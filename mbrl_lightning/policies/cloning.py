@@ -69,6 +69,7 @@ def cloned_policy(
         own(partial(_losses, cloned, histories, pick), optimizer)
         if (update + 1) % CHECK == 0:
             with torch.no_grad():
+                own.check()
                 now = float(_losses(cloned, histories, held_out)["loss"])
             if now >= best:
                 break

@@ -35,6 +35,7 @@ class KroneckerFactored(Optimizer):
         super().__init__([*net.parameters(), *([] if log_std is None else [log_std])], {"lr": lr})
         self.net, self.log_std = net, log_std
         self.delta, self.damping, self.decay = delta, damping, decay
+        self._step_supports_amp_scaling = True  # it heeds `found_inf`
 
     @torch.no_grad()
     def observe(self, x: Tensor, score: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
@@ -68,10 +69,11 @@ class KroneckerFactored(Optimizer):
         if self.log_std is not None:
             natural[self.log_std] = slopes[self.log_std] / (2 + self.damping)
         # with d = F^-1 g the damped d^T F d is d^T g
-        curvature = sum(float((found * slopes[parameter]).sum()) for parameter, found in natural.items())
-        size = min(group["lr"], (2 * self.delta / max(curvature, 1e-12)) ** 0.5)
+        curvature = torch.stack([(found * slopes[parameter]).sum() for parameter, found in natural.items()]).sum()
+        size = (2 * self.delta / curvature.clamp_min(1e-12)).sqrt().clamp_max(group["lr"])
+        faulty = getattr(self, "found_inf", torch.zeros_like(size)) > 0
         for parameter, found in natural.items():
-            parameter -= size * found
+            parameter -= torch.where(faulty, 0.0, size * found)
 
 
 def solve(factors: dict[str, Tensor], gradient: Tensor, damping: float) -> Tensor:

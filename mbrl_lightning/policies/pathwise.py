@@ -16,7 +16,7 @@ from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.models.base import Dynamics
-from mbrl_lightning.models.imagination import ImaginedStreams
+from mbrl_lightning.models.imagination import ImaginedStreams, require_imaginable
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.search import Learner, prepare, searched, starts
@@ -161,6 +161,7 @@ class PathwiseSearch(nn.Module):
         for _ in range(search.updates):
             batch = learner.imagined_tasks(world.real, step, search.tasks, search.rollouts)
             step(partial(_policy_loss, loss, batch), self.optimizer, search.max_grad_norm, stacked=True)
+        step.check()
         return self._select(learner, world.real, step, horizon)
 
     @torch.no_grad()
@@ -172,6 +173,7 @@ class PathwiseSearch(nn.Module):
         loss = PathwiseLoss(self.restarts, learner.dynamics, horizon, 1.0, members).to(step.fabric.device)
         batch = learner.imagined_tasks(real, step, 4 * search.tasks, search.rollouts)
         returns: Tensor = step.mean(loss(batch)["imagined_return"])
+        require_imaginable(returns)
         self.ranking.copy_(returns.argsort(descending=True))
         best = int(self.ranking[0])
         for name, value in self.restarts.net.named_parameters():
@@ -193,4 +195,5 @@ class PathwiseSearch(nn.Module):
         for _ in range(evaluation.fine_tune_updates):
             batch = starts(learner, belief, real, rows, 1.0, generator)
             step(partial(_policy_loss, loss, batch), optimizer, search.max_grad_norm, stacked=True)
+        step.check()
         return {name: value.detach() for name, value in policies.net.named_parameters()}

@@ -80,8 +80,8 @@ class PPO(nn.Module):
             total = self.cfg.gamma * total + reward[..., t, :]
             squares += total.double().square().mean() / reward.shape[-2]
             total = total * ~following["done"][..., t, :]
-        kept = 0.95 if self.return_square > 0 else 0.0
-        self.return_square.mul_(kept).add_((1 - kept) * squares)
+        running = 0.95 * self.return_square + (1 - 0.95) * squares
+        self.return_square.copy_(torch.where(self.return_square > 0, running, squares))
         scaled = reward / self.return_square.sqrt().clamp_min(1e-6).to(reward.dtype)
         horizon = policy.spec.horizon
         time, later = (age.unsqueeze(-1) / horizon for age in (data["age"], data["age"][..., -1] + 1))
@@ -125,7 +125,7 @@ class PPO(nn.Module):
         today, and gives further losses. Returns mean losses and `kl` of the last epoch.
         """
         loss, size = self.loss(policy), max(self.cfg.minibatch // rows[:1].numel(), 1)
-        metrics: list[dict[str, float]] = []
+        metrics: list[dict[str, Tensor]] = []
         for _ in range(self.cfg.epochs):
             metrics = []
             for index in torch.randperm(len(rows), generator=generator).split(size):
@@ -133,10 +133,11 @@ class PPO(nn.Module):
                     continue  # a small remainder would be a noisy step of full size
                 batch = step.share(rows[index.to(rows.device)])
                 metrics.append(step(partial(_losses, loss, batch, refresh), optimizer, self.cfg.max_grad_norm))
-            kl = float(step.mean(torch.tensor(sum(m["kl"] for m in metrics) / len(metrics), device=rows.device)))
-            if self.cfg.target_kl is not None and kl > self.cfg.target_kl:
-                break
-        return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+            if self.cfg.target_kl is not None:
+                kl = step.mean(torch.stack([found["kl"] for found in metrics]).mean())
+                if float(kl) > self.cfg.target_kl:
+                    break
+        return step.means(metrics)
 
 
 def _losses(

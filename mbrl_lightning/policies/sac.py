@@ -180,7 +180,7 @@ class SAC(LossModule):
         """Let the target networks go the share tau of their way to the Q networks."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self.cfg.tau)
 
-    def update(self, batch: TensorDictBase, step: GradientStep, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def update(self, batch: TensorDictBase, step: GradientStep, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """One step on all three losses, or on the Q networks' alone between those of the policy; then the targets follow.
 
         Args:
@@ -189,10 +189,10 @@ class SAC(LossModule):
             optimizer: over `trained_parameters()`, and whatever else `batch` has gradients for.
 
         Returns:
-            The losses as numbers.
+            The losses.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; nothing has moved.
+            DivergedError: see `GradientStep.check`.
         """
         loss = self.qvalue_loss if step.count % self.cfg.policy_delay else self
         metrics = step(lambda: summed(loss(batch)), optimizer)

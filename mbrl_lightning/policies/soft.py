@@ -18,7 +18,7 @@ from mbrl_lightning.data.ring import Ring, drawn_share
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.models.imagination import ImaginedStreams, mean_return
+from mbrl_lightning.models.imagination import ImaginedStreams, mean_return, require_imaginable
 from mbrl_lightning.networks import Normalizer
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.sac import SAC
@@ -94,7 +94,7 @@ class SoftPolicy(nn.Module):
         Returns:
             Metrics of the last updates, and `real/return`.
         """
-        sac, branch, seen, metrics = self.cfg.sac, self.cfg.branch, list[TensorDict](), dict[str, float]()
+        sac, branch, seen, metrics = self.cfg.sac, self.cfg.branch, list[TensorDict](), dict[str, Tensor]()
         share = 0.0 if imagine is None else branch.beta
         imagined = Ring(branch.buffer)
         if imagine is not None:
@@ -110,12 +110,12 @@ class SoftPolicy(nn.Module):
                 if count:
                     batch = torch.cat([batch, imagined.draw(count, generator)])
                 metrics |= self.update(batch, step, optimizer, generator)
-        out = {f"train/{name}": value for name, value in metrics.items()}
+        out = {f"train/{name}": value for name, value in step.numbers(metrics).items()}
         return out | {"real/return": float(mean_return(torch.cat(seen, 1), self.spec))}
 
     def update(
         self, decisions: TensorDict, step: GradientStep, optimizer: torch.optim.Optimizer, generator: torch.Generator
-    ) -> dict[str, float]:
+    ) -> dict[str, Tensor]:
         """One update of SAC on decisions `[N]`, of which half are mirrored where that is asked for."""
         batch = decisions.set("noise", self.sac.noise(len(decisions), generator))
         if self.cfg.sac.mirror:
@@ -218,6 +218,7 @@ class SoftSearch(nn.Module):
         data = streams.rollout(act, length * control.hold)
         data = data.reshape(*data.shape[:2], length, control.hold)
         first, after = data[..., 0], data["next"]
+        require_imaginable(after["reward"])
         rows = {
             "observation": first["observation"],
             "command": first["command"],

@@ -158,9 +158,15 @@ class TrustRegion:
         gradient, gain_before, inner_kl = self._gradient(batch, linear, step)
         product = self._products(batch, linear.adapted, step)
         direction = conjugate_gradient(product, gradient, self.cfg.cg_steps)
-        curvature = float(direction @ product(direction))
-        _require_finite(direction, "conjugate gradient", step)
-        found = {"surrogate": 0.0, "kl": 0.0, "accepted": 0.0, "backtracks": 0.0, "inner_kl": float(inner_kl)}
+        told = [gradient.isfinite().all(), direction.isfinite().all(), direction @ product(direction), inner_kl]
+        *finite, curvature, moved = torch.stack([value.to(direction) for value in told]).tolist()  # the host waits once
+        for what, good in zip(("policy gradient", "conjugate gradient"), finite, strict=True):
+            if not good:
+                raise DivergedError(
+                    f"the {what} of the trust region is not finite at gradient step {step.count}",
+                    "choose a smaller meta.inner_lr or meta.delta",
+                )
+        found = {"surrogate": 0.0, "kl": 0.0, "accepted": 0.0, "backtracks": 0.0, "inner_kl": moved}
         if curvature > 0:
             full = direction * (2 * self.cfg.delta / curvature) ** 0.5
             found |= self._search(batch, full, gain_before, step)
@@ -168,7 +174,7 @@ class TrustRegion:
             log.warning("no step of %d improves the policy within the trust region: left as it was", BACKTRACKS)
         return found
 
-    def _gradient(self, batch: TensorDictBase, linear: Linearised, step: GradientStep) -> tuple[Tensor, float, Tensor]:
+    def _gradient(self, batch: TensorDictBase, linear: Linearised, step: GradientStep) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the surrogate in the parameters, its value, and KL(pi || pi') of the inner steps."""
         leaves = {name: value.clone().requires_grad_() for name, value in linear.adapted.items()}
         with torch.enable_grad():
@@ -176,13 +182,12 @@ class TrustRegion:
             found = torch.autograd.grad(surrogate, list(leaves.values()), materialize_grads=True)
         pulled = linear.pull(dict(zip(leaves, found, strict=True)))
         gradient = step.mean(flatten({name: value.sum(0, keepdim=True) for name, value in pulled.items()}))
-        _require_finite(gradient, "policy gradient", step)
         with torch.no_grad():
             inputs, policy = batch["target", "inputs"][:, :: self.cfg.subsample], self.policy
             moved = policy.distribution(inputs, linear.adapted)
             kept = policy.distribution(inputs, self.theta(len(batch)))
             inner_kl = step.mean(divergence(policy, kept, moved).mean())
-        return gradient, float(step.mean(surrogate.detach())), inner_kl
+        return gradient, step.mean(surrogate.detach()), inner_kl
 
     def _products(self, batch: TensorDictBase, adapted: Parameters, step: GradientStep) -> Callable[[Tensor], Tensor]:
         """V -> (mean_k J_k^T F_k J_k + damping) v, on every `subsample`-th row."""
@@ -210,7 +215,7 @@ class TrustRegion:
         return product
 
     @torch.no_grad()
-    def _search(self, batch: TensorDictBase, full: Tensor, gain_before: float, step: GradientStep) -> dict[str, float]:
+    def _search(self, batch: TensorDictBase, full: Tensor, gain_before: Tensor, step: GradientStep) -> dict[str, float]:
         own = self.policy.adaptable()
         for backtracks in range(BACKTRACKS):
             change = unflatten(full * BACKTRACK**backtracks, own)
@@ -228,20 +233,19 @@ class TrustRegion:
 def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, steps: int) -> Tensor:
     """Solve A x = `target` `[D]` for a symmetric, positive definite A, `product`: v -> A v, by `steps` steps from 0.
 
-    There are fewer once the squared residual is below 1e-10 of that of 0.
+    Once the squared residual is below 1e-10 of that of 0 the steps are of size 0.
     """
     solution, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), residual @ residual
-    limit = 1e-10 * float(square)
+    limit = 1e-10 * square
     for _ in range(steps):
-        if float(square) <= limit:
-            break
         along = product(direction)
-        size = square / (direction @ along)
+        going = square > limit
+        size = torch.where(going, square / (direction @ along), 0)
         solution = solution + size * direction
         residual = residual - size * along
         following = residual @ residual
-        direction = residual + following / square * direction
+        direction = torch.where(going, residual + following / square * direction, direction)
         square = following
     return solution
 
@@ -255,11 +259,3 @@ def unflatten(vector: Tensor, like: Parameters) -> Parameters:
     """Undo `flatten`, with the shapes of `like`."""
     parts = vector.split([value.numel() for value in like.values()])
     return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}
-
-
-def _require_finite(vector: Tensor, what: str, step: GradientStep) -> None:
-    if not bool(torch.isfinite(vector).all()):
-        raise DivergedError(
-            f"the {what} of the trust region is not finite at gradient step {step.count}",
-            "choose a smaller meta.inner_lr or meta.delta",
-        )

@@ -8,7 +8,7 @@ from fakes import plain_spec
 from tensordict import TensorDict
 
 from mbrl_lightning.errors import DivergedError
-from mbrl_lightning.models.imagination import ImaginedStreams, mean_return
+from mbrl_lightning.models.imagination import ImaginedStreams, mean_return, require_imaginable
 
 
 class Adder:
@@ -99,7 +99,7 @@ def test_a_stream_of_one_episode_earns_nothing_after_its_end():
     assert one.rollout(constant(1.0), 2)["next", "reward"].sum() == 0  # nor in a later rollout
 
 
-def test_restart_is_asked_for_exactly_the_ended_streams():
+def test_starts_are_drawn_once_a_rollout_and_given_to_ended_streams_in_turn():
     asked = []
 
     def restart(count: int) -> torch.Tensor:
@@ -109,9 +109,9 @@ def test_restart_is_asked_for_exactly_the_ended_streams():
     model = Adder(termination=lambda following: (following[..., 0] >= 2) & (following[..., 0] < 50))
     start = torch.tensor([[[0.0, 0.0], [1.0, 0.0]], [[-9.0, 0.0], [1.0, 0.0]]])
     data = streams(model, start, 100, restart=restart).rollout(constant(1.0), 3)
-    assert asked == [2, 1]
+    assert asked == [4]
     assert data["observation"][:, 1, 1, 0].tolist() == [100, 101]
-    assert data["observation"][0, 0, 2, 0] == 100
+    assert data["observation"][0, 0, 2, 0] == 102
     assert data["observation"][1, 0, :, 0].tolist() == [-9, -8, -7]  # the others run on
 
 
@@ -136,9 +136,14 @@ def test_noise_is_drawn_anew_each_step_from_the_given_generator():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_state_that_is_not_finite_ends_the_run(bad):
+def test_a_state_that_is_not_finite_earns_what_no_step_is_taken_on(bad):
+    start = torch.zeros(1, 2, 2)
+    start[0, 1] = bad
+    reward = streams(Adder(), start, 5).rollout(constant(1.0), 2)["next", "reward"]
+    assert reward[0, 0].isfinite().all()
+    assert reward[0, 1].isnan().all()
     with pytest.raises(DivergedError, match="imagined state"):
-        streams(Adder(), torch.full((1, 2, 2), bad), 5).rollout(constant(1.0), 2)
+        require_imaginable(reward)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_training_calls_the_loss_module(monkeypatch):
     sac, batch, calls = make(), transitions(), []
     assert isinstance(sac, LossModule)
     sac.register_forward_hook(lambda module, given, out: calls.append(out))
-    metrics = sac.update(batch, stepper(), optimizer(sac))
+    metrics = {name: float(value) for name, value in sac.update(batch, stepper(), optimizer(sac)).items()}
     out = calls[0].detach()
     assert list(out.keys()) == sac.out_keys
     assert metrics == pytest.approx({name: float(value) for name, value in out.items()} | {"loss": metrics["loss"]})
