@@ -7,6 +7,7 @@ import torch
 from fakes import fingerprint, words
 
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.policies.ppo import ClipLoss
 
 SMALL = words(
     "env.name=point_goal search.updates=1 search.tasks=3 search.horizon=20 search.minibatch=40 pearl.context=40 "
@@ -66,7 +67,7 @@ def test_the_critic_and_the_divergence_train_the_encoder_and_the_policy_does_not
     rows, refresh, _ = learned_from(loop, monkeypatch)
     algorithm, encoder = loop.algorithm, list(loop.algorithm.encoder.parameters())
     kl = refresh(rows)["loss_kl"]
-    out = algorithm.ppo.loss(algorithm.policy)(rows)
+    out = ClipLoss(algorithm.policy, algorithm.ppo.value, algorithm.cfg.search)(rows)
     for loss, moves in ((kl, True), (out["loss_critic"], True), (out["loss_objective"], False)):
         slopes = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
         assert any(slope is not None and bool((slope != 0).any()) for slope in slopes) == moves

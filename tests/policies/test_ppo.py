@@ -7,12 +7,15 @@ import torch
 from fakes import fingerprint, plain_spec
 from lightning.fabric import Fabric
 from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from torchrl.modules import IndependentNormal, OneHotCategorical
+from torchrl.objectives import ClipPPOLoss
 
 from mbrl_lightning.config.schema import PolicyConfig, SearchConfig
 from mbrl_lightning.errors import DivergedError
-from mbrl_lightning.networks.step import GradientStep
+from mbrl_lightning.networks.step import GradientStep, summed
 from mbrl_lightning.policies.heads import Policy
-from mbrl_lightning.policies.ppo import PPO
+from mbrl_lightning.policies.ppo import PPO, ClipLoss
 
 
 class Setting:
@@ -72,13 +75,45 @@ def test_a_conditioned_policy_learns_another_action_for_each_belief():
     assert float(means[1]) > 0.3
 
 
+def torchrls(policy: Policy, value: torch.nn.Module, cfg: SearchConfig) -> ClipPPOLoss:
+    actor = ProbabilisticTensorDictSequential(
+        TensorDictModule(policy, in_keys=["inputs"], out_keys=["loc", "scale"]),
+        ProbabilisticTensorDictModule(
+            in_keys={"logits": "loc"} if policy.spec.discrete else ["loc", "scale"],
+            out_keys=["action"],
+            return_log_prob=True,
+            distribution_class=OneHotCategorical if policy.spec.discrete else IndependentNormal,
+        ),
+    )
+    critic = TensorDictModule(value, in_keys=["seen", "time"], out_keys=["state_value"])
+    coefficients = {"clip_epsilon": cfg.clip_epsilon, "entropy_coeff": cfg.entropy, "critic_coeff": 0.5}
+    return ClipPPOLoss(
+        actor, critic, **coefficients, loss_critic_type="l2", normalize_advantage=False, functional=False
+    )
+
+
 @pytest.mark.parametrize("discrete", [False, True])
-def test_stored_probabilities_are_those_of_the_loss(discrete):
-    setting = Setting(plain_spec(observation=2, action=3, discrete=discrete))
+@pytest.mark.parametrize("moved", [0.0, 0.5])
+def test_the_loss_and_its_gradient_are_torchrls(discrete, moved):
+    setting = Setting(plain_spec(observation=2, action=3, discrete=discrete), clip_epsilon=0.1, entropy=0.05)
     data = setting.rollout(lambda action, latent: action[..., 0], observation=torch.randn(64, 1, 2))
-    out = setting.ppo.loss(setting.policy)(setting.ppo.rows(setting.policy, data, torch.zeros(64, 1, 0)))
-    assert float(out["kl_approx"].detach()) == pytest.approx(0, abs=1e-6)
-    assert float(out["ESS"].detach()) == pytest.approx(1, rel=1e-4)  # all probability ratios are equal
+    rows = setting.ppo.rows(setting.policy, data, torch.zeros(64, 1, 0))
+    with torch.no_grad():
+        for parameter in setting.policy.parameters():
+            parameter += moved * torch.randn_like(parameter)
+    found, slopes = [], []
+    for loss in (
+        ClipLoss(setting.policy, setting.ppo.value, setting.ppo.cfg),
+        torchrls(setting.policy, setting.ppo.value, setting.ppo.cfg),
+    ):
+        out = loss(rows.clone())
+        found.append({name: out[name].detach() for name in ("loss_objective", "loss_critic", "loss_entropy")})
+        found[-1]["kl"] = out["kl" if "kl" in out.keys() else "kl_approx"].detach()  # noqa: SIM118 - no `in`
+        trained = [p for p in setting.trained if p.requires_grad]
+        slopes.append(torch.autograd.grad(summed(out.exclude("kl", "kl_approx"))["loss"], trained, allow_unused=True))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*([s for s in part if s is not None] for part in slopes), rtol=1e-3, atol=1e-6)
+    assert (abs(float(found[0]["kl"])) < 1e-6) == (moved == 0)
 
 
 def chain(setting: Setting, rewards: list[float], ends: list[int]) -> TensorDict:
