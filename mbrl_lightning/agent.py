@@ -29,7 +29,7 @@ def restored(cfg: Config, run: Path, device: str = "cpu") -> Agent:
     family = family_of(cfg.env)
     with globals_kept():
         algorithm = make_algorithm(cfg, family)
-    _, state = checkpoint.load(run / "checkpoints")
+    _, state = checkpoint.load(run / "checkpoints", rows=False)
     checkpoint.refuse_other_family(state.get("family"), family.described(), str(run))
     checkpoint.refuse_mismatch(state["algorithm"], algorithm.state_dict(), str(run))
     algorithm.load_state_dict(state["algorithm"])

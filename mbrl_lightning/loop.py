@@ -234,7 +234,7 @@ class MetaLoop:
         A ConfigError if its weights are not of this shape, or its task family is another and more than weights is wanted; a
         StorageError if there is no complete one.
         """
-        step, state = checkpoint.load(run / "checkpoints", last)
+        step, state = checkpoint.load(run / "checkpoints", last, rows=not weights_only)
         if not weights_only:
             checkpoint.refuse_other_family(state.get("family"), self.family.described(), str(run))
         checkpoint.refuse_mismatch(state["algorithm"], self.algorithm.state_dict(), str(run))

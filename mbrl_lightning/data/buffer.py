@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from mbrl_lightning.errors import EnvError
+from mbrl_lightning.runs.checkpoint import Segment
 
+BLOCK = 4096  # rows
 COLUMNS = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
 
 
@@ -24,6 +29,7 @@ class TaskBuffer:
         self.num_steps = 0
         self.episodes = 0
         self._rows: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._known: dict[int, dict[Hashable, Any]] = {}  # summaries of blocks
 
     def __len__(self) -> int:
         return len(self.storage)
@@ -74,7 +80,8 @@ class TaskBuffer:
         stride = 1 if first_episode is None else len(data)
         flat["stride"] = torch.full(data.shape, stride)
         flat = flat[data["valid"]] if stride == 1 else flat.transpose(0, 1).reshape(-1)
-        self.storage.extend(flat)
+        for block in torch.as_tensor(self.storage.extend(flat)).div(BLOCK, rounding_mode="floor").unique().tolist():
+            self._known.pop(block, None)
         self.num_steps += len(flat)
         self._rows.clear()
 
@@ -144,12 +151,22 @@ class TaskBuffer:
             picks.append(rows[torch.randint(len(rows), (size,), generator=generator)])
         return data["observation"][torch.cat(picks)]
 
+    def summaries(self, name: Hashable, of: Callable[[TensorDict], Any]) -> list[Any]:
+        """What `of` makes of each block of rows, in their order; anew where rows came or went. It may look at them alone."""
+        found = []
+        for first in range(0, len(self), BLOCK):
+            known = self._known.setdefault(first // BLOCK, {})
+            if name not in known:
+                known[name] = of(self.transitions()[first : first + BLOCK])
+            found.append(known[name])
+        return found
+
     def state_dict(self) -> dict[str, object]:
-        """Plain tensors and numbers."""
-        data = self.transitions().flatten_keys(".").to_dict() if len(self) else {}
+        """Plain tensors and numbers; of the rows views, in blocks that are the same ones as long as no row in them changes."""
+        segments = self.summaries(Segment, lambda rows: Segment(rows.flatten_keys(".").items()))
         # the writer's cursor says which rows are the oldest once the buffer is full
         return {
-            "data": {str(k): v.clone() for k, v in data.items()},
+            "segments": segments,
             "writer": dict(self.storage.writer.state_dict()),
             **{name: getattr(self, name) for name in ("tasks", "num_steps", "episodes")},
         }
@@ -157,12 +174,18 @@ class TaskBuffer:
     def load_state_dict(self, state: dict) -> None:
         """Restore, in place of all that is held."""
         self.storage.empty()
-        if state["data"]:
-            length = len(state["data"]["task"])
-            self.storage.extend(TensorDict(state["data"], batch_size=[length]).unflatten_keys("."))
+        self._known.clear()
+        for rows in blocks_of(state):
+            self.storage.extend(TensorDict(dict(rows), batch_size=[len(rows["task"])]).unflatten_keys("."))
+        if len(self):
             self.storage.writer.load_state_dict(state["writer"])
         self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state["episodes"]
         self._rows.clear()
+
+
+def blocks_of(state: Mapping[str, Any]) -> list[Mapping[str, Tensor]]:
+    """Columns of the blocks of rows of a buffer's state; one that was saved before there were blocks has one of all rows."""
+    return state["segments"] if "segments" in state else [state["data"]] if state["data"] else []
 
 
 def _with_episodes(data: TensorDictBase) -> TensorDictBase:

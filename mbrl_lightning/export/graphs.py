@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 import mbrl_lightning
 from mbrl_lightning.agent import Agent
 from mbrl_lightning.algorithms.base import Algorithm
+from mbrl_lightning.data.buffer import blocks_of
 from mbrl_lightning.data.collect import consecutive, transition
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.export.parity import PARTS
@@ -208,8 +209,9 @@ class Exporter:
     def contract(self, run: Path) -> dict[str, Any]:
         """What whoever calls the files must know, as plain values; `inputs` and `outputs` of the parts come with their graphs."""
         spec, (_, state) = self.agent.spec, checkpoint.load(run / "checkpoints")
-        data = state.get("world", {}).get("real", {}).get("data", {}).get("observation")
-        low, high = (None, None) if data is None else (data.amin(0).tolist(), data.amax(0).tolist())
+        blocks = [rows["observation"] for rows in blocks_of(state.get("world", {}).get("real", {"data": {}}))]
+        low = torch.stack([rows.amin(0) for rows in blocks]).amin(0).tolist() if blocks else None
+        high = torch.stack([rows.amax(0) for rows in blocks]).amax(0).tolist() if blocks else None
         action = {"numbers": spec.action_dim} if spec.discrete else {"low": -1.0, "high": 1.0, "size": spec.action_dim}
         return {
             "mbrl_lightning": mbrl_lightning.__version__,

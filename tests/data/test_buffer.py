@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import collect
 from mbrl_lightning.errors import EnvError
+from mbrl_lightning.runs import checkpoint
 
 
 def episode(tasks: torch.Tensor, steps: int, seed: int = 0, horizon: int = 5) -> TensorDict:
@@ -150,11 +151,38 @@ def test_state_restores_content_and_what_comes_after(capacity):
 def test_state_is_a_copy_of_plain_tensors(tmp_path):
     buffer = filled({1: 6})
     state = buffer.state_dict()
-    torch.save(state, tmp_path / "state.pt")
+    checkpoint.save(tmp_path, 1, state, keep=1)
     before = fingerprint(state)
     buffer.extend(episode(numbers(1), 6, seed=8), torch.tensor([0]), exploratory=True)
     assert fingerprint(state) == before
-    assert fingerprint(torch.load(tmp_path / "state.pt", weights_only=True)) == before
+    assert fingerprint(checkpoint.load(tmp_path)[1]) == before
+    other = TaskBuffer(1)
+    other.load_state_dict(checkpoint.load(tmp_path)[1])
+    checkpoint.save(tmp_path, 2, other.state_dict(), keep=2)
+    assert len(list((tmp_path / "segments").iterdir())) == 1  # the same file
+
+
+@pytest.mark.parametrize("capacity", [1000, 26], ids=["room", "wrapped"])
+def test_a_state_keeps_the_blocks_whose_rows_are_the_same(monkeypatch, capacity):
+    monkeypatch.setattr("mbrl_lightning.data.buffer.BLOCK", 8)
+    buffer, other = filled({1: 6, 2: 7, 3: 7}, capacity=capacity), TaskBuffer(1, capacity)
+    first = buffer.state_dict()["segments"]
+    assert [len(rows["task"]) for rows in first] == [8, 8, 4]
+    buffer.extend(episode(numbers(3), 7, seed=9), torch.tensor([2]), exploratory=True)
+    second = buffer.state_dict()["segments"]
+    kept = [old is new for old, new in zip(first, second, strict=False)]
+    assert kept == [capacity > 26, True, False]  # wrapped: the 27th row is in place of the first
+    other.load_state_dict(buffer.state_dict())
+    assert fingerprint(other.state_dict()) == fingerprint(buffer.state_dict())
+
+
+def test_a_state_from_before_there_were_blocks_is_restored():
+    buffer, other = filled({1: 6, 2: 7}, capacity=10), TaskBuffer(1, 10)
+    state = buffer.state_dict()
+    (rows,) = state.pop("segments")
+    other.load_state_dict(state | {"data": dict(rows)})
+    assert fingerprint(other.state_dict()) == fingerprint(buffer.state_dict())
+    other.load_state_dict(TaskBuffer(1, 10).state_dict() | {"data": {}})
 
 
 def test_an_empty_buffer_has_a_state_too():

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 
 import pytest
@@ -24,6 +25,25 @@ from mbrl_lightning.runs.storage import sweep
 def state(number):
     weights, nested = torch.full((64,), float(number)), {"a": [1, (2.0, None, "x", True)]}
     return {"weights": weights, "iteration": number, "nested": nested}
+
+
+def grown(number):
+    """With rows in one block more than `number`; the first is another one from 3 on, as if it had been overwritten."""
+    blocks = [
+        checkpoint.Segment({"x": torch.full((64, 2), k + 100 * (number // 3) * (k == 0))[:5]})
+        for k in range(number + 1)
+    ]
+    return state(number) | {"world": {"segments": blocks, "other": number}}
+
+
+def rows(found):
+    return [block["x"].tolist() for block in found["world"]["segments"]]
+
+
+def named(folder):
+    """Names of the segments of all checkpoints."""
+    manifests = [json.loads(path.read_text()) for path in folder.glob("step_*/manifest.json")]
+    return sorted(set().union(*(manifest["segments"] for manifest in manifests)))
 
 
 def names(folder):
@@ -53,12 +73,15 @@ def test_newest_wins_and_old_ones_are_pruned(tmp_path):
     assert checkpoint.steps(tmp_path) == [10, 2]
 
 
-def test_kill_at_every_file_operation_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "first"), [(state, 1), (grown, 1), (grown, 2)], ids=["plain", "grown", "overwritten"]
+)
+def test_kill_at_every_file_operation_keeps_the_previous_checkpoint(tmp_path, monkeypatch, given, first):
     monkeypatch.chdir(tmp_path)
 
     def second(folder):
-        checkpoint.save(folder, 1, state(1), keep=1)
-        return lambda: checkpoint.save(folder, 2, state(2), keep=1) and 0
+        checkpoint.save(folder, first, given(first), keep=1)
+        return lambda: checkpoint.save(folder, first + 1, given(first + 1), keep=1) and 0
 
     assert child(at_operation(0, "kill", second(tmp_path / "dry")))[0] == 0
     seen, count = set(), int((tmp_path / "count").read_text())
@@ -70,7 +93,12 @@ def test_kill_at_every_file_operation_keeps_the_previous_checkpoint(tmp_path, mo
         assert found["weights"].tolist() == [float(step)] * 64
         assert not [name for name in names(folder) if "tmp" in name]
         seen.add((status, step))
-    assert seen == {(KILLED, 1), (KILLED, 2), (0, 2)}  # killed before and after the rename, and not at all
+        if given is grown:
+            assert rows(found) == rows(given(step))
+            checkpoint.save(folder, 9, given(9), keep=2)  # takes away what the kill left
+            assert names(folder / "segments") == named(folder)
+    # killed before and after the rename, and not at all
+    assert seen == {(KILLED, first), (KILLED, first + 1), (0, first + 1)}
 
 
 def test_all_that_is_written_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
@@ -108,12 +136,14 @@ def full_disk(monkeypatch, failures, code=errno.ENOSPC):
     monkeypatch.setattr(storage, "_write", failing)
 
 
-def test_full_disk_once_is_survived_by_pruning(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("given", [state, grown])
+def test_full_disk_once_is_survived_by_pruning(tmp_path, monkeypatch, caplog, given):
     for number in (1, 2):
-        checkpoint.save(tmp_path, number, state(number), keep=2)
+        checkpoint.save(tmp_path, number, given(number), keep=2)
     full_disk(monkeypatch, 1)
-    checkpoint.save(tmp_path, 3, state(3), keep=3)
-    assert names(tmp_path) == ["step_00000002", "step_00000003"]
+    checkpoint.save(tmp_path, 3, given(3), keep=3)
+    assert [name for name in names(tmp_path) if name != "segments"] == ["step_00000002", "step_00000003"]
+    assert str(checkpoint.load(tmp_path)[1]) == str(given(3))
     assert "disk full" in caplog.text
 
 
@@ -170,10 +200,10 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_loaded_is_looked_for_anew
     checkpoint.save(tmp_path, 1, state(1), keep=1)
     look = checkpoint._look
 
-    def slow(path, quick=False):
+    def slow(path, quick=False, **how):
         if path.name == "step_00000001" and not quick:
             checkpoint.save(tmp_path, 2, state(2), keep=1)
-        return look(path, quick)
+        return look(path, quick, **how)
 
     monkeypatch.setattr(checkpoint, "_look", slow)
     assert checkpoint.load(tmp_path)[0] == 2
@@ -197,6 +227,46 @@ def test_complete_checkpoint_of_the_same_step_is_left_and_a_damaged_one_replaced
     checkpoint.save(tmp_path, 1, state(1), keep=1)
     assert checkpoint.load(tmp_path)[1]["iteration"] == 1
     assert names(tmp_path) == ["step_00000001"]
+
+
+def test_segments_are_written_once_and_go_with_the_last_checkpoint_that_names_them(tmp_path, monkeypatch):
+    written, write = [], storage._write
+    monkeypatch.setattr(storage, "_write", lambda path, *rest: written.append(path.parent.name) or write(path, *rest))
+    content = grown(1)
+    checkpoint.save(tmp_path / "c", 1, content, keep=2)
+    whole = named(tmp_path / "c")
+    assert written.count("segments") == 2
+    content["world"]["segments"].append(grown(2)["world"]["segments"][-1])
+    checkpoint.save(tmp_path / "c", 2, content, keep=2)
+    assert written.count("segments") == 3
+    checkpoint.save(tmp_path / "c", 3, grown(3), keep=1)  # as in a process that resumed: but first and last are there
+    assert written.count("segments") == 5
+    assert len(set(whole) - set(names(tmp_path / "c" / "segments"))) == 1
+    assert names(tmp_path / "c" / "segments") == named(tmp_path / "c")
+    shutil.copytree(tmp_path / "c", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "c")
+    assert rows(checkpoint.load(tmp_path / "elsewhere")[1]) == rows(grown(3))
+    shutil.rmtree(tmp_path / "elsewhere" / "segments")  # which agents do not need
+    assert checkpoint.load(tmp_path / "elsewhere", rows=False)[1]["iteration"] == 3
+    with pytest.raises(StorageError, match="is missing"):
+        checkpoint.load(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_segment_damages_all_that_name_it_until_it_is_written_anew(tmp_path, kind):
+    for number in (2, 3):
+        checkpoint.save(tmp_path, number, grown(number), keep=2)
+    last = set(json.loads((tmp_path / "step_00000003" / "manifest.json").read_text())["segments"])
+    before = set(json.loads((tmp_path / "step_00000002" / "manifest.json").read_text())["segments"])
+    DAMAGES[kind](tmp_path / "segments" / min(last - before))
+    step, found = checkpoint.load(tmp_path)
+    assert (step, rows(found)) == (2, rows(grown(2)))
+    DAMAGES[kind](tmp_path / "segments" / min(last & before))
+    with pytest.raises(StorageError, match="no step can be loaded"):
+        checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, 4, grown(4), keep=3)
+    step, found = checkpoint.load(tmp_path)
+    assert (step, rows(found)) == (4, rows(grown(4)))
 
 
 def forge(folder, data, **manifest):
@@ -237,6 +307,9 @@ def test_other_format_and_other_content_are_refused(tmp_path):
     forge(tmp_path / "b", data)
     with pytest.raises(StorageError, match="not a state"):
         checkpoint.load(tmp_path / "b")
+    torch.save({"world": {"data": {"x": torch.ones(2)}}}, tmp_path / "before")  # there were segments
+    forge(tmp_path / "d", (tmp_path / "before").read_bytes(), format=1)
+    assert checkpoint.load(tmp_path / "d")[1]["world"]["data"]["x"].tolist() == [1, 1]
 
 
 def test_objects_that_need_code_are_refused_when_saving(tmp_path):

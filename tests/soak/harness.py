@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
+
 import mbrl_lightning.algorithms as algorithms
 import mbrl_lightning.fit as fitting
 import mbrl_lightning.loop as loops
@@ -62,7 +64,8 @@ class StubLoop:
                 self.results.add("return/policy", self.iteration + task / 8, split="test", task=task, **where)
             self.results.flush()
             self.results.record()
-            state = {"algorithm": {}, "iteration": self.iteration}
+            rows = [checkpoint.Segment({"x": torch.arange(k + 8)}) for k in range(self.iteration + 1)]
+            state = {"algorithm": {}, "iteration": self.iteration, "segments": rows}
             checkpoint.save(self.folder / "checkpoints", self.iteration, state, self.cfg.loop.keep)
         return self.results
 
