@@ -143,6 +143,8 @@ def _command(words: Sequence[str], stop: StopFlag) -> int:
     if run.writer:
         _report([run.folder], run.folder)
         print(f"pictures of the run are in {run.figures}")
+        for film in sorted(run.videos.glob("*.gif")):
+            print(f"its film is {film.with_suffix('.mp4')} (and .gif)")
     return 0
 
 
