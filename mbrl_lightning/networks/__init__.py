@@ -122,79 +122,100 @@ class StackedGRU(nn.Module):
 
         Steps where `mask` `[N, L]` or `[C, N, L]` is false leave the state as it is.
         """
-        weights = (self.weight_input, self.weight_hidden, self.bias_input, self.bias_hidden)
-        with torch.autocast(x.device.type, enabled=False):  # half precision has no place in a recurrence of 5 units
-            return _Reading.apply(x.to(self.bias_input.dtype), mask, torch.is_grad_enabled(), *weights)
+        return read_windows(x, mask, [self], 1)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Of inputs and state, and their biases."""
+        return self.weight_input, self.weight_hidden, self.bias_input, self.bias_hidden
+
+
+def read_windows(x: Tensor, mask: Tensor | None, units: Sequence[StackedGRU], learned: int) -> Tensor:
+    """States `[C, N, H]` of units of one width with C copies in all after G windows `[G, N, L, X]`, in as many steps as for one.
+
+    C / G copies read each window, the first ones the first; of `mask` `[N, L]` or `[G, N, L]` see `StackedGRU.forward`. The first
+    `learned` units get gradients.
+    """
+    weights = [weight for unit in units for weight in unit.weights]
+    with torch.autocast(x.device.type, enabled=False):  # half precision has no place in a recurrence of 5 units
+        learned = learned if torch.is_grad_enabled() else 0
+        return _Reading.apply(x.to(weights[0].dtype), mask, learned, *weights)
 
 
 class _Reading(torch.autograd.Function):
-    """A window read by C gated recurrent units; rows are innermost (`[C, H, L, N]`), so that gates are cut along an outer one."""
+    """Windows read by C gated recurrent units; rows are innermost (`[C, H, L, N]`), so that gates are cut along an outer one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mask: Tensor | None, traced: bool, w_in: Tensor, w: Tensor, b_in: Tensor, b: Tensor
-    ) -> Tensor:
-        copies, units, (rows, length) = len(w), w.shape[1], x.shape[1:3]
-        inputs = x.transpose(1, 2).reshape(len(x), length * rows, x.shape[-1])  # no copy of a window that is time-major
-        gates = torch.baddbmm(b_in.mT, w_in.mT, inputs.mT.expand(copies, -1, -1)).view(copies, 3 * units, length, rows)
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, learned: int, *weights: Tensor) -> Tensor:
+        w_in, w, b_in, b = (torch.cat(weights[kind::4]) if len(weights) > 4 else weights[kind] for kind in range(4))
+        copies, units, (windows, rows, length, width) = len(w), w.shape[1], x.shape
+        inputs = x.transpose(1, 2).reshape(windows, length * rows, width)  # no copy of a window that is time-major
+        w_of, b_of = (part.mT.reshape(windows, -1, part.shape[1]) for part in (w_in, b_in))
+        gates = torch.baddbmm(b_of, w_of, inputs.mT).view(copies, 3 * units, length, rows)
         if mask is not None:  # an infinite second gate keeps the state exactly, and has no gradient
-            padding = ~mask.mT if mask.ndim == 2 else ~mask.mT.unsqueeze(1)
-            gates[:, units : 2 * units].masked_fill_(padding, torch.inf)
+            padding = ~mask.mT.reshape(-1, 1, 1, length, rows)
+            gates.view(len(padding), -1, 3, units, *padding.shape[3:])[:, :, 1].masked_fill_(padding, torch.inf)
         both, new = gates[:, : 2 * units].unbind(2), gates[:, 2 * units :].unbind(2)
         reset, keep = gates[:, :units].unbind(2), gates[:, units : 2 * units].unbind(2)
-        states = gates.new_zeros(copies, units, length + 1, rows)
-        products = gates.new_empty(length if traced else 1, copies, 3 * units, rows)
-        repeat = 1 if traced else length
-        product = products.unbind(0) * repeat
-        to_both, to_new = products[:, :, : 2 * units].unbind(0) * repeat, products[:, :, 2 * units :].unbind(0) * repeat
+        states = gates.new_empty(copies, units, length + 1, rows)
+        product = gates.new_empty(copies, 3 * units, rows)  # one for all steps stays in the cache
+        to_both, to_new = product.split([2 * units, units], 1)
         state, bias, weight = states.unbind(2), b.mT, w.mT
+        state[0].zero_()
         for t in range(length):
-            torch.baddbmm(bias, weight, state[t], out=product[t])
-            both[t].add_(to_both[t]).sigmoid_()
-            new[t].addcmul_(reset[t], to_new[t]).tanh_()
+            torch.baddbmm(bias, weight, state[t], out=product)
+            both[t].add_(to_both).sigmoid_()
+            new[t].addcmul_(reset[t], to_new).tanh_()
             torch.lerp(new[t], state[t], keep[t], out=state[t + 1])
-        if traced:
-            ctx.save_for_backward(inputs, gates, states, products, w_in, w)
+        if learned:
+            ctx.windows, ctx.frozen = windows, len(weights) - 4 * learned
+            ctx.sizes = [len(weight) for weight in weights[: 4 * learned : 4]]
+            own, each = slice(sum(ctx.sizes)), copies // windows
+            first = inputs[: -(-own.stop // each)].unsqueeze(1).expand(-1, each, -1, -1)  # of one window a view
+            ctx.save_for_backward(first.flatten(0, 1)[own], gates[own], states[own], w_in[own], w[own], b[own])
         return state[length].mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, gates, states, products, w_in, w = ctx.saved_tensors
+        inputs, gates, states, w_in, w, b = ctx.saved_tensors
         copies, units, length, rows = len(w), w.shape[1], states.shape[2] - 1, states.shape[3]
-        slopes = _slopes(gates, states, products)
-        flow = torch.empty_like(slopes)  # gradients of what `slopes` names, at every step
-        at, out = slopes.unbind(3), flow.unbind(3)
-        hidden, kept = flow[:, :3].flatten(1, 2).unbind(2), flow[:, 4].unbind(2)
+        before = states[:, :, :-1].flatten(2)
+        inner = torch.baddbmm(
+            b[..., 2 * units :].mT, w[..., 2 * units :].mT, before
+        )  # the state's share, before its gate
+        flow = _slopes(gates, states, inner.unflatten(2, (length, rows)))  # becomes the gradients of what it names
+        at, hidden, kept = flow.unbind(3), flow[:, :3].flatten(1, 2).unbind(2), flow[:, 4].unbind(2)
         turned = w.roll(units, 2)  # columns in the order of the first three slopes
-        state = gradient.mT.unsqueeze(1)
+        state = gradient[:copies].mT.unsqueeze(1)
         for t in range(length - 1, -1, -1):
-            torch.mul(at[t], state, out=out[t])
+            at[t].mul_(state)
             state = torch.baddbmm(kept[t], turned, hidden[t]).unsqueeze(1)
         to_input = flow[:, 1:4].reshape(copies, 3 * units, length * rows)
         to_state = flow[:, :3].reshape(copies, 3 * units, length * rows)
-        w_in_grad = torch.bmm(to_input, inputs.expand(copies, -1, -1)).mT
-        w_grad = torch.bmm(to_state, states[:, :, :-1].flatten(2).mT).mT.roll(-units, 2)
-        b_in_grad, b_grad = to_input.sum(2).unsqueeze(1), to_state.sum(2).unsqueeze(1).roll(-units, 2)
+        w_in_grad = torch.bmm(to_input, inputs).mT
+        w_grad = torch.bmm(to_state, before.mT).mT.roll(-units, 2)
+        sums = flow[:, :4].sum((3, 4)).flatten(1).unsqueeze(1)
+        b_in_grad, b_grad = sums[..., units:], sums[..., : 3 * units].roll(-units, 2)
         x_grad = None
         if ctx.needs_input_grad[0]:
             x_grad = torch.bmm(w_in, to_input).mT
-            x_grad = x_grad if len(inputs) == copies else x_grad.sum(0, keepdim=True)
-            x_grad = x_grad.unflatten(1, (length, rows)).transpose(1, 2)
-        return x_grad, None, None, w_in_grad, w_grad, b_in_grad, b_grad
+            x_grad = x_grad.view(ctx.windows, -1, length, rows, x_grad.shape[-1]).sum(1).transpose(1, 2)
+        gradients = (part.split(ctx.sizes) for part in (w_in_grad, w_grad, b_in_grad, b_grad))
+        each = [gradient for unit in zip(*gradients, strict=True) for gradient in unit]
+        return x_grad, None, None, *each, *[None] * ctx.frozen
 
 
-def _slopes(gates: Tensor, states: Tensor, products: Tensor) -> Tensor:
+def _slopes(gates: Tensor, states: Tensor, inner: Tensor) -> Tensor:
     """How much each moves the next state: the state's share of the new value, both gates, new value, state: `[C, 5, H, L, N]`."""
     copies, units, length, rows = states.shape[0], states.shape[1], states.shape[2] - 1, states.shape[3]
     reset, keep, new = gates.view(copies, 3, units, length, rows).unbind(1)
-    inner = products[:, :, 2 * units :].permute(1, 2, 0, 3)
     slopes = gates.new_empty(copies, 5, units, length, rows)
     through, first, second, last, kept = slopes.unbind(1)
     change = 1 - keep
     torch.addcmul(change, change, new.square(), value=-1, out=last)
     torch.mul(last, reset, out=through)
-    torch.mul(through, inner, out=first).mul_(1 - reset)
+    torch.mul(through, inner, out=first).addcmul_(first, reset, value=-1)
     torch.sub(states[:, :, :-1], new, out=second).mul_(keep).mul_(change)
     kept.copy_(keep)
     return slopes

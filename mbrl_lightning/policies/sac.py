@@ -1,8 +1,8 @@
 """Soft actor-critic on histories (Haarnoja et al. 2018; with a window before each observation, M3PO section 4.2).
 
-`SAC` is a `LossModule` with the losses of TorchRL's `SACLoss` and another way to them: policy on h and h' in one pass, recurrent
-state of the Q networks read once for the action taken and the action proposed, both Q networks in one product, and no vmap,
-functional parameters or TensorDicts on the way. `docs/benchmarks.md` says what each of these costs.
+`SAC` is a `LossModule` with the losses of TorchRL's `SACLoss` and another way to them: all networks read h and h' in one pass,
+the Q networks once for the action taken and the action proposed, both Q networks are one product, and no vmap, functional
+parameters or TensorDicts are on the way. `docs/benchmarks.md` says what each of these costs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torchrl.objectives import LossModule
 from mbrl_lightning.beliefs.history import HistoryNet
 from mbrl_lightning.config.methods import SACConfig
 from mbrl_lightning.config.schema import PolicyConfig
+from mbrl_lightning.networks import read_windows
 from mbrl_lightning.networks.gaussians import squashed_sample
 from mbrl_lightning.networks.step import GradientStep, summed
 
@@ -128,52 +129,48 @@ class SAC(LossModule):
         Returns:
             `loss_actor`, `loss_qvalue`, `loss_alpha`, and detached `alpha`, `entropy` and `q` (mean).
         """
-        (inputs, following), rows = self._histories(tensordict), len(tensordict)
-        action, log_prob = self._propose(_joined(inputs, following), tensordict["noise"].transpose(0, 1).flatten(0, 1))
-        loss_qvalue, seen, told = self._qvalue_loss(tensordict, inputs, following, action[rows:], log_prob[rows:])
-
-        log_prob, alpha = log_prob[:rows], told["alpha"]
-        worth = torch.minimum(*self.q.decide(seen.detach(), action[:rows].unsqueeze(0), frozen=True))
+        told, of_q, of_policy, after = self._read(tensordict, 2)
+        loss_qvalue = self._qvalue_loss(tensordict, of_q, after, told)
+        action, log_prob = self._propose(of_policy, tensordict["noise"][:, 0])
+        worth = torch.minimum(*self.q.decide(of_q.detach(), action, frozen=True))
         entropy = -log_prob.detach().mean()
-        loss_actor = (alpha * log_prob).mean() - worth.mean()
+        loss_actor = (told["alpha"] * log_prob).mean() - worth.mean()
         loss_alpha = self.log_alpha * (entropy - self.target_entropy)
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return TensorDict(losses | {"entropy": entropy} | told, batch_size=[])
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> TensorDict:
         """`loss_qvalue` alone, with `alpha` and `q`; arguments as for `forward`."""
-        inputs, following = self._histories(tensordict)
-        with torch.no_grad():
-            proposed = self._propose(following, tensordict["noise"][:, 1])
-        loss_qvalue, _, told = self._qvalue_loss(tensordict, inputs, following, *proposed)
+        told, of_q, _, after = self._read(tensordict, 1)
+        loss_qvalue = self._qvalue_loss(tensordict, of_q, after, told)
         return TensorDict({"loss_qvalue": loss_qvalue} | told, batch_size=[])
 
-    def _histories(self, batch: TensorDictBase) -> list[dict[str, Tensor]]:
-        return [_laid_out(part, self.policy.gru is not None) for part in (batch["inputs"], batch["next", "inputs"])]
+    def _read(self, batch: TensorDictBase, learned: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """`alpha`, what Q networks and policy see before the action `[2, N, .]`, `[1, N, .]`, and targets and policy after it."""
+        before, after = batch["inputs"], batch["next", "inputs"]
+        of_q, told = before["current"].expand(2, -1, -1), {"alpha": self.log_alpha.detach().exp()}
+        seen = [of_q, of_q[:1].detach(), after["current"].expand(3, -1, -1)]
+        units = [net.gru for net in (self.q, self.policy, self.target, self.policy) if net.gru is not None]
+        if units:  # windows are laid out step by step, as they are read
+            pairs = torch.stack([part["pairs"].transpose(0, 1) for part in (before, after)]).transpose(1, 2)
+            states = read_windows(pairs, torch.stack([before["mask"], after["mask"]]), units, learned)
+            seen = [torch.cat(parts, -1) for parts in zip(states.split([2, 1, 3]), seen, strict=True)]
+        return told, *seen
 
-    def _propose(self, inputs: dict[str, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = self.policy.moments(self.policy.read(inputs))
-        return squashed_sample(loc, log_scale, noise)
+    def _propose(self, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return squashed_sample(*self.policy.moments(seen), noise)
 
-    def _qvalue_loss(
-        self,
-        batch: TensorDictBase,
-        inputs: dict[str, Tensor],
-        following: dict[str, Tensor],
-        proposed: Tensor,
-        log_prob: Tensor,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss, what the Q networks read, and what is logged."""
-        alpha = self.log_alpha.detach().exp()
+    def _qvalue_loss(self, batch: TensorDictBase, of_q: Tensor, after: Tensor, told: dict[str, Tensor]) -> Tensor:
+        """The loss for what `_read` gave; `told` is told the mean value."""
         with torch.no_grad():
-            future = torch.minimum(*self.target.decide(self.target.read(following), proposed.unsqueeze(0)))
-            future = future - alpha * log_prob.unsqueeze(-1)
+            action, log_prob = self._propose(after[2:], batch["noise"][:, 1])
+            future = torch.minimum(*self.target.decide(after[:2], action))
+            future = future - told["alpha"] * log_prob.unsqueeze(-1)
             kept = self.cfg.gamma * (1 - batch["next", "terminated"].to(future.dtype))
             goal = self.cfg.reward_scale * batch["next", "reward"] + kept * future
-        seen = self.q.read(inputs)
-        value = self.q.decide(seen, batch["action"].unsqueeze(0))
-        loss = F.mse_loss(value, goal.expand_as(value)) * len(value)  # a mean over rows, a sum over both
-        return loss, seen, {"alpha": alpha, "q": value.detach().mean()}
+        value = self.q.decide(of_q, batch["action"])
+        told["q"] = value.detach().mean()
+        return F.mse_loss(value, goal.expand_as(value)) * len(value)  # a mean over rows, a sum over both
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -198,21 +195,3 @@ class SAC(LossModule):
         metrics = step(lambda: summed(loss(batch)), optimizer)
         self.follow()
         return metrics
-
-
-def _laid_out(inputs: TensorDictBase, recurrent: bool) -> dict[str, Tensor]:
-    """Histories as plain tensors; windows step by step, as every recurrent unit would otherwise copy them for itself."""
-    out = {"current": inputs["current"]}
-    if recurrent:
-        out["pairs"] = inputs["pairs"].transpose(0, 1).contiguous().transpose(0, 1)
-        out["mask"] = inputs["mask"]
-    return out
-
-
-def _joined(inputs: dict[str, Tensor], following: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Histories of `[N]` and `[N]` as one batch `[2 N]`, without their gradients."""
-    both = {name: torch.cat([inputs[name], following[name]]) for name in inputs if name != "pairs"}
-    if "pairs" in inputs:
-        steps = [part["pairs"].transpose(0, 1) for part in (inputs, following)]
-        both["pairs"] = torch.cat(steps, 1).transpose(0, 1)
-    return {name: value.detach() for name, value in both.items()}

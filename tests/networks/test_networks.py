@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mbrl_lightning.networks import ACTIVATIONS, Normalizer, StackedGRU, StackedMLP, StackedRBF
+from mbrl_lightning.networks import ACTIVATIONS, Normalizer, StackedGRU, StackedMLP, StackedRBF, read_windows
 
 
 def one_by_one(net: StackedMLP, x: torch.Tensor, activation: str) -> torch.Tensor:
@@ -154,6 +154,29 @@ def test_windows_laid_out_step_by_step_and_reading_without_gradient_give_the_sam
     assert torch.equal(gru(turned), out)
     with torch.no_grad():
         assert torch.equal(gru(x), out)
+
+
+@pytest.mark.parametrize("learned", [1, 2, 4])
+def test_units_that_read_together_are_units_that_read_alone(learned):
+    torch.manual_seed(0)
+    units = [StackedGRU(copies, 3, 5).double() for copies in (2, 1, 2, 1)]
+    x, mask = torch.randn(2, 6, 4, 3, dtype=torch.float64), torch.rand(2, 6, 4) < 0.7
+    weight, gradients, outputs = torch.randn(6, 6, 5, dtype=torch.float64), [], []
+    for together in (True, False):
+        if together:
+            states = read_windows(x, mask, units, learned)
+        else:
+            states = torch.cat([unit(x[n // 2 : n // 2 + 1], mask[n // 2]) for n, unit in enumerate(units)])
+        outputs.append(states)
+        (states * weight).sum().backward()
+        gradients.append([[p.grad for p in unit.parameters()] for unit in units])
+        for unit in units:
+            unit.zero_grad(set_to_none=True)
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+    for n, (got, wanted) in enumerate(zip(*gradients, strict=True)):
+        assert all(g is None for g in got) or n < learned
+        if n < learned:
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
 
 
 def test_gru_under_reduced_precision_reads_in_full():
