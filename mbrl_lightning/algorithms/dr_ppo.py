@@ -17,6 +17,7 @@ from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.ppo import PPO
+from mbrl_lightning.policies.search import refit
 
 
 class DRPPO(Algorithm):
@@ -55,5 +56,5 @@ class DRPPO(Algorithm):
             data.update(data.pop("taken"))
             latent, optimizer = belief["latent"].unsqueeze(1), self.optimizers["policy"]
             metrics = self.ppo.update(self.policy, data, latent, step, optimizer, self.generator)
-            self.policy.norm.fit(self.spec.features(world.real.transitions()["observation"]).to(self.device))
+            refit(self.policy, self.spec, world.real)
         return {f"train/{name}": value for name, value in metrics.items()}

@@ -65,7 +65,7 @@ class FAMLE(AdaptivePlanning):
         """`steps` meta steps of Reptile on data of `dynamics.tasks` situations each; their length falls to 0."""
         dynamics, famle, optimizer = self.dynamics, self.cfg.famle, self.optimizers["dynamics"]
         data = real.transitions().to(step.fabric.device)
-        dynamics.observe(data, self.cfg.search.bounds)
+        dynamics.see(real, self.cfg.search.bounds)
         columns, done, size = dynamics.columns(data), 0, (famle.inner_steps, self.cfg.dynamics.targets)
 
         def draw() -> TensorDict:

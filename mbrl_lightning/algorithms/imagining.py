@@ -100,7 +100,7 @@ class ImaginingAlgorithm(Algorithm):
 
     def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
         """Fit the model by `steps` optimizer steps on contexts and targets; returns the mean of its losses."""
-        self.dynamics.observe(real.transitions().to(self.device), self.cfg.search.bounds)
+        self.dynamics.see(real, self.cfg.search.bounds)
         width = self.dynamics.noise_dim
         draw = partial(context_target, real, self.cfg.dynamics, generator, self.family.scale, noise_dim=width)
         found = step.fit(self.dynamics.training_step, draw, self.optimizers["dynamics"], steps, MAX_GRAD_NORM)

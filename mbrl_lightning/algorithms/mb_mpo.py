@@ -60,7 +60,7 @@ class MBMPO(AdaptedPolicyAlgorithm):
         cfg, device = self.cfg.dynamics, step.fabric.device
         transitions = real.transitions().to(device)
         found = self._surprise(transitions, real.num_steps)
-        self.dynamics.observe(transitions, self.cfg.search.bounds)
+        self.dynamics.see(real, self.cfg.search.bounds)
         data = MemberData(self.dynamics, transitions, generator)
         held_out = data.at(data.held_out[:2000])
         stop = None if cfg.persistence is None else RollingStop(self.dynamics, cfg.persistence)

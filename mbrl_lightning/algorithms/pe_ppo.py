@@ -26,6 +26,7 @@ from mbrl_lightning.networks.gaussians import kl_divergence
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 from mbrl_lightning.policies.ppo import PPO
+from mbrl_lightning.policies.search import refit
 
 
 class PEPPO(InferredLatentAlgorithm):
@@ -76,7 +77,7 @@ class PEPPO(InferredLatentAlgorithm):
             embed = partial(self._embed, pairs)
             found = self.ppo.learn(self.policy, rows, step, optimizer, self.generator, embed)
             metrics |= {f"train/{name}": value for name, value in found.items()}
-            self.policy.norm.fit(self.spec.features(world.real.transitions()["observation"]).to(self.device))
+            refit(self.policy, self.spec, world.real)
         return metrics
 
     def _rows(self, data: TensorDict, belief: TensorDict, first: int) -> TensorDict:

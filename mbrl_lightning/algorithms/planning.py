@@ -141,7 +141,7 @@ class AdaptivePlanning(PlanningAlgorithm):
     def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
         """Train the model by `steps` steps on segments of all data so far; returns the mean of its losses."""
         dynamics, windows, data = self.dynamics, self.windows, real.transitions().to(step.fabric.device)
-        dynamics.observe(data, self.cfg.search.bounds)
+        dynamics.see(real, self.cfg.search.bounds)
         segments = Segments(data, dynamics.columns(data), windows.past, windows.future)
         draw = partial(segments.draw, windows.segments, generator)
         found = step.fit(dynamics.training_step, draw, self.optimizers["dynamics"], steps, MAX_GRAD_NORM)

@@ -84,7 +84,7 @@ class Variational(PlanningAlgorithm):
                 f"{len(real.tasks)} training tasks: algorithm={self.cfg.algorithm} keeps Gaussians of at most {MOST_TASKS}",
                 "choose fewer loop.tasks_per_iteration or loop.iterations",
             )
-        self.dynamics.observe(real.transitions().to(self.device), self.cfg.search.bounds)
+        self.dynamics.see(real, self.cfg.search.bounds)
         draw = partial(self._draw, real, generator)
         found = step.fit(self.dynamics.training_step, draw, self.optimizers["dynamics"], steps, MAX_GRAD_NORM)
         return {f"train/model_{name}": value for name, value in found.items()}

@@ -24,11 +24,12 @@ class TaskBuffer:
     """
 
     def __init__(self, parameters: int, capacity: int = 200_000) -> None:
-        self.storage = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity))
+        self.storage, self.capacity = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity)), capacity
         self.tasks = torch.zeros(0, parameters, dtype=torch.float64)
         self.num_steps = 0
         self.episodes = 0
-        self._rows: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._rows: dict[bool, tuple[Tensor, Tensor, Tensor, int]] = {}  # table, counts, table with room, steps seen
+        self._starts: list[Tensor] = []
         self._known: dict[int, dict[Hashable, Any]] = {}  # summaries of blocks
 
     def __len__(self) -> int:
@@ -38,7 +39,6 @@ class TaskBuffer:
         """Register task parameters `[M, P]`; returns their indices `[M]`."""
         first = len(self.tasks)
         self.tasks = torch.cat([self.tasks, tasks.double()])
-        self._rows.clear()
         return torch.arange(first, len(self.tasks))
 
     def index_of(self, tasks: Tensor) -> Tensor:
@@ -83,27 +83,40 @@ class TaskBuffer:
         for block in torch.as_tensor(self.storage.extend(flat)).div(BLOCK, rounding_mode="floor").unique().tolist():
             self._known.pop(block, None)
         self.num_steps += len(flat)
-        self._rows.clear()
+        self._starts.clear()
 
     def transitions(self) -> TensorDict:
         """All transitions `[N]`."""
         return self.storage[:]
 
     def rows(self, exploratory: bool) -> tuple[Tensor, Tensor]:
-        """Row numbers by task `[tasks, most]`, the oldest first, and how many are valid `[tasks]`; all or exploratory ones."""
-        if exploratory not in self._rows:
-            data = self.transitions()
-            oldest = int(self.storage.writer.state_dict()["_cursor"]) % max(len(data), 1)  # 0 until one is overwritten
-            kept = torch.arange(len(data)).roll(-oldest)
-            kept = kept[data["exploratory"][kept]] if exploratory else kept
-            tasks = data["task"][kept]
-            order = torch.argsort(tasks, stable=True)
-            counts = torch.bincount(tasks, minlength=len(self.tasks))
-            table = torch.zeros(len(self.tasks), max(int(counts.max()), 1), dtype=torch.long)
-            columns = torch.arange(len(order)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-            table[tasks[order], columns] = kept[order]
-            self._rows[exploratory] = table, counts
-        return self._rows[exploratory]
+        """Row numbers by task `[tasks, most]`, the oldest first, and how many are valid `[tasks]`; all or exploratory ones.
+
+        The table grows with what is added; it is made anew once rows are overwritten.
+        """
+        data, none = self.transitions(), torch.zeros(0, dtype=torch.long)
+        shown, counts, table, seen = self._rows.get(exploratory, (none, none, none.view(0, 0), 0))
+        if seen == self.num_steps and len(counts) == len(self.tasks):
+            return shown, counts
+        kept = torch.arange(min(seen, len(data)), len(data))
+        if seen < self.num_steps and self.num_steps > len(data):  # rows were overwritten
+            oldest = int(self.storage.writer.state_dict()["_cursor"])
+            table, counts, kept = none.view(0, 0), none, torch.arange(len(data)).roll(-oldest)
+        kept = kept[data["exploratory"][kept]] if exploratory else kept
+        tasks = data["task"][kept]
+        order = torch.argsort(tasks, stable=True)
+        fresh = torch.bincount(tasks, minlength=len(self.tasks))
+        counts = torch.cat([counts, counts.new_zeros(len(self.tasks) - len(counts))])
+        columns = torch.arange(len(order)) + torch.repeat_interleave(counts - fresh.cumsum(0) + fresh, fresh)
+        counts = counts + fresh
+        most = max(int(counts.max()), 1)
+        if len(self.tasks) > len(table) or most > table.shape[1]:  # room for as many again
+            table, held = counts.new_zeros(2 * len(self.tasks), 2 * most), table
+            table[: len(held), : held.shape[1]] = held
+        table[tasks[order], columns] = kept[order]
+        shown = table[: len(self.tasks), :most]
+        self._rows[exploratory] = shown, counts, table, self.num_steps
+        return shown, counts
 
     def draw_tasks(self, count: int, generator: torch.Generator, exploratory: bool = True) -> Tensor:
         """Indices `[count]` of tasks that have (exploratory) data, without repetition while there are enough."""
@@ -145,10 +158,10 @@ class TaskBuffer:
     def start_states(self, count: int, generator: torch.Generator, initial: float = 1.0) -> Tensor:
         """Real states `[count, S]`: a share `initial` of first steps of episodes, then of steps that did not end one (or any)."""
         data, first = self.transitions(), round(initial * count)
-        picks = []
-        for kept, size in ((data["initial"], first), (~data["next", "terminated"].squeeze(-1), count - first)):
-            rows = kept.nonzero().squeeze(-1) if bool(kept.any()) else torch.arange(len(data))
-            picks.append(rows[torch.randint(len(rows), (size,), generator=generator)])
+        for kept in () if self._starts else (data["initial"], ~data["next", "terminated"].squeeze(-1)):
+            self._starts.append(kept.nonzero().squeeze(-1) if bool(kept.any()) else torch.arange(len(data)))
+        sizes = zip(self._starts, (first, count - first), strict=True)
+        picks = [rows[torch.randint(len(rows), (size,), generator=generator)] for rows, size in sizes]
         return data["observation"][torch.cat(picks)]
 
     def summaries(self, name: Hashable, of: Callable[[TensorDict], Any]) -> list[Any]:
@@ -174,13 +187,13 @@ class TaskBuffer:
     def load_state_dict(self, state: dict) -> None:
         """Restore, in place of all that is held."""
         self.storage.empty()
-        self._known.clear()
+        for known in (self._known, self._rows, self._starts):
+            known.clear()
         for rows in blocks_of(state):
             self.storage.extend(TensorDict(dict(rows), batch_size=[len(rows["task"])]).unflatten_keys("."))
         if len(self):
             self.storage.writer.load_state_dict(state["writer"])
         self.tasks, self.num_steps, self.episodes = state["tasks"], state["num_steps"], state["episodes"]
-        self._rows.clear()
 
 
 def blocks_of(state: Mapping[str, Any]) -> list[Mapping[str, Tensor]]:

@@ -29,7 +29,7 @@ def fit_baseline(
     Sizes of the decoder and of the batches are those of the latent model; `generator` draws the batches.
     """
     dynamics = MLPDynamics(family.spec, cfg.dynamics, len(family.parameters) if told else 0).to(step.fabric.device)
-    dynamics.observe(real.transitions().to(step.fabric.device))
+    dynamics.see(real)
     optimizer = dynamics.configure_optimizers()
     for update in range(updates):
         for group in optimizer.param_groups:

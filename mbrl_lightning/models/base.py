@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import lightning as L
 import torch
@@ -11,10 +12,12 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.config.schema import DynamicsConfig
+from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.networks import Normalizer, StackedMLP
+from mbrl_lightning.networks import Normalizer, StackedMLP, moments
 from mbrl_lightning.networks.gaussians import log_prob
 
+TAIL = 0.0005  # share of the data beyond either bound of imagination
 MAX_GRAD_NORM = 10.0  # gradients of every model are clipped to this norm
 
 
@@ -104,15 +107,29 @@ class Dynamics(Model):
         """`loss` of a batch `[M]`, and parts of it to be logged, detached."""
         raise NotImplementedError
 
-    @torch.no_grad()
+    def see(self, real: TaskBuffer, margin: float = 0.1) -> None:
+        """Fit the normalisers to all real transitions, and the bounds of imagination to their 0.05 to 99.95 % quantiles."""
+        self._fit(real.summaries("seen", partial(self._summary, of=real.capacity)), margin)
+
     def observe(self, transitions: TensorDictBase, margin: float = 0.1) -> None:
-        """Fit the normalisers to real transitions `[N]`, and the bounds of imagination to their 0.05 to 99.95 % quantiles."""
-        observation, following = transitions["observation"], transitions["next", "observation"]
-        self.input_norm.fit(self._raw_inputs(observation, transitions["action"]))
-        self.target_norm.fit(self.spec.target(observation, following))
-        ranked = following.sort(0).values
-        tail = int(0.0005 * len(ranked))
-        self.bound(ranked[tail], ranked[len(ranked) - 1 - tail], margin)
+        """As `see`, of transitions `[N]` that are in no buffer."""
+        self._fit([self._summary(transitions, len(transitions))], margin)
+
+    @torch.no_grad()
+    def _summary(self, rows: TensorDictBase, of: int) -> tuple[Tensor, ...]:
+        """Moments of inputs and targets; the lowest observations `[S, n]`, negated, and the highest: those of all are in them."""
+        observation, following = rows["observation"], rows["next", "observation"]
+        ends = ((sign * following.mT).topk(min(int(TAIL * of) + 1, len(rows))).values for sign in (-1, 1))
+        inputs = self._raw_inputs(observation, rows["action"])
+        return moments(inputs), moments(self.spec.target(observation, following)), *ends
+
+    def _fit(self, parts: Sequence[tuple[Tensor, ...]], margin: float) -> None:
+        inputs, targets, *ends = zip(*parts, strict=True)
+        self.input_norm.join(inputs)
+        self.target_norm.join(targets)
+        rank = int(TAIL * float(torch.stack(inputs)[:, 0, 0].sum())) + 1
+        low, high = ((-torch.cat(end, 1)).kthvalue(rank).values for end in ends)
+        self.bound(low, -high, margin)
 
     def _raw_inputs(self, observation: Tensor, action: Tensor) -> Tensor:
         return torch.cat([self.spec.features(observation), self.spec.action_features(action)], -1)

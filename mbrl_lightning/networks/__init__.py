@@ -235,6 +235,14 @@ ROUNDING, NOISE = 4 * torch.finfo(torch.float32).eps, 1e-12
 """What varies: a column whose deviation is more than these shares of its own size and of the largest deviation beside it."""
 
 
+@torch.no_grad()
+def moments(data: Tensor) -> Tensor:
+    """Of `data` `[..., D]` in float64: how many rows, their mean, variance and mean square, `[4, D]`."""
+    rows = data.reshape(-1, data.shape[-1]).double()
+    variance = rows.std(0).square() if len(rows) > 1 else torch.zeros_like(rows[0])
+    return torch.stack([torch.full_like(variance, len(rows)), rows.mean(0), variance, rows.square().mean(0)])
+
+
 class Normalizer(nn.Module):
     """Standardisation of D = `size` columns, statistics in float64; one that does not vary (see `NOISE`) has the deviation 1."""
 
@@ -250,13 +258,20 @@ class Normalizer(nn.Module):
         self.register_buffer("loc", torch.zeros(size))
         self.register_buffer("inverse_std", torch.ones(size))
 
-    @torch.no_grad()
     def fit(self, data: Tensor) -> None:
         """Set the statistics to those of `data` `[..., D]`; of fewer than two rows the deviations are 1."""
-        rows = data.reshape(-1, data.shape[-1]).double()
-        std = rows.std(0) if len(rows) > 1 else torch.ones_like(self.std)
-        self.mean.copy_(rows.mean(0))
-        varies = (std > ROUNDING * rows.square().mean(0).sqrt()) & (std > NOISE * std.max())
+        self.join([moments(data)])
+
+    def join(self, parts: Sequence[Tensor]) -> None:
+        """Set the statistics to those of all data that `parts` are the `moments` of."""
+        rows, mean, variance, square = torch.stack(list(parts)).unbind(1)
+        share, free = rows / rows.sum(0), (rows.sum(0) - 1).clamp_min(1)
+        whole = (share * mean).sum(0)
+        # within the parts and between them (Chan et al. 1979); of one part it is that part's to the last bit
+        std = ((rows - 1) / free * variance + rows / free * (mean - whole).square()).sum(0).sqrt()
+        rms = (share * square).sum(0).sqrt()
+        self.mean.copy_(whole)
+        varies = (std > ROUNDING * rms) & (std > NOISE * std.max())
         self.std.copy_(torch.where(varies, std, torch.ones_like(std)))
         self.loc.copy_(self.mean)
         self.inverse_std.copy_(self.std.reciprocal())

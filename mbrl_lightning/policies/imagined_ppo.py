@@ -41,7 +41,7 @@ class PPOSearch(nn.Module):
 
     def improve(self, learner: Learner, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """`search.updates` updates, each on `search.horizon` further steps of the streams."""
-        prepare(learner, self.policy, self.optimizer, world, step)
+        prepare(learner, self.policy, self.optimizer, world)
         search = learner.cfg.search
         metrics: dict[str, float] = {}
         returns: list[Tensor] = []

@@ -152,7 +152,7 @@ class PathwiseSearch(nn.Module):
     def improve(self, learner: Learner, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """`search.updates` steps of Eq. 10 in imagined tasks, then the choice."""
         search, horizon = learner.cfg.search, learner.cfg.search.horizon or learner.spec.horizon
-        prepare(learner, self.policy, self.optimizer, world, step)
+        prepare(learner, self.policy, self.optimizer, world)
         self.restarts.norm.load_state_dict(self.policy.norm.state_dict())
         moments = learner.generator if search.moment_matching else None
         members = searched(learner.cfg)

@@ -14,6 +14,7 @@ from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Dynamics
+from mbrl_lightning.networks import moments
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 
@@ -40,11 +41,14 @@ def searched(cfg: Config) -> slice:
     return slice(0, cfg.dynamics.members - cfg.search.holdout)
 
 
-def prepare(
-    learner: Learner, policy: Policy, optimizer: torch.optim.Optimizer, world: RealWorld, step: GradientStep
-) -> None:
+def refit(policy: Policy, spec: EnvSpec, real: TaskBuffer) -> None:
+    """Standardise what the policy is shown by the statistics of all real observations."""
+    policy.norm.join(real.summaries("features", lambda rows: moments(spec.features(rows["observation"]))))
+
+
+def prepare(learner: Learner, policy: Policy, optimizer: torch.optim.Optimizer, world: RealWorld) -> None:
     """Before a search in imagination: the statistics of what is seen, and a rate that falls linearly over the run."""
-    policy.norm.fit(learner.spec.features(world.real.transitions()["observation"]).to(step.fabric.device))
+    refit(policy, learner.spec, world.real)
     done = world.iteration / max(learner.cfg.loop.iterations, 1)
     for group in optimizer.param_groups:
         group["lr"] = learner.cfg.search.lr * max(1 - done, 0.1)

@@ -266,6 +266,25 @@ def test_a_task_with_fewer_rows_leaves_the_rest_open():
     assert there.sum() == 3
 
 
+@pytest.mark.parametrize("capacity", [1000, 30], ids=["room", "wrapped"])
+def test_the_table_of_rows_is_that_of_all_rows_however_they_came(capacity):
+    """Tasks that are new, that come back, or have no rows yet; asked for after each addition or two."""
+    buffer = TaskBuffer(1, capacity)
+    for turn in range(14):
+        new = buffer.add_tasks(numbers(2.0 * turn, 2.0 * turn + 1))
+        index = torch.stack([new[0], torch.tensor(turn // 2)])
+        buffer.extend(episode(numbers(1, 2), 1 + turn % 4), index, exploratory=turn % 3 > 0)
+        if turn % 5 == 4:
+            continue
+        other = TaskBuffer(1, capacity)
+        other.load_state_dict(buffer.state_dict())
+        for exploratory in (True, False):
+            for one, two in zip(buffer.rows(exploratory), other.rows(exploratory), strict=True):
+                assert torch.equal(one, two)
+        starts = [each.start_states(20, generator(turn), 0.5) for each in (buffer, other)]
+        assert torch.equal(*starts)
+
+
 def test_rows_come_in_the_order_of_their_age():
     buffer = filled({1: 6, 2: 2, 3: 6}, capacity=10)  # wrapped: the newest lie before the oldest
     table, counts = buffer.rows(exploratory=False)

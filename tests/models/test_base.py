@@ -8,6 +8,7 @@ from fakes import plain_spec
 from tensordict import TensorDict
 
 from mbrl_lightning.config.schema import DynamicsConfig
+from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.models.mlp import MLPDynamics
 
 
@@ -55,6 +56,40 @@ def test_observe_standardises_and_bounds_to_the_range_of_the_data_and_a_margin_o
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.low, model.low)
     assert torch.equal(other.target_norm.std, model.target_norm.std)
+
+
+@pytest.mark.parametrize("capacity", [20_000, 9_000], ids=["room", "wrapped"])
+def test_what_is_seen_of_a_growing_buffer_is_what_all_its_rows_are(monkeypatch, capacity):
+    """Statistics to rounding, whatever they are far from; bounds and what a resumed run sees to the last bit."""
+    monkeypatch.setattr("mbrl_lightning.data.buffer.BLOCK", 500)
+    real, resumed, exact, model = (
+        TaskBuffer(1, capacity),
+        TaskBuffer(1, capacity),
+        model_of().float(),
+        model_of().float(),
+    )
+    for turn in range(9):
+        data = transitions(1400).update({"initial": torch.ones(1400).bool(), "valid": torch.ones(1400).bool()})
+        data["next", "reward"], data["age"], data["episode"] = torch.zeros(1400, 1), *torch.zeros(2, 1400).long()
+        data["next", "terminated"] = torch.zeros(1400, 1).bool()
+        data["observation"] += 1e4 * turn
+        real.extend(data.unsqueeze(0), real.add_tasks(torch.zeros(1, 1)), exploratory=True)
+        model.see(real)
+    rows = real.transitions()
+    exact.observe(rows)
+    for one, two in ((model.input_norm, exact.input_norm), (model.target_norm, exact.target_norm)):
+        torch.testing.assert_close(one.mean, two.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(one.std, two.std, rtol=1e-12, atol=0)
+    ranked, tail = rows["next", "observation"].sort(0).values, int(0.0005 * len(rows))
+    exact.bound(ranked[tail], ranked[-1 - tail], 0.1)
+    assert tail >= 4
+    assert torch.equal(model.low, exact.low)
+    assert torch.equal(model.high, exact.high)
+    resumed.load_state_dict(real.state_dict())
+    exact.see(resumed)
+    assert torch.equal(exact.input_norm.std, model.input_norm.std)
+    assert torch.equal(exact.target_norm.mean, model.target_norm.mean)
+    assert torch.equal(exact.low, model.low)
 
 
 def test_bounds_leave_out_the_rare_extremes():
