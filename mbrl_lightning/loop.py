@@ -85,7 +85,9 @@ class MetaLoop:
         """
         status = "failed"
         try:
-            with self.progress.watching(self._counts):
+            with self.progress.watching(
+                lambda: f"{self.step.count:,} gradient steps, {self.real.num_steps:,} real steps"
+            ):
                 self._iterate()
             status = "success"
         finally:
@@ -119,9 +121,6 @@ class MetaLoop:
             if self._due(loop.figures_every):
                 self._show()
             self._heed_signals()
-
-    def _counts(self) -> str:
-        return f"{self.step.count:,} gradient steps, {self.real.num_steps:,} real steps"
 
     def _due(self, every: int) -> bool:
         """Whether it is time for what is done every so many iterations, 0 is never, and after the last."""

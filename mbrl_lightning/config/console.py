@@ -99,11 +99,7 @@ def quiet_libraries() -> None:
 
 
 def _hide(*names: str) -> None:
-    """Let packages count as not installed.
-
-    Lightning asks torchmetrics for its version, and that loads SciPy and Matplotlib wherever they are: a third of the time to
-    the first iteration, for metrics that no command of ours has.
-    """
+    """Let packages count as not installed: Lightning asks torchmetrics for its version, and that takes 1.6 s to load these."""
     imports: Any = importlib.import_module("lightning_utilities.core.imports")
     version, available = imports._version, imports.package_available
 

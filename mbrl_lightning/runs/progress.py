@@ -43,24 +43,23 @@ class Progress:
         """Meanwhile tell, every `wait` seconds at most, the stage and its `counts`, in words; see the module."""
         ended, self.began = threading.Event(), time.monotonic()
         thread = threading.Thread(target=self._watch, args=(ended, counts, wait), daemon=True)
-        if self.active:
-            thread.start()
+        thread.start()
         try:
             yield
         finally:
             ended.set()
-            if self.active:
-                thread.join()
+            thread.join()
 
     def _watch(self, ended: threading.Event, counts: Callable[[], str], wait: float) -> None:
-        due = 10 * wait
-        while not ended.wait(wait):
-            gone = time.monotonic() - self.began
-            if self.terminal or (self.first is None and gone >= due):
-                due = 2 * gone
-                text = f"{self.stage}: {counts()}, {timedelta(seconds=int(gone))} gone"
-                with suppress(OSError, ValueError):  # nobody listens any more
-                    print(f"\r{text}\033[K" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+        due, begin, end = 10 * wait, "\r\033[K" * self.terminal, "" if self.terminal else "\n"
+        with suppress(OSError, ValueError):  # nobody listens any more
+            while self.active and not ended.wait(wait):
+                gone = time.monotonic() - self.began
+                if self.terminal or (self.first is None and gone >= due):
+                    due = 2 * gone
+                    text = f"{self.stage}: {counts()}, {timedelta(seconds=int(gone))} gone"
+                    print(begin + text, end=end, flush=True)
+            print(begin, end="", flush=True)  # what is said next begins a line
 
     def line(self, iteration: int, steps: int, metrics: dict[str, float], times: dict[str, float]) -> None:
         """Report the iteration and real steps done so far, metrics by name, seconds by stage and their `total`."""
