@@ -5,7 +5,8 @@ A stack of C networks of equal size is one batched product: members of an ensemb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,16 @@ from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
+IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: torch.relu_,
+    nn.Tanh: torch.tanh_,
+    nn.SiLU: partial(nn.functional.silu, inplace=True),
+}
+
+
+def affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight + bias`, batched; where no gradient is wanted the sum is made in place, which half of the time went to."""
+    return torch.baddbmm(bias, x, weight) if torch.is_grad_enabled() else torch.bmm(x, weight).add_(bias)
 
 
 class StackedLinear(nn.Module):
@@ -30,8 +41,8 @@ class StackedLinear(nn.Module):
         """`[C, N, inputs] -> [C, N, outputs]` with all copies or a slice of them; `frozen` weights get no gradient."""
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
         if copies == slice(None):  # two views less: a fifth of the time of a small layer
-            return torch.baddbmm(bias, x, weight)
-        return torch.baddbmm(bias[copies], x, weight[copies])
+            return affine(bias, x, weight)
+        return affine(bias[copies], x, weight[copies])
 
 
 class StackedMLP(nn.Sequential):
@@ -51,8 +62,7 @@ class StackedMLP(nn.Sequential):
         """`[C, N, inputs] -> [C, N, outputs]` with all copies or a slice of them; `frozen` weights get no gradient."""
         *hidden, last = self.affine
         for layer in hidden:
-            x = layer(x, copies, frozen)
-            x = self.activation(nn.functional.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+            x = self._activated(layer(x, copies, frozen))
         return last(x, copies, frozen)
 
     @property
@@ -68,10 +78,13 @@ class StackedMLP(nn.Sequential):
     def evaluate(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """The same with weights of M other networks, by the names they have here: `[M, N, inputs] -> [M, N, outputs]`."""
         for index in range(0, len(self), 2):
-            x = torch.baddbmm(parameters[f"{index}.bias"], x, parameters[f"{index}.weight"])
-            if index < len(self) - 1:
-                x = self.activation(nn.functional.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+            x = affine(parameters[f"{index}.bias"], x, parameters[f"{index}.weight"])
+            x = self._activated(x) if index < len(self) - 1 else x
         return x
+
+    def _activated(self, x: Tensor) -> Tensor:
+        x = nn.functional.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
+        return self.activation(x) if torch.is_grad_enabled() else IN_PLACE[type(self.activation)](x)
 
     def scale_output(self, factor: float) -> StackedMLP:
         """Shrink the last layer, so that a policy starts near its mean action; returns itself."""
