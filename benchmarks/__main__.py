@@ -21,6 +21,7 @@ from benchmarks import (
     fitting,
     imagining,
     meta_step,
+    peers,
     planning,
     whole,
 )
@@ -29,6 +30,7 @@ from benchmarks.measure import Memory, Ratio, Share
 from mbrl_lightning.config.console import quiet_libraries
 
 HELP = """usage: python -m benchmarks [quick=true] [only=NAME,...]
+       python -m benchmarks peers [quick=true]
 
 Measures speed and memory against stated rivals on one CPU thread, in one run, and prints the ratios.
 A whole run takes about five minutes on an idle core and replaces docs/benchmarks.md and
@@ -37,6 +39,9 @@ benchmarks/results.json.
   quick=true   few repeats; nothing is written
   only=NAMES   some of encoder, fitting, imagining, actor_critic, branching, collecting, planning, control_step,
                meta_step, whole; nothing is written
+
+`peers` does the same work with mbrl-lib and stable-baselines3, as far as they are installed, and prints the
+ratios with names and versions; nothing is written.
 """
 NAMES = ("encoder", "fitting", "imagining", "actor_critic", "branching", "collecting", "planning", "control_step")
 NAMES += ("meta_step", "whole")
@@ -89,7 +94,8 @@ def measure(names: list[str], repeats: int) -> tuple[list[Ratio], list[Memory], 
 
 def main(words: list[str]) -> int:
     """Command line; returns the exit status: 0, 1 if a target is missed, 2 for wrong usage."""
-    options = dict(word.partition("=")[::2] for word in words)
+    against_peers = words[:1] == ["peers"]
+    options = dict(word.partition("=")[::2] for word in words[against_peers:])
     names = options.pop("only", ",".join(NAMES)).split(",")
     quick = options.pop("quick", "false") == "true"
     if options or set(names) - set(NAMES):
@@ -97,8 +103,12 @@ def main(words: list[str]) -> int:
         return 0 if set(options) <= {"--help", "-h"} else 2
     quiet_libraries()
     torch.set_num_threads(1)
-    facts = machine()
-    ratios, memories, shares = measure(names, 3 if quick else 15)
+    facts, repeats = machine(), 3 if quick else 15
+    if against_peers:
+        print(", ".join(f"{name} {value}" for name, value in (facts | peers.versions()).items()))
+        print(text(peers.run(repeats), [], []))
+        return 0
+    ratios, memories, shares = measure(names, repeats)
     print(text(ratios, memories, shares))
     if not quick and set(names) == set(NAMES):
         record = {

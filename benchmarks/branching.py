@@ -19,10 +19,10 @@ BRANCHES, ROWS, LENGTH, REAL = 100_000, 256, 10, 20_000
 
 
 class Branching:
-    """M3PO of half-cheetah's sizes with a buffer of random-policy data."""
+    """M3PO, or a variant of it, of half-cheetah's sizes with a buffer of random-policy data."""
 
-    def __init__(self) -> None:
-        cfg = compose({"conf": "half_cheetah_fwd_bwd", "algorithm": "m3po"})
+    def __init__(self, name: str = "m3po") -> None:
+        cfg = compose({"conf": "half_cheetah_fwd_bwd", "algorithm": name})
         family = make_family(cfg.env.name)
         algorithm = make_algorithm(cfg, family)
         assert isinstance(algorithm, M3PO)

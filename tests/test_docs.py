@@ -201,10 +201,12 @@ def test_a_citation_names_this_version():
 
 
 def test_every_import_is_declared_and_every_extra_imported():
-    """Each package of the dependencies and extras, but those of developers and of the site, is imported in the package."""
+    """Each package of the dependencies and extras, but those of developers, peers and the site, is imported in the package."""
     modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: words for name, words in project["optional-dependencies"].items() if name not in ("dev", "docs")}
+    extras = {
+        name: words for name, words in project["optional-dependencies"].items() if name not in ("dev", "docs", "peers")
+    }
     named = [re.split(r"[\[<>=]", word)[0] for words in [project["dependencies"], *extras.values()] for word in words]
     trees = [ast.parse(path.read_text()) for path in Path(mbrl_lightning.__file__).parent.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
