@@ -41,10 +41,7 @@ class Histories:
 
     pairs: Tensor
     current: Tensor
-    following: Tensor
     action: Tensor
-    reward: Tensor
-    terminated: Tensor
     observation: Tensor
     next_observation: Tensor
     places: list[Tensor]
@@ -71,7 +68,7 @@ class Histories:
         self.rows.append(TensorDict(new, batch_size=[len(fresh)]))
         held = {name: column[: len(self)] for name, column in self.rows.columns.items()}
         self.places = [held.pop(name) for name in PLACES]
-        vars(self).update(held)
+        vars(self).update(held)  # each column under its name
 
     def __len__(self) -> int:
         return len(self.rows)
