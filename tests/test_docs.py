@@ -28,6 +28,7 @@ from mbrl_lightning import (
 )
 from mbrl_lightning import fit as fit_module
 from mbrl_lightning.__main__ import COMMANDS
+from mbrl_lightning.algorithms import ALGORITHMS
 from mbrl_lightning.config import load_config, to_yaml
 from mbrl_lightning.config.files import located
 from mbrl_lightning.config.words import parse as parse_options
@@ -192,6 +193,11 @@ def test_every_name_on_the_command_line_is_in_the_documents():
     text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "families.md").read_text()
     assert len((ROOT / "README.md").read_text().splitlines()) <= 250
     assert not [name for name in (*available("algorithm"), *available()) if f"`{name}`" not in text and name != "debug"]
+
+
+def test_a_control_step_of_every_method_was_measured():
+    table = (ROOT / "docs/index.md").read_text().partition("<!-- control steps -->")[2]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(ALGORITHMS)
 
 
 def test_a_citation_names_this_version():
