@@ -30,6 +30,7 @@ class TaskBuffer:
         self.episodes = 0
         self._rows: dict[bool, tuple[Tensor, Tensor, Tensor, int]] = {}  # table, counts, table with room, steps seen
         self._starts: list[Tensor] = []
+        self._all: TensorDict | None = None
         self._known: dict[int, dict[Hashable, Any]] = {}  # summaries of blocks
 
     def __len__(self) -> int:
@@ -84,20 +85,24 @@ class TaskBuffer:
             self._known.pop(block, None)
         self.num_steps += len(flat)
         self._starts.clear()
+        self._all = None
 
     def transitions(self) -> TensorDict:
-        """All transitions `[N]`."""
-        return self.storage[:]
+        """All transitions `[N]`; not to be written into."""
+        if self._all is None:
+            self._all = self.storage[:]  # views, of which TorchRL takes most of a millisecond to make one
+        return self._all
 
     def rows(self, exploratory: bool) -> tuple[Tensor, Tensor]:
         """Row numbers by task `[tasks, most]`, the oldest first, and how many are valid `[tasks]`; all or exploratory ones.
 
         The table grows with what is added; it is made anew once rows are overwritten.
         """
-        data, none = self.transitions(), torch.zeros(0, dtype=torch.long)
+        none = torch.zeros(0, dtype=torch.long)
         shown, counts, table, seen = self._rows.get(exploratory, (none, none, none.view(0, 0), 0))
         if seen == self.num_steps and len(counts) == len(self.tasks):
             return shown, counts
+        data = self.transitions()
         kept = torch.arange(min(seen, len(data)), len(data))
         if seen < self.num_steps and self.num_steps > len(data):  # rows were overwritten
             oldest = int(self.storage.writer.state_dict()["_cursor"])
@@ -132,7 +137,7 @@ class TaskBuffer:
 
     def draw_targets(self, tasks: Tensor, count: int, generator: torch.Generator) -> TensorDict:
         """Transitions `[M, count]` of the given tasks, any policy's, with replacement."""
-        return self.storage[:][self.target_rows(tasks, count, generator)]
+        return self.transitions()[self.target_rows(tasks, count, generator)]
 
     def recent_rows(self, tasks: Tensor, count: int, recent: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Row numbers among the `recent` newest exploratory ones of each task, without replacement, and which there are.
@@ -153,7 +158,7 @@ class TaskBuffer:
         order = torch.rand(len(tasks), table.shape[1], generator=generator)
         order = order.masked_fill(torch.arange(table.shape[1]) >= counts[tasks].unsqueeze(1), 2.0)
         column = order.topk(count, dim=1, largest=False).indices
-        return self.storage[:][table[tasks.unsqueeze(1), column]]
+        return self.transitions()[table[tasks.unsqueeze(1), column]]
 
     def start_states(self, count: int, generator: torch.Generator, initial: float = 1.0) -> Tensor:
         """Real states `[count, S]`: a share `initial` of first steps of episodes, then of steps that did not end one (or any)."""
@@ -189,6 +194,7 @@ class TaskBuffer:
         self.storage.empty()
         for known in (self._known, self._rows, self._starts):
             known.clear()
+        self._all = None
         for rows in blocks_of(state):
             self.storage.extend(TensorDict(dict(rows), batch_size=[len(rows["task"])]).unflatten_keys("."))
         if len(self):

@@ -51,6 +51,8 @@ class GradientStep:
 
     def share(self, batch: Batch) -> Batch:
         """This rank's part of a global batch, cut along its first dimension, on this rank's device."""
+        if self.fabric.world_size == 1:
+            return batch.to(self.fabric.device)
         size, rest = divmod(len(batch), self.fabric.world_size)
         if rest:
             raise ConfigError(

@@ -95,9 +95,9 @@ class SoftPolicy(nn.Module):
             Metrics of the last updates, and `real/return`.
         """
         sac, branch, seen, metrics = self.cfg.sac, self.cfg.branch, list[TensorDict](), dict[str, Tensor]()
-        share = 0.0 if imagine is None else branch.beta
-        imagined = Ring(branch.buffer)
+        share, imagined = 0.0, Ring()
         if imagine is not None:
+            share, imagined = branch.beta, Ring(branch.buffer)
             imagined.append(imagine(branch.buffer))
         for part in parts:
             seen.append(part)
