@@ -142,7 +142,7 @@ class GradientStep:
         return self.means([found])
 
     def means(self, found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-        """Means over what steps gave, as numbers, for which the host waits once; see `check`."""
+        """Means over what steps gave, as numbers: one transfer for all of them, after `check`, which raises DivergedError."""
         self.check()
         if not found or not found[0]:
             return {}
