@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbrl_lightning.config.console import answer
+from mbrl_lightning.config.schema import EnvConfig
 from mbrl_lightning.config.sources import families, option_problems
 from mbrl_lightning.config.words import read, yaml_values
 from mbrl_lightning.errors import MBRLError, did_you_mean
@@ -17,8 +18,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; --help must not
 
     from mbrl_lightning.envs.family import TaskFamily
 
-HELP = """usage: python -m mbrl_lightning.check_env NAME [env.options.KEY=VALUE ...]
-       python -m mbrl_lightning.check_env env.file=PATH [env.options.KEY=VALUE ...]
+HELP = """usage: python -m mbrl_lightning.check_env NAME [env.options.KEY=VALUE ...] [env.learned_reward=true]
+       python -m mbrl_lightning.check_env env.file=PATH [env.options.KEY=VALUE ...] [env.learned_reward=true]
 
 Checks a task family before anything is trained on it: shapes, fixed and unseen test tasks, repeatability
 under a seed, finite episodes, state restoring, reward against the environment's own, the dynamics target and
@@ -61,16 +62,18 @@ def _load(argv: list[str]) -> TaskFamily:
     values = yaml_values(words)
     names += [str(values.pop("env.name"))] if "env.name" in values else []
     file = values.pop("env.file", None)
+    learned = values.pop("env.learned_reward", False)
     options = {key.removeprefix(OPTIONS): value for key, value in values.items() if key.startswith(OPTIONS)}
+    words.problems += [f"env.learned_reward={learned}: true or false is expected"] if type(learned) is not bool else []
     words.problems += [f"{key}: unknown key" for key in values if not key.startswith(OPTIONS)]
     words.problems += [f"{name}: unknown{did_you_mean(name, families())}" for name in names if name not in families()]
     words.problems += option_problems((names or [""])[0], file and str(file), options)
     if len(names) + (file is not None) != 1:
         words.problems.append(f"{len(names)} family names and env.file={file}: give one name or one file")
     words.raise_problems(f"give NAME, env.file=PATH or {OPTIONS}KEY=VALUE; families: {', '.join(families())}")
-    from mbrl_lightning.envs import load_family, make_family
+    from mbrl_lightning.envs import family_of
 
-    return make_family(names[0], **options) if file is None else load_family(str(file), **options)
+    return family_of(EnvConfig((names or [""])[0], options, file and str(file), bool(learned)))
 
 
 def check_family(family: TaskFamily) -> Iterator[Check]:

@@ -20,7 +20,7 @@ from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose, to_yaml
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
-from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs import family_of, make_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.loop import MetaLoop
 
@@ -58,7 +58,7 @@ def make_loop(tiny: Callable[..., Config]) -> Callable[..., MetaLoop]:
         **changes: Any,
     ) -> MetaLoop:
         cfg = cfg or tiny(algorithm, **changes)
-        family = family or shortened(make_family(cfg.env.name, **cfg.env.options))
+        family = family or shortened(family_of(cfg.env))
         loop = MetaLoop(cfg, family, make_algorithm(cfg, family), folder, stop, quiet=True)
         if stop is not None:
             stop.loop = loop

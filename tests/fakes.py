@@ -28,6 +28,7 @@ VARIANTS = {name: (name, {}) for name in ALGORITHMS} | {
     "m3po-hidden": ("m3po", {"env": HIDDEN}),
     "gssm_aps-discrete": ("gssm_aps", {"env": DISCRETE, "search": {"method": "ppo"}}),
     "gssm_aps-ensemble": ("gssm_aps", {"dynamics": {"members": 2}}),
+    "gssm_aps-learned": ("gssm_aps", {"env": {"learned_reward": True}}),
 }
 
 

@@ -23,6 +23,7 @@ class EnvConfig:
     name: str = option("", "task family", pattern=NAME)
     options: dict[str, Any] = option({}, "arguments of the task family, e.g. env.options.horizon=100")
     file: str | None = option(None, "Python file whose family(**options) returns your own task family", path=True)
+    learned_reward: bool = option(False, "models learn the reward, which ends the observation", architecture=True)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 from mbrl_lightning.envs.families import famle, gssm, l2a, m3po, maml, mb_mpo, survey
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.guard import Guard, guarded_family
+from mbrl_lightning.envs.learned_reward import learned_reward
 from mbrl_lightning.errors import ConfigError, did_you_mean
 
 LOADING_SECONDS, CALL_SECONDS = 300.0, 60.0  # for a user's file to load, and for a row of his own simulator to step
@@ -58,7 +59,8 @@ def make_family(name: str, **options: Any) -> TaskFamily:
 
 def family_of(env: Any) -> TaskFamily:
     """The family that the `env` section of a configuration asks for: the user's own file if there is one, else by name."""
-    return load_family(env.file, **env.options) if env.file else make_family(env.name, **env.options)
+    family = load_family(env.file, **env.options) if env.file else make_family(env.name, **env.options)
+    return learned_reward(family) if env.learned_reward else family
 
 
 def load_family(file: str, **options: Any) -> TaskFamily:

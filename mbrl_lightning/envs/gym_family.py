@@ -26,10 +26,9 @@ from mbrl_lightning.envs.family import Box, TaskFamily, box_family, draw_from
 from mbrl_lightning.envs.guard import Guard, guarded_spec
 from mbrl_lightning.envs.gym_simulator import GymSimulator, StateAccess
 from mbrl_lightning.envs.gym_tasks import SetTask, setter
+from mbrl_lightning.envs.learned_reward import learned_reward
 from mbrl_lightning.envs.spec import EnvSpec, difference, identity, never
 from mbrl_lightning.errors import ConfigError
-
-RECEIVED = "reward"  # the entry that holds the reward just received, where nobody says how it follows from the others
 
 
 def gym_family(
@@ -103,8 +102,6 @@ def gym_family(
     label, steps = name or (env if isinstance(env, str) else own), limit if horizon is None else horizon
     discrete, action_dim = _action_space(label, actions)
     entries, names = (*_entries(label, probe, observation_names), *info), tuple(parameters)
-    if told := reward is None:
-        entries, reward = (*entries, RECEIVED), _received
     apply = setter(label, probe, names, set_task)
     guard.call("close", probe.close)
     if steps is None:
@@ -116,21 +113,21 @@ def gym_family(
         action_dim=action_dim,
         horizon=int(steps) if isinstance(steps, Integral) else steps,
         unit=unit,
-        reward=reward,
+        reward=reward or _unknown,
         termination=termination,
         features=features,
         target=target,
         discrete=discrete,
         training_termination=training_termination,
         change=target,
-        metrics=functools.partial(_largest, tuple(info), len(entries) - len(info) - told) if info else None,
+        metrics=functools.partial(_largest, tuple(info), len(entries) - len(info)) if info else None,
     )
     train, beyond = _box(parameters, names, log), _box(extreme, names, log) if extreme else None
     spec = guarded_spec(spec, guard)
-    further: dict[str, Any] = {"state_access": state_access, "info": info, "tells_reward": told}
-    build = functools.partial(GymSimulator, spec, make, apply, guard, **further)
+    build = functools.partial(GymSimulator, spec, make, apply, guard, state_access=state_access, info=info)
     family = box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
-    return family if tasks is None and unseen is None else _listed(family, tasks, unseen)
+    family = family if tasks is None and unseen is None else _listed(family, tasks, unseen)
+    return learned_reward(family, known=False) if reward is None else family
 
 
 def _largest(names: tuple[str, ...], first: int, episodes: TensorDict) -> dict[str, Tensor]:
@@ -139,8 +136,8 @@ def _largest(names: tuple[str, ...], first: int, episodes: TensorDict) -> dict[s
     return {f"info/{name}": values[..., number] for number, name in enumerate(names)}
 
 
-def _received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    return next_observation[..., -1]
+def _unknown(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    raise NotImplementedError  # only the environment knows its reward
 
 
 def _listed(

@@ -56,7 +56,6 @@ class GymSimulator:
         tasks: [B, P] float64.
         state_access: (read, write) of an environment's hidden state as a flat array; None: see :func:`read_state`.
         info: numbers of the environment's info that are entries of an observation after its own, 0 after a reset.
-        tells_reward: the last entry is the reward received, likewise.
 
     Attributes:
         last_reward: the environments' own rewards of the last step, float64 [B]; only for checking ``spec.reward``.
@@ -72,9 +71,8 @@ class GymSimulator:
         tasks: Tensor,
         state_access: StateAccess | None = None,
         info: Sequence[str] = (),
-        tells_reward: bool = False,
     ) -> None:
-        self.batch_size, self._info, self._tells_reward = len(tasks), tuple(info), tells_reward
+        self.batch_size, self._info = len(tasks), tuple(info)
         self._spec, self._set_task, self._guard, self._tasks = spec, set_task, guard, tasks.tolist()
         self._envs = [guard.call(f"building environment {row}", make) for row in range(self.batch_size)]
         self._code = guard.call("the environment", _code, self._envs[0]) if self._envs else ""
@@ -106,9 +104,9 @@ class GymSimulator:
             physical = _physical(self._envs[row].action_space, action[row])
             returned = self._call(row, "step", self._envs[row].step, physical)
             observation, reward, terminated, _, info = self._unpack(row, "step", returned, STEP)
-            self.last_reward[row] = received = self._call(row, "the reward of step", _number, reward)
+            self.last_reward[row] = self._call(row, "the reward of step", _number, reward)
             told = [self._call(row, f"info[{name!r}] of step", _entry, info, name) for name in self._info]
-            self._write(row, observation, [*told, received] if self._tells_reward else told)
+            self._write(row, observation, told)
             self.last_terminated[row] = bool(self._call(row, "the end told by step", _number, terminated))
         require_finite(self._spec, self._observation)
         if self.last_terminated.any():
@@ -143,7 +141,7 @@ class GymSimulator:
     def _write(self, row: int, observation: Any, told: Sequence[float]) -> None:
         # A copy: environments may hand out a view, flipped or read-only, of what they go on writing into.
         values = self._call(row, "the observation", np.array, observation, dtype=np.float32)
-        wanted = (self._spec.observation_dim - len(self._info) - self._tells_reward,)
+        wanted = (self._spec.observation_dim - len(self._info),)
         if values.shape != wanted:
             found = f"an observation of shape {values.shape}"
             raise self._guard.refuse(f"task {row} of {self._code}", found, f"shape {wanted}")

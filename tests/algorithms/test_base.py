@@ -11,6 +11,7 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config import available
 from mbrl_lightning.data.collect import transition
 from mbrl_lightning.envs import make_family
+from mbrl_lightning.envs.learned_reward import learned_reward
 from mbrl_lightning.errors import ConfigError
 
 # candidates are drawn for all rows at once
@@ -39,10 +40,10 @@ def test_weights_come_from_the_seed_alone(tiny, cartpole, name):
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-@pytest.mark.parametrize("family", ["cartpole", "acrobot", "half_cheetah"])
+@pytest.mark.parametrize("family", ["cartpole", "acrobot", "half_cheetah", "learned"])
 def test_a_belief_is_carried_through_acting_and_adapting(tiny, name, family):
     """What begins, acts and adapts is a value: the same belief gives the same again, whatever was done in between."""
-    family = shortened(make_family(family))
+    family = shortened(learned_reward(make_family("cartpole")) if family == "learned" else make_family(family))
     cfg = tiny(name, search={"method": "ppo"})
     if family.spec.discrete and name in CONTINUOUS:
         with pytest.raises(ConfigError, match="discrete"):

@@ -51,7 +51,7 @@ def listed(tasks, unseen):
 
 def test_half_cheetah_as_it_comes():
     family = cheetah()
-    assert family.spec.observation_names[-1] == "reward"
+    assert family.spec.observation_names[-1] == "previous_reward"
     simulator = family.simulate(torch.tensor([[0.5, 1.0], [1.5, 2.0]]).double())
     for _ in range(2):  # multiples are of what the model had, not of what was written last time
         simulator.reset(generator())
@@ -71,18 +71,19 @@ def test_half_cheetah_as_it_comes():
 
 def test_all_checks_pass_where_the_reward_is_an_entry():
     family = gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=20, name="arm")
-    assert family.spec.observation_names == ("speed 0", "speed 1", "place", "reward")
+    assert family.spec.observation_names == ("speed 0", "speed 1", "place", "previous_reward")
     assert not [check.name for check in check_family(family) if not check.passed]
 
 
 def test_info_is_seen_and_measured():
     family = gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=3, name="arm", info=("success",))
-    assert family.spec.observation_names[-2:] == ("success", "reward")
+    assert family.spec.observation_names[-2:] == ("success", "previous_reward")
     simulator = family.simulate(torch.ones(2, 1).double())
     assert not simulator.reset(generator())[:, -2:].any()
     seen = [simulator.step(torch.full((2, 1), value)) for value in (1.0, -1.0)]
     assert torch.stack(seen)[:, :, -2].tolist() == [(each[:, 2] > 0).tolist() for each in seen]
-    episodes = TensorDict({"next": {"observation": torch.stack(seen, 1).unsqueeze(1)}}, batch_size=[2, 1, 2])
+    stacked = torch.stack(seen, 1).unsqueeze(1)
+    episodes = TensorDict({"observation": stacked, "next": {"observation": stacked}}, batch_size=[2, 1, 2])
     assert family.spec.metrics(episodes)["info/success"].shape == (2, 1)
     lone = gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=3, info=("speed",)).simulate(torch.ones(1, 1))
     lone.reset(generator())

@@ -31,6 +31,6 @@ def test_ml1_is_a_family():
         info=("success",),
         name="reach",
     )
-    assert family.spec.observation_names[-2:] == ("success", "reward")
+    assert family.spec.observation_names[-2:] == ("success", "previous_reward")
     # what it keeps outside MuJoCo's state (where the goal was seen last) is not restored
     assert {check.name for check in check_family(family) if not check.passed} <= {"state"}

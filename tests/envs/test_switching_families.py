@@ -205,7 +205,8 @@ def test_distance_is_what_the_body_travelled():
         rows.append((action, sim.step(action)))
     action, seen = (torch.stack(part, 1) for part in zip(*rows, strict=True))
     valid = torch.ones(2, 30, dtype=torch.bool)
-    episodes = TensorDict({"action": action, "next": {"observation": seen}, "valid": valid}, batch_size=[2, 30])
+    after = {"observation": seen, "reward": seen[..., -1:]}
+    episodes = TensorDict({"observation": seen, "action": action, "next": after, "valid": valid}, batch_size=[2, 30])
     travelled = family.spec.metrics(episodes)["distance"]
     expected = [d * (float(row.qpos[0]) - x) for d, row, x in zip((1, -1), data, start, strict=True)]
     assert travelled.tolist() == pytest.approx(expected, abs=1e-4)

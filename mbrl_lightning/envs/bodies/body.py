@@ -66,12 +66,10 @@ def body_spec(
     speed: Callable[[TensorDictBase], Tensor],
     first: tuple[str, ...] = (),
     last: tuple[str, ...] = (),
-    shown: int = 0,
-    outcome: Callable[[Tensor], Tensor] | None = None,
 ) -> EnvSpec:
     """The spec of a ``body`` whose visible entries stand between those called ``first`` and ``last``.
 
-    Models predict these as they are; networks see ``shown`` of the last ones. ``speed`` gives that of each step of episodes
+    Models predict these as they are; networks see the last ones. ``speed`` gives that of each step of episodes
     [..., T], from which the distance follows; the steps that an episode lasted are told where it may end early.
     """
     begin, end = len(first), len(first) + len(body.names)
@@ -81,7 +79,7 @@ def body_spec(
 
     def features(observation: Tensor) -> Tensor:
         own = body.features(seen(observation))
-        return torch.cat([own, observation[..., end : end + shown]], -1) if shown else own
+        return torch.cat([own, observation[..., end:]], -1) if last else own
 
     def target(observation: Tensor, next_observation: Tensor) -> Tensor:
         change = body.target(seen(observation), seen(next_observation))
@@ -108,7 +106,6 @@ def body_spec(
         features=features,
         target=target,
         untarget=untarget,
-        outcome=outcome,
         joints=joint_entries((*first, *body.names, *last), body.motors),
         metrics=metrics,
     )

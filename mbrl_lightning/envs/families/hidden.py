@@ -17,6 +17,7 @@ from torch import Tensor
 from mbrl_lightning.envs.bodies.body import Body, body_spec
 from mbrl_lightning.envs.families.switching import Schedule, SwitchingSimulator, hide
 from mbrl_lightning.envs.family import Box, TaskFamily
+from mbrl_lightning.envs.learned_reward import received, rewarded
 from mbrl_lightning.envs.spec import EnvSpec, identity
 from mbrl_lightning.errors import ConfigError
 
@@ -76,23 +77,19 @@ def boxed(parameters: tuple[str, ...], box: Box, distant: tuple[str, ...] = ()) 
 def hidden_spec(
     name: str, body: Body, pay: Pay, horizon: int, previous_reward: PreviousReward, told: tuple[str, ...] = ()
 ) -> EnvSpec:
-    """The visible entries of ``body``, the parameters that are ``told``, and the last reward."""
+    """The visible entries of ``body``, the parameters that are ``told``, and the reward just received."""
     if previous_reward not in ("observation", "history"):
         raise ConfigError(f"previous_reward={previous_reward!r} is no place.", "Choose observation or history.")
 
-    def received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        return next_observation[..., -1]
-
-    def outcome(next_observation: Tensor) -> Tensor:
-        return next_observation[..., -1:]
-
     def speed(episodes: TensorDictBase) -> Tensor:
         """In the wanted direction, read off the rewards."""
-        reward = episodes["next", "observation"][..., -1]
-        return (reward + pay.effort * episodes["action"].square().sum(-1) - pay.bonus) / pay.weight
+        return (
+            episodes["next", "reward"].squeeze(-1) + pay.effort * episodes["action"].square().sum(-1) - pay.bonus
+        ) / pay.weight
 
-    last, shown = (*told, "previous_reward"), len(told) + (previous_reward == "observation")
-    return body_spec(name, body, horizon, received, speed, last=last, shown=shown, outcome=outcome)
+    visible = body_spec(name, body, horizon, received, speed, last=told)
+    spec = rewarded(visible, shown=previous_reward == "observation")
+    return replace(spec, outcome=lambda next_observation: next_observation[..., -1:])
 
 
 def hidden_family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from mbrl_lightning.envs.bodies import point2d as points
 from mbrl_lightning.envs.bodies.torch_simulator import TorchSimulator
 from mbrl_lightning.envs.family import TaskFamily
+from mbrl_lightning.envs.learned_reward import received, rewarded
 from mbrl_lightning.envs.spec import EnvSpec, identity
 
 TEST_TASKS, CONTEXT_EPISODES = 20, 10
@@ -28,15 +30,6 @@ def point_goal(horizon: int = 20) -> TaskFamily:
     standing still, -1 a step. The last reward is the last entry of the observation, which only histories show to networks.
     """
 
-    def received(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        return next_observation[..., 2]
-
-    def target(observation: Tensor, next_observation: Tensor) -> Tensor:
-        return torch.cat([next_observation[..., :2] - observation[..., :2], next_observation[..., 2:]], -1)
-
-    def untarget(observation: Tensor, change: Tensor) -> Tensor:
-        return torch.cat([observation[..., :2] + change[..., :2], change[..., 2:]], -1)
-
     def draw(n: int, generator: torch.Generator) -> Tensor:
         unit = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return circle(2 * math.pi * unit.cpu())
@@ -44,18 +37,8 @@ def point_goal(horizon: int = 20) -> TaskFamily:
     def paid(observation: Tensor, action: Tensor, next_observation: Tensor, tasks: Tensor) -> Tensor:
         return -(next_observation[..., :2] - tasks).norm(dim=-1)
 
-    spec = EnvSpec(
-        "point_goal",
-        ("x", "y", "previous_reward"),
-        action_dim=2,
-        horizon=horizon,
-        unit="episode",
-        reward=received,
-        features=lambda observation: observation[..., :2],
-        target=target,
-        untarget=untarget,
-        outcome=lambda following: following[..., 2:],
-    )
+    plain = EnvSpec("point_goal", ("x", "y"), action_dim=2, horizon=horizon, unit="episode", reward=received)
+    spec = replace(rewarded(plain, shown=False), outcome=lambda following: following[..., 2:])
     build = functools.partial(
         TorchSimulator, spec, initial=points.middle, transition=points.pursuit, draw=points.pursuit_picture
     )
