@@ -16,6 +16,7 @@ from fakes import VARIANTS, random_steps, read_by, shortened
 from tensordict import TensorDict
 
 import mbrl_lightning
+from mbrl_lightning import fit
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import compose, to_yaml
 from mbrl_lightning.config.schema import Config
@@ -23,6 +24,7 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs import family_of, make_family
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.loop import MetaLoop
+from mbrl_lightning.runs import seed_jobs
 
 torch.set_num_threads(1)
 
@@ -32,6 +34,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of its own; child processes still find the package."""
     monkeypatch.setenv("PYTHONPATH", str(Path(mbrl_lightning.__file__).parents[1]))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds are trained here, and their processes only end as they did: none has to load PyTorch again."""
+    monkeypatch.setattr(seed_jobs, "command_of", lambda job: ["sh", "-c", f"exit {fit.main(job.words)}"])
 
 
 @pytest.fixture

@@ -238,6 +238,15 @@ def test_explicit_path(tmp_path):
     assert load_config([f"conf_file={other}"]).conf == "my_cart"
 
 
+def test_a_family_beside_its_conf_file_is_found_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("def family(): ...\n")
+    (tmp_path / "own.yaml").write_text("env: {file: own.py}\n")
+    monkeypatch.chdir("/")
+    assert load_config([f"conf_file={tmp_path}/own.yaml"]).env.file == str(tmp_path / "own.py")
+    (tmp_path / "own.py").unlink()
+    assert "env.file=own.py: no such file" in message(f"conf_file={tmp_path}/own.yaml")
+
+
 @pytest.mark.parametrize(
     "text",
     [

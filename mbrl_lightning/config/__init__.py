@@ -108,9 +108,12 @@ def _conf(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     if path is not None and "conf" in flat:
         problems.append("conf= and conf_file= exclude each other")
     elif path is not None:
-        tree = read_yaml(Path(str(path)).expanduser(), short(path), problems)
+        path = os.path.expanduser(str(path))
+        tree = read_yaml(Path(path), short(path), problems)
         flat["conf"] = _name_of(path)
-        other = tree.pop("like", None)
+        env, other = tree.get("env"), tree.pop("like", None)
+        if isinstance(env, dict) and os.path.isfile(beside := os.path.join(os.path.dirname(path), str(env.get("file")))):
+            env["file"] = beside  # so that the two work from any folder
         trees = [*(chain("", other, problems) if other else {}).values(), tree]
     elif "conf" in flat:
         trees = list(chain("", flat["conf"], problems).values())

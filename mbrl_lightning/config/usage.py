@@ -15,7 +15,7 @@ Meta-trains and meta-tests one algorithm on one task family. Values are YAML; la
   algorithm  {algorithms}
   preset     {presets}
 
-  conf_file=PATH      a YAML file anywhere in place of conf=NAME; a family of your own needs neither: env.file=PATH
+  conf_file=PATH      a YAML file anywhere in place of conf=NAME (its env.file may lie beside it); env.file=PATH alone does, too
   algorithm_file=PATH  a Python file with a method of your own, in place of algorithm=NAME, its YAML beside it
   seeds=0..4          several seeds, jobs=N at a time; finished ones are skipped, then a report is made
   resume=RUN          continue a run where it stopped; init_from=RUN starts a new one from its weights

@@ -28,7 +28,7 @@ def small(monkeypatch):
         monkeypatch.setattr(adaptation, name, value)
 
 
-def test_finished_runs_are_measured_once(small, tmp_path, capfd):
+def test_finished_runs_are_measured_once(small, in_this_process, tmp_path, capfd):
     words = ["seeds=0"]
     status, text = study("adaptation", words, str(tmp_path))
     assert status == 0

@@ -55,7 +55,7 @@ def test_each_family_has_its_table_and_panel(tmp_path):
     assert (tmp_path / "gssm_policies.png").stat().st_size > 5000
 
 
-def test_errors_are_measured_at_every_checkpoint(tmp_path):
+def test_errors_are_measured_at_every_checkpoint(in_this_process, tmp_path):
     words = [
         *("seeds=0", "loop.iterations=2", "loop.episode_steps=20", "sac.warmup_steps=40", "policy.hidden=[8]"),
         *(

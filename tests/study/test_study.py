@@ -55,7 +55,7 @@ def test_help_names_every_study(capsys):
     assert main([]) == 2
 
 
-def test_a_study_runs_draws_and_skips_what_is_finished(tmp_path, capfd):
+def test_a_study_runs_draws_and_skips_what_is_finished(in_this_process, tmp_path, capfd):
     words, arm = [*SHORT, "env.options.horizon=10", "evaluation.context=20"], "adapted policies collect"
     status, text = study("tailored", words, str(tmp_path), "adapted*")
     assert status == 0
@@ -71,7 +71,7 @@ def test_a_study_runs_draws_and_skips_what_is_finished(tmp_path, capfd):
     assert capfd.readouterr().out.count("is finished, skipped") == 1
 
 
-def test_models_are_compared_on_the_same_recorded_data(tmp_path, capfd):
+def test_models_are_compared_on_the_same_recorded_data(in_this_process, tmp_path, capfd):
     words = ["seeds=0", "loop.tasks_per_iteration=3", "loop.exploration_steps=30", "loop.first_model_steps=10"]
     words += ["dynamics.hidden=8"]
     status, text = study("gssm_models", words, str(tmp_path))
@@ -140,7 +140,7 @@ def test_quick_needs_the_committed_results_and_has_all_of_its_own(tmp_path, monk
         quick.committed("point2d mb_mpo")
 
 
-def test_plasticity_is_measured_at_every_checkpoint(tmp_path):
+def test_plasticity_is_measured_at_every_checkpoint(in_this_process, tmp_path):
     status, text = study("plasticity", SHORT, str(tmp_path))
     assert status == 0
     assert "after iteration 1" in text
