@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from benchmarks.__main__ import machine
+from benchmarks.document import put_into
 from benchmarks.setting import random_steps
 from mbrl_lightning.agent import Agent
 from mbrl_lightning.algorithms import ALGORITHMS, make_algorithm
@@ -20,7 +20,7 @@ from mbrl_lightning.config.console import quiet_libraries
 from mbrl_lightning.envs import make_family
 
 CONF, ROWS, STEPS, LONGEST = "half_cheetah_wide_200", (1, 100), 40, 10.0
-PAGE, MARKS = Path(__file__).parents[1] / "docs/index.md", ("<!-- control steps -->\n", "<!-- end control steps -->\n")
+MARKS = "<!-- control steps -->\n", "<!-- end control steps -->\n"
 
 
 def agent(name: str) -> tuple[Agent, TensorDict]:
@@ -67,12 +67,7 @@ def main() -> None:
     """Measure, print, and write the table into the page."""
     quiet_libraries()
     torch.set_num_threads(1)
-    found = []
-    for line in lines():
-        print(line, flush=True)
-        found.append(line + "\n")
-    before, rest = PAGE.read_text().split(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + "".join(found) + MARKS[1] + rest.split(MARKS[1])[1])
+    put_into("docs/index.md", MARKS, lines())
 
 
 if __name__ == "__main__":

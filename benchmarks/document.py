@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from benchmarks.measure import Memory, Ratio, Share
 
@@ -94,6 +95,16 @@ Two short iterations of the shipped configurations with their networks, batches,
 meta-test. "Outside" is the wall-clock in none of the four stages: the loop itself, checkpoints and
 rows.
 """
+
+
+def put_into(page: str, marks: tuple[str, str], lines: Iterable[str]) -> None:
+    """Print lines as they come, and put them between two marks of a page of the project."""
+    path, found = Path(__file__).parents[1] / page, list[str]()
+    for line in lines:
+        print(line, flush=True)
+        found.append(line + "\n")
+    before, rest = path.read_text().split(marks[0])
+    path.write_text(before + marks[0] + "".join(found) + marks[1] + rest.split(marks[1])[1])
 
 
 def wanted(entry: Ratio) -> str:

@@ -112,7 +112,9 @@ def _conf(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         tree = read_yaml(Path(path), short(path), problems)
         flat["conf"] = _name_of(path)
         env, other = tree.get("env"), tree.pop("like", None)
-        if isinstance(env, dict) and os.path.isfile(beside := os.path.join(os.path.dirname(path), str(env.get("file")))):
+        if isinstance(env, dict) and os.path.isfile(
+            beside := os.path.join(os.path.dirname(path), str(env.get("file")))
+        ):
             env["file"] = beside  # so that the two work from any folder
         trees = [*(chain("", other, problems) if other else {}).values(), tree]
     elif "conf" in flat:
