@@ -33,6 +33,7 @@ def test_is_committed_without_outputs_and_defines_nothing(path):
             assert not any(isinstance(node, defined) for node in ast.walk(ast.parse(cell.source)))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own machinery
 def test_run_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -44,7 +45,7 @@ def test_run_from_top_to_bottom(tmp_path, monkeypatch):
     shown = [path for path in NOTEBOOKS if find_spec(NEEDS.get(path.stem, "torch"))]
     assert len(shown) > len(NOTEBOOKS) - len(NEEDS) - 1
     resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(nbformat.v4.new_notebook(), timeout=120, kernel_name="python3", resources=resources)
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=300, kernel_name="python3", resources=resources)
     with client.setup_kernel():  # one for all: its imports are paid for once
         for path in shown:
             client.nb = read(path)
