@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -70,15 +71,20 @@ class GradientStep:
             return batch
 
         def whole(part: Tensor) -> Tensor:
-            return cast(Tensor, self.fabric.all_gather(part)).flatten(0, 1)
+            parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world)]
+            dist.all_gather(parts, part.contiguous())
+            return torch.cat(parts)
 
         if isinstance(batch, Tensor):
             return whole(batch)
         return cast(Batch, batch.apply(whole, batch_size=[world * len(batch), *batch.shape[1:]]))
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over ranks, so that all of them decide alike."""
-        return cast(Tensor, self.fabric.all_reduce(value, reduce_op="mean")) if self.fabric.world_size > 1 else value
+        """Mean over ranks, in place, so that all of them decide alike."""
+        if self.fabric.world_size > 1:  # Fabric's own waits for all ranks once more before it adds
+            dist.all_reduce(value)
+            value.div_(self.fabric.world_size)
+        return value
 
     def __call__(
         self, losses: Callable[[], Losses], optimizer: Optimizer, max_grad_norm: float = 0.0, stacked: bool = False
@@ -98,9 +104,10 @@ class GradientStep:
             values = losses()
         optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(values["loss"])
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in moved]
         if self.fabric.world_size > 1:
-            self._average(gradients)
+            gradients = self._averaged(moved, gradients, stacked)
         norms = _norms(gradients, stacked)
         self._guard(values["loss"].detach(), norms, optimizer)
         if max_grad_norm > 0:
@@ -161,10 +168,12 @@ class GradientStep:
         batches = (self.share(draw()) for _ in range(steps))
         return self.means([self(partial(training_step, batch), optimizer, max_grad_norm) for batch in batches])
 
-    def _average(self, gradients: list[Tensor]) -> None:
-        flat = self.mean(torch.cat([g.flatten() for g in gradients]))
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+    def _averaged(self, moved: list[Tensor], gradients: list[Tensor], stacked: bool) -> list[Tensor]:
+        """Gradients averaged over ranks, as parts of one vector; the vector itself where it is clipped as a whole."""
+        flat = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        return [p.grad for p in moved if p.grad is not None] if stacked else [flat]
 
 
 def require_finite(learned: Mapping[str, Any], where: str) -> None:
