@@ -15,6 +15,7 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.console import log
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.seeds import Streams, globals_kept
+from mbrl_lightning.data.shared import shared
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import Interrupted, Preempted
@@ -64,7 +65,7 @@ class MetaLoop:
         algorithm.to(self.fabric.device)
         self.step = GradientStep(self.fabric)
         self.streams = Streams(cfg.seed)
-        self.world = RealWorld(family, self.streams, cfg.loop.buffer)
+        self.world = RealWorld(shared(family, self.step), self.streams, cfg.loop.buffer)
         self.real = self.world.real
         path = folder / "results.csv" if folder is not None and self.fabric.is_global_zero else None
         self.results = Results(path, cfg.algorithm, cfg.conf or family.spec.name, cfg.seed)

@@ -22,6 +22,7 @@ from mbrl_lightning.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 ALIKE = ("gssm_aps", "dr_ppo", "ddpg", "trpo", "acktr", "grbal", "m3po", "pearl", "maml", "rl2", "pe_ppo")
+ENDS = ("signalled", "fails", "dies", "diverges")
 TOLERANCE = 1e-6
 
 
@@ -32,10 +33,10 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """All scenarios of `two_ranks.py`, run once: folder, exit statuses and seconds by scenario, messages."""
+    """All scenarios of `two_ranks.py`, run once: folder, exit statuses and seconds by group, messages."""
     folder = tmp_path_factory.mktemp("ranks")
-    names = [*TRAINED, *(f"{name}:1" for name in ALIKE), "signalled", "dies", "diverges"]
-    command = [sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder), *names]
+    groups = [f"{','.join(TRAINED)}:2", f"{','.join(ALIKE)}:1", *(f"{name}:2" for name in ENDS)]
+    command = [sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder), *groups]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "outcome.json").read_text()), done.stderr
@@ -48,7 +49,7 @@ def held(folder: Path, scenario: str, rank: int) -> dict:
 @pytest.mark.parametrize("name", TRAINED)
 def test_both_ranks_hold_the_same_state(outcome, name):
     folder, ended, messages = outcome
-    assert ended[name]["statuses"] == [0, 0], messages
+    assert ended["gssm_aps:2"]["statuses"] == [0, 0], messages
     first, second = held(folder, name, 0), held(folder, name, 1)
     assert (first["global"], second["global"]) == (0, 1)
     assert first["print"] == second["print"]  # weights, moments, data, streams: bit for bit
@@ -57,12 +58,27 @@ def test_both_ranks_hold_the_same_state(outcome, name):
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_ranks_equal_one_process_with_the_same_global_batch(outcome, name):
     folder, ended, messages = outcome
-    assert ended[f"{name}:1"]["statuses"] == [0], messages
+    assert ended["gssm_aps:1"]["statuses"] == [0], messages
     two, one = held(folder, name, 0)["algorithm"], held(folder, f"{name}_1", 0)["algorithm"]
     assert two.keys() == one.keys()
     tolerance = 100 * TOLERANCE if name in ("trpo", "acktr", "maml", "pe_ppo") else TOLERANCE
     for key, value in two.items():
         torch.testing.assert_close(value, one[key], rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_bodies_are_shared_out_and_their_rows_are_those_of_one_process(outcome):
+    folder, _, messages = outcome
+    two, one = held(folder, "dr_ppo", 1), held(folder, "dr_ppo_1", 0)
+    assert (two["stepped"], one["stepped"]) == ([8], [16]), messages
+    assert torch.equal(two["real"], one["real"])
+
+
+def test_an_environment_that_fails_on_one_rank_ends_all_as_such(outcome):
+    _, ended, messages = outcome
+    assert ended["fails:2"]["statuses"] == [3, 3], messages
+    assert ended["fails:2"]["seconds"] < 60
+    assert "an arm came off" in messages
+    assert "an environment of another process failed" in messages
 
 
 def test_only_the_first_rank_writes(outcome):
@@ -77,21 +93,21 @@ def test_only_the_first_rank_writes(outcome):
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_boundary(outcome):
     folder, ended, messages = outcome
-    assert ended["signalled"]["statuses"] == [75, 75], messages
+    assert ended["signalled:2"]["statuses"] == [75, 75], messages
     assert checkpoint.load(folder / "signalled" / "run" / "checkpoints")[0] == 1
 
 
 def test_all_end_when_one_dies(outcome):
     _, ended, _ = outcome
-    first, second = ended["dies"]["statuses"]
+    first, second = ended["dies:2"]["statuses"]
     assert second == 9
     assert first not in (0, None)  # None: it hung and had to be killed
-    assert ended["dies"]["seconds"] < 60
+    assert ended["dies:2"]["seconds"] < 60
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_as_diverged(outcome):
     _, ended, messages = outcome
-    assert ended["diverges"]["statuses"] == [4, 4], messages
+    assert ended["diverges:2"]["statuses"] == [4, 4], messages
 
 
 def fit(folder: Path, *words: str) -> subprocess.CompletedProcess:

@@ -62,6 +62,8 @@ class GymSimulator:
         last_terminated: their own ``terminated``, bool [B].
     """
 
+    one_by_one = True
+
     def __init__(
         self,
         spec: EnvSpec,

@@ -19,6 +19,7 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Agent, Uniform, collect_in, episode_returns
 from mbrl_lightning.data.control import Control
+from mbrl_lightning.data.shared import shared
 from mbrl_lightning.measuring.hidden_task import rewards_by_task
 from mbrl_lightning.models.base import Model
 from mbrl_lightning.models.measures import linear_probe
@@ -107,7 +108,8 @@ class MetaTest:
     def _collect(
         self, tasks: Tensor, agent: Agent, belief: TensorDict, steps: int, noise: torch.Generator | None, training: bool
     ) -> TensorDict:
-        return collect_in(self.algorithm.family, tasks, agent, belief, steps, self.generator, noise, training)
+        family = shared(self.algorithm.family, self.step)
+        return collect_in(family, tasks, agent, belief, steps, self.generator, noise, training)
 
     # -- measures
 

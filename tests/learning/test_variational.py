@@ -68,7 +68,8 @@ def test_it_leads_a_load_along_a_figure_8_where_the_prior_does_not(seed):
     """Ropes and loads never seen, 40 random steps of each: less than half of the error, intervals of both apart."""
     method, family = trained("variational", "payload_quadcopter", tasks=48, steps=60, hold=1, seed=seed)
     context = random_steps(family, family.test, 40, torch.Generator().manual_seed(5))
-    test = MetaTest(method, TaskBuffer(2), None, torch.Generator().manual_seed(1), lambda *_, **__: None)
+    step = GradientStep(Fabric(accelerator="cpu", devices=1))
+    test = MetaTest(method, TaskBuffer(2), step, torch.Generator().manual_seed(1), lambda *_, **__: None)
     belief, ends = method.adapt(method.begin(len(context)), context), []
     for each in (belief, method.controls(belief)["unadapted"]):
         error = family.spec.metrics(test.episodes(family.test, each)[:, 0])["path/error"]

@@ -131,6 +131,8 @@ class MujocoSimulator:
             step takes 0.3 ms or more (humanoids).
     """
 
+    one_by_one = True
+
     def __init__(self, spec: EnvSpec, tasks: Tensor, body: MujocoBody, threads: int = 1) -> None:
         self.batch_size = len(tasks)
         self._spec, self._body, self._threads = spec, body, threads

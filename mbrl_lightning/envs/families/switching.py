@@ -108,6 +108,7 @@ class SwitchingSimulator:
     ) -> None:
         self.batch_size = len(tasks)
         self._base, self._reward, self._schedule = base, reward, schedule
+        self.one_by_one = getattr(base, "one_by_one", False)
         self._visible, self._show = visible, show
         self.tasks = tasks.double().clone()
         self._sequence = self.tasks.unsqueeze(1).repeat(1, schedule.switches + 1, 1)
