@@ -77,13 +77,15 @@ def learning_curve(
 
 
 def adaptation_curve(rows: Sequence[Row], path: PathLike, reference: Mapping[str, float] | None = None) -> Path:
-    """Return on unseen tasks against the transitions of context adapted on, at each seed's last iteration.
+    """Return on unseen tasks (extreme ones if all rows are) against the transitions adapted on, at each seed's last iteration.
 
     Lines, band and reference as in `learning_curve`; crosses: with another task's belief; dotted: random actions.
     """
-    test = [row for row in rows if row.split == "test"]
+    splits = {row.split for row in rows if row.metric == "return/policy"}
+    split = splits.pop() if len(splits) == 1 else "test"
+    test = [row for row in rows if row.split == split]
     chosen = last([row for row in test if row.metric == "return/policy"])
-    one_env(chosen, "return/policy on test tasks")
+    one_env(chosen, f"return/policy on {split} tasks")
     figure, (axes,) = canvas.blank(1, 1, 7.5, 5.0)
     groups = by_algorithm(chosen)
     for index, (algorithm, mine) in enumerate(groups.items()):
@@ -98,7 +100,7 @@ def adaptation_curve(rows: Sequence[Row], path: PathLike, reference: Mapping[str
     _references(axes, {"random policy": float(np.mean(random))} if random else None, style=":")
     _references(axes, reference)
     context = "context (real transitions of the unseen task)"
-    axes.set(title=f"{chosen[0].env}: adaptation on test tasks", xlabel=context, ylabel=_label(chosen[0]))
+    axes.set(title=f"{chosen[0].env}: adaptation on {split} tasks", xlabel=context, ylabel=_label(chosen[0]))
     axes.legend(fontsize=9)
     return canvas.save(figure, path, _note(groups))
 

@@ -123,6 +123,8 @@ def test_adaptation_curve_is_return_against_shot_at_the_last_iteration(tmp_path,
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0.0, 50.0], [7.5, 8.5])
     assert list(labelled(axes, "gssm_aps, another task's belief").get_ydata()) == [4.0]
     assert list(labelled(axes, "random policy").get_ydata()) == [-3.0, -3.0]
+    figures.adaptation_curve([row._replace(split="extreme") for row in rows], tmp_path / "b.png")
+    assert "extreme tasks" in drawn[1].axes[0].get_title()
 
 
 def test_exploitation_puts_imagined_beside_real(tmp_path, drawn):
