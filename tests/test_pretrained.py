@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
+from fakes import VARIANTS
 
 import mbrl_lightning
 from mbrl_lightning import evaluate, load
 from mbrl_lightning.config import reads_of
 from mbrl_lightning.config.files import located
+from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.report.curves import at_context
 from mbrl_lightning.report.statistics import score_matrix
@@ -39,6 +43,18 @@ def test_weights_are_small_and_earn_what_their_card_says(path):
     )
     assert returns == pytest.approx(card["return"], abs=0.05 * (card["return"] - random))
     assert Path("evaluation", name).is_dir()
+
+
+IMAGINES = {"gssm", "mlsm_v0", "mlsm_v1", "m_dpilco", "mier", "admrl"}  # begins at real states when it adapts
+
+
+@pytest.mark.parametrize("name", ["m3po", "admrl", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)])
+def test_without_their_data_weights_can_be_tested_or_that_is_what_is_missing(trained, name):
+    loop, _ = trained(name)
+    del loop.evaluate  # what `trained` leaves out
+    loop.real = TaskBuffer(len(loop.family.parameters))
+    with pytest.raises(ConfigError, match="no real transitions") if name in IMAGINES else nullcontext():
+        assert math.isfinite(loop.evaluate(full=True)["return/policy"])
 
 
 def test_unknown_weights_and_what_weights_alone_cannot_do():

@@ -123,9 +123,10 @@ class M3PO(Algorithm):
             return {}
         length, seen = self.cfg.history.length, until_fall(episodes.flatten(0, 1), self.spec).to(self.device)
         errors = history_errors(self.dynamics, seen, length, generator)
-        histories = Histories(real, self.dynamics.inputs, length, self.device)
         found = {f"model/{name}": value for name, value in errors.items()}
-        found["policy/kl_cloned"] = divergence_from_data(self.policy, histories, self.cfg, step, generator)
+        if len(real):  # shipped weights come without data
+            histories = Histories(real, self.dynamics.inputs, length, self.device)
+            found["policy/kl_cloned"] = divergence_from_data(self.policy, histories, self.cfg, step, generator)
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
 
     def model_errors(self, *_: object) -> dict[str, Tensor]:

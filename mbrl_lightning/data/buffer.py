@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from mbrl_lightning.errors import EnvError
+from mbrl_lightning.errors import ConfigError, EnvError
 from mbrl_lightning.runs.checkpoint import Segment
 
 BLOCK = 4096  # rows
@@ -88,7 +88,12 @@ class TaskBuffer:
         self._all = None
 
     def transitions(self) -> TensorDict:
-        """All transitions `[N]`; not to be written into."""
+        """All transitions `[N]`; not to be written into. A ConfigError where there are none."""
+        if self._all is None and not len(self):
+            cause = (
+                "there are no real transitions, at which what adapts by imagining begins: shipped weights come without"
+            )
+            raise ConfigError(cause, "give a run that has its data")
         if self._all is None:
             self._all = self.storage[:]  # views, of which TorchRL takes most of a millisecond to make one
         return self._all
