@@ -31,7 +31,7 @@ class Branching:
         data = random_steps(family, tasks, REAL // 4, self.generator)
         self.real = TaskBuffer(1)
         self.real.extend(data, self.real.add_tasks(tasks), exploratory=False)
-        algorithm.dynamics.observe(self.real.transitions(), 0.1, fit=True)
+        algorithm.dynamics.see(self.real, 0.1, fit=True)
         self.histories = Histories(self.real, algorithm.dynamics.inputs, LENGTH)
         self.start = self.histories.before(self.histories.draw(BRANCHES, self.generator))
 

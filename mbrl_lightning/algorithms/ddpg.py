@@ -16,7 +16,7 @@ from torchrl.objectives import DDPGLoss, SoftUpdate, ValueEstimators
 
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.buffer import COLUMNS
 from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
@@ -92,19 +92,21 @@ class DDPG(Algorithm):
         steps = cfg.loop.episode_steps or self.spec.horizon
         for part in world.interact(tasks, self, self.begin(len(tasks)), steps, self.generator, cfg.sac.every):
             parts.append(part)
-            rows = self._rows(world.real).to(device)
-            for _ in range(round(cfg.sac.updates_per_step * part.numel())):
-                pick = torch.randint(len(rows), (cfg.sac.batch,), generator=self.generator).to(device)
-                batch = step.share(rows[pick])
-                metrics = step(partial(self._losses, batch), self.optimizers["ddpg"], cfg.search.max_grad_norm)
+            rows = world.real.transitions().select(*COLUMNS)
+            size = round(cfg.sac.updates_per_step * part.numel()), cfg.sac.batch
+            pick = torch.randint(len(rows), size, generator=self.generator)
+            for batch in self._columns(rows[pick]).unbind(0):
+                metrics = step(
+                    partial(self._losses, step.share(batch)), self.optimizers["ddpg"], cfg.search.max_grad_norm
+                )
                 self.targets.step()
         out = {f"train/{name}": value for name, value in step.numbers(metrics).items()}
         return out | {"real/return": float(mean_return(torch.cat(parts, 1), self.spec))}
 
     @torch.no_grad()
-    def _rows(self, real: TaskBuffer) -> TensorDict:
-        """All real transitions `[N]` as the loss takes them."""
-        data, device = real.transitions(), self.device
+    def _columns(self, data: TensorDict) -> TensorDict:
+        """Real transitions `[...]` as the loss takes them."""
+        device = self.device
 
         def inputs(observation: Tensor) -> Tensor:
             return self.policy.norm(self.spec.features(observation.to(device)))

@@ -24,6 +24,7 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import Uniform
 from mbrl_lightning.data.control import Control
+from mbrl_lightning.data.windows import steps_at
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.models.embedding import EmbeddingDynamics
@@ -66,7 +67,7 @@ class FAMLE(AdaptivePlanning):
         dynamics, famle, optimizer = self.dynamics, self.cfg.famle, self.optimizers["dynamics"]
         data = real.transitions().to(step.fabric.device)
         dynamics.see(real, self.cfg.search.bounds)
-        columns, done, size = dynamics.columns(data), 0, (famle.inner_steps, self.cfg.dynamics.targets)
+        done, size = 0, (famle.inner_steps, self.cfg.dynamics.targets)
 
         def draw() -> TensorDict:
             nonlocal done
@@ -78,7 +79,7 @@ class FAMLE(AdaptivePlanning):
                 group["lr"] = rate * (1 - done / steps)
             done += 1
             rows = real.target_rows(chosen, size[0] * size[1], generator).view(-1, *size)
-            batch = {name: column[rows.to(column.device)] for name, column in columns.items()}
+            batch = dynamics.columns(steps_at(data, rows.to(step.fabric.device)))
             return TensorDict(batch | {"situation": chosen}, batch_size=[len(chosen)])
 
         found = step.fit(dynamics.training_step, draw, optimizer, steps)

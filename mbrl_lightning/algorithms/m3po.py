@@ -125,7 +125,7 @@ class M3PO(Algorithm):
         errors = history_errors(self.dynamics, seen, length, generator)
         found = {f"model/{name}": value for name, value in errors.items()}
         if len(real):  # shipped weights come without data
-            histories = Histories(real, self.dynamics.inputs, length, self.device)
+            histories = Histories.of(real, self.dynamics.inputs, length, self.device)
             found["policy/kl_cloned"] = divergence_from_data(self.policy, histories, self.cfg, step, generator)
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
 
@@ -138,10 +138,10 @@ class M3PO(Algorithm):
     def fit(self, real: TaskBuffer, step: GradientStep, steps: int, generator: torch.Generator) -> dict[str, float]:
         """Fit the heads to their bootstrap samples until their held-out error stops falling, or for `steps` steps."""
         cfg, first = self.cfg.dynamics, int(self.iteration) == 0
-        self.dynamics.observe(real.transitions().to(step.fabric.device), self.cfg.search.bounds, fit=first)
+        self.dynamics.see(real, self.cfg.search.bounds, fit=first)
         if self.beta == 0 or not steps:
             return {}
-        histories = Histories(real, self.dynamics.inputs, self.cfg.history.length, step.fabric.device)
+        histories = Histories.of(real, self.dynamics.inputs, self.cfg.history.length, step.fabric.device)
         order = torch.randperm(len(histories), generator=generator)
         held_out, rows = order.split([len(order) // 5, len(order) - len(order) // 5])
         # a head's bootstrap sample, as the number of times each row is in it
@@ -187,7 +187,7 @@ class M3PO(Algorithm):
         cfg, real, stretch = self.cfg, world.real, self.cfg.loop.episode_steps or self.spec.horizon
         tasks = self.family.sample(cfg.loop.tasks_per_iteration, self.generator)
         imagined, parts, metrics = Ring(cfg.branch.buffer), [], dict[str, Tensor]()
-        histories = Histories(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
+        histories = Histories.of(real, self.dynamics.inputs, cfg.history.length, step.fabric.device)
         if self.beta > 0:  # the model is new, and so is all that it imagines
             for left in range(cfg.branch.buffer, 0, -AT_ONCE):
                 imagined.append(self._imagine(histories, real, step, min(left, AT_ONCE)))

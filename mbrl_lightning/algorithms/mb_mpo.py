@@ -65,9 +65,8 @@ class MBMPO(AdaptedPolicyAlgorithm):
         held_out = data.at(data.held_out[:2000])
         stop = None if cfg.persistence is None else RollingStop(self.dynamics, cfg.persistence)
         epoch = -(-len(data.learned) // cfg.targets)
-        for now in range(steps):
-            batch = step.share(data.draw(cfg.targets))
-            losses = partial(self.dynamics.training_step, batch)
+        for now, batch in enumerate(data.batches(steps, cfg.targets)):
+            losses = partial(self.dynamics.training_step, step.share(batch))
             last = step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM, stacked=True)
             if stop and (now + 1) % epoch == 0 and stop.check(self._held_out_error(held_out)):
                 break

@@ -121,7 +121,7 @@ class PEARL(InferredLatentAlgorithm):
             # where it infers as it acts, that is what the contexts of a meta-test look like
             after = world.interact(tasks, self, belief, steps - before, self.generator, exploratory=self.switching)
             (data,) = after
-        seen, metrics = Histories(real, self.inputs, 0, step.fabric.device), dict[str, Tensor]()
+        seen, metrics = Histories.of(real, self.inputs, 0, step.fabric.device), dict[str, Tensor]()
         for _ in range(round(cfg.sac.updates_per_step * steps * len(tasks))):
             metrics = self._learn(self._batch(real, seen), step)
         found = {f"train/{name}": value for name, value in step.numbers(metrics).items()}

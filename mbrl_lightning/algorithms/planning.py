@@ -142,7 +142,9 @@ class AdaptivePlanning(PlanningAlgorithm):
         """Train the model by `steps` steps on segments of all data so far; returns the mean of its losses."""
         dynamics, windows, data = self.dynamics, self.windows, real.transitions().to(step.fabric.device)
         dynamics.see(real, self.cfg.search.bounds)
-        segments = Segments(data, dynamics.columns(data), windows.past, windows.future)
-        draw = partial(segments.draw, windows.segments, generator)
-        found = step.fit(dynamics.training_step, draw, self.optimizers["dynamics"], steps, MAX_GRAD_NORM)
+        segments = Segments(data, dynamics.columns, windows.past, windows.future)
+        batches = segments.batches(steps, windows.segments, generator)
+        found = step.fit(
+            dynamics.training_step, partial(next, batches), self.optimizers["dynamics"], steps, MAX_GRAD_NORM
+        )
         return {f"train/model_{name}": value for name, value in (found | dynamics.inner_sizes()).items()}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
+from mbrl_lightning.data.ring import Ring
 from mbrl_lightning.errors import ConfigError, EnvError
 from mbrl_lightning.runs.checkpoint import Segment
 
-BLOCK = 4096  # rows
+Made = TypeVar("Made")
+
+BLOCK, FAN, LEVELS = 4096, 16, 5  # rows of a block, blocks of one of the next level, levels
 COLUMNS = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
 
 
@@ -29,9 +32,10 @@ class TaskBuffer:
         self.num_steps = 0
         self.episodes = 0
         self._rows: dict[bool, tuple[Tensor, Tensor, Tensor, int]] = {}  # table, counts, table with room, steps seen
-        self._starts: list[Tensor] = []
+        self._starts, self._begun = (Ring(), Ring()), 0  # numbers of rows to start from, steps seen
         self._all: TensorDict | None = None
-        self._known: dict[int, dict[Hashable, Any]] = {}  # summaries of blocks
+        self._known: dict[tuple[int, int], dict[Hashable, Any]] = {}  # summaries by level and block
+        self._kept: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
         return len(self.storage)
@@ -82,9 +86,9 @@ class TaskBuffer:
         flat["stride"] = torch.full(data.shape, stride)
         flat = flat[data["valid"]] if stride == 1 else flat.transpose(0, 1).reshape(-1)
         for block in torch.as_tensor(self.storage.extend(flat)).div(BLOCK, rounding_mode="floor").unique().tolist():
-            self._known.pop(block, None)
+            for level in range(LEVELS):
+                self._known.pop((level, block // FAN**level), None)
         self.num_steps += len(flat)
-        self._starts.clear()
         self._all = None
 
     def transitions(self) -> TensorDict:
@@ -167,26 +171,44 @@ class TaskBuffer:
 
     def start_states(self, count: int, generator: torch.Generator, initial: float = 1.0) -> Tensor:
         """Real states `[count, S]`: a share `initial` of first steps of episodes, then of steps that did not end one (or any)."""
-        data, first = self.transitions(), round(initial * count)
-        for kept in () if self._starts else (data["initial"], ~data["next", "terminated"].squeeze(-1)):
-            self._starts.append(kept.nonzero().squeeze(-1) if bool(kept.any()) else torch.arange(len(data)))
-        sizes = zip(self._starts, (first, count - first), strict=True)
-        picks = [rows[torch.randint(len(rows), (size,), generator=generator)] for rows, size in sizes]
+        data, first, picks = self.transitions(), round(initial * count), []
+        if self._begun < self.num_steps:
+            seen = self._begun if self.num_steps == len(data) else 0  # all anew once rows are overwritten
+            self._starts = self._starts if seen else (Ring(), Ring())
+            kinds = data["initial"][seen:], ~data["next", "terminated"][seen:].squeeze(-1)
+            for ring, kept in zip(self._starts, kinds, strict=True):
+                rows = seen + kept.nonzero().squeeze(-1)
+                ring.append(TensorDict({"row": rows}, batch_size=[len(rows)]))
+            self._begun = self.num_steps
+        for ring, size in zip(self._starts, (first, count - first), strict=True):
+            pick = torch.randint(len(ring) or len(data), (size,), generator=generator)
+            picks.append(ring.columns["row"][pick] if len(ring) else pick)
         return data["observation"][torch.cat(picks)]
 
-    def summaries(self, name: Hashable, of: Callable[[TensorDict], Any]) -> list[Any]:
-        """What `of` makes of each block of rows, in their order; anew where rows came or went. It may look at them alone."""
-        found = []
-        for first in range(0, len(self), BLOCK):
-            known = self._known.setdefault(first // BLOCK, {})
+    def summary(self, name: Hashable, of: Callable[[TensorDict], Made], join: Callable[[Sequence[Made]], Made]) -> Made:
+        """What `of` makes of all rows: `join` puts together what it makes of blocks of them, and only new ones are looked at."""
+
+        def made(level: int, at: int) -> Made:  # of blocks that depend on where their rows are alone
+            known, size = self._known.setdefault((level, at), {}), BLOCK * FAN**level
             if name not in known:
-                known[name] = of(self.transitions()[first : first + BLOCK])
-            found.append(known[name])
-        return found
+                parts = range(FAN * at, min(FAN * (at + 1), -(-FAN * len(self) // size)))
+                rows = slice(at * size, (at + 1) * size)
+                known[name] = join([made(level - 1, part) for part in parts]) if level else of(self.transitions()[rows])
+            return known[name]
+
+        return made(next(level for level in range(LEVELS) if BLOCK * FAN**level >= len(self)), 0)
+
+    def keep(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What was made of these rows once by who reads on in them as they grow; it is made anew after a state was restored."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def state_dict(self) -> dict[str, object]:
         """Plain tensors and numbers; of the rows views, in blocks that are the same ones as long as no row in them changes."""
-        segments = self.summaries(Segment, lambda rows: Segment(rows.flatten_keys(".").items()))
+        segments: list[Segment] = []
+        if len(self):
+            segments = self.summary(Segment, _segment, lambda parts: [each for part in parts for each in part])
         # the writer's cursor says which rows are the oldest once the buffer is full
         return {
             "segments": segments,
@@ -197,9 +219,9 @@ class TaskBuffer:
     def load_state_dict(self, state: dict) -> None:
         """Restore, in place of all that is held."""
         self.storage.empty()
-        for known in (self._known, self._rows, self._starts):
+        for known in (self._known, self._kept, self._rows):
             known.clear()
-        self._all = None
+        self._all, self._begun = None, 0
         for rows in blocks_of(state):
             self.storage.extend(TensorDict(dict(rows), batch_size=[len(rows["task"])]).unflatten_keys("."))
         if len(self):
@@ -225,3 +247,7 @@ def _with_episodes(data: TensorDictBase) -> TensorDictBase:
     episode = (initial.cumsum(1) - 1) * len(data) + torch.arange(len(data)).unsqueeze(1)
     told = {"initial": initial, "age": age, "episode": episode, "valid": torch.ones_like(done)}
     return data.clone(False).update(told)
+
+
+def _segment(rows: TensorDictBase) -> list[Segment]:
+    return [Segment(rows.flatten_keys(".").items())]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from mbrl_lightning.beliefs.history import HistoryInputs
-from mbrl_lightning.data.buffer import TaskBuffer
+from mbrl_lightning.data.buffer import COLUMNS, TaskBuffer
 from mbrl_lightning.data.ring import Ring
 
 PLACES = ("episode", "age", "stride")
@@ -27,6 +27,19 @@ def around(places: Sequence[Tensor], rows: Tensor, reach: Tensor) -> tuple[Tenso
     mask = episode[index] == episode[rows].unsqueeze(1)
     mask &= age[index] == age[rows].unsqueeze(1) + reach
     return index, mask
+
+
+def in_blocks(steps: int, most: int = 16) -> Iterator[int]:
+    """For how many of `steps` updates batches are put together at once, as one costs hardly less than many."""
+    return (min(most, steps - first) for first in range(0, steps, most))
+
+
+def steps_at(data: TensorDictBase, rows: Tensor) -> TensorDict:
+    """What a model is fitted to of the transitions `rows` `[...]`: `observation`, `action`, `next.observation`, batch `[...]`."""
+    names, flat = COLUMNS[:3], rows.flatten()
+    observation, action, following = (data[name].index_select(0, flat).view(*rows.shape, -1) for name in names)
+    after = TensorDict({"observation": following}, batch_size=rows.shape)
+    return TensorDict({"observation": observation, "action": action, "next": after}, batch_size=rows.shape)
 
 
 class Histories:
@@ -53,6 +66,13 @@ class Histories:
         # rows are in the places that they have in the buffer
         self.rows = Ring(real.storage.storage.max_size, real.num_steps - len(real))
         self.read()
+
+    @classmethod
+    def of(cls, real: TaskBuffer, inputs: HistoryInputs, length: int, device: torch.device | str = "cpu") -> Histories:
+        """Those that `real` keeps, read on to its end; `inputs` are the same each time."""
+        seen = real.keep((cls, length, str(device)), lambda: cls(real, inputs, length, device))
+        seen.read()
+        return seen
 
     @torch.no_grad()
     def read(self) -> None:
@@ -105,24 +125,29 @@ class Segments:
 
     A step of another episode, or of none, is masked: there may be fewer than M before a row, and fewer than K after it.
 
-    Of the transitions `[N]` they have the given `columns` `[N, ...]`, such as the `inputs` of a model and its `target`.
+    Of the transitions `[N]` they have what `columns` makes of those drawn, `[...] -> [..., X]`, such as the `inputs` of a model
+    and its `target`.
     """
 
-    def __init__(self, data: TensorDictBase, columns: Mapping[str, Tensor], past: int, future: int) -> None:
-        self.columns, self.sizes = columns, [past, future]
+    def __init__(
+        self, data: TensorDictBase, columns: Callable[[TensorDictBase], Mapping[str, Tensor]], past: int, future: int
+    ) -> None:
+        self.data, self.columns, self.sizes = data, columns, [past, future]
         self.places = [data[name] for name in PLACES]
         self.reach = torch.arange(-past, future, device=self.places[0].device)
 
     def at(self, rows: Tensor) -> TensorDict:
         """The segments cut before `rows` `[B]`: batch `[B]`, each of `past` and `future` with the columns and `mask`."""
         index, mask = around(self.places, rows, self.reach)
-        columns = {name: column[index] for name, column in self.columns.items()}
+        columns = dict(self.columns(steps_at(self.data, index)))
         past, future = TensorDict(columns | {"mask": mask}, batch_size=index.shape).split(self.sizes, 1)
         return TensorDict({"past": past, "future": future}, batch_size=rows.shape)
 
-    def draw(self, count: int, generator: torch.Generator) -> TensorDict:
-        """Batch `[count]` of segments cut before random rows, uniform, with replacement."""
-        return self.at(torch.randint(len(self.places[0]), (count,), generator=generator).to(self.reach.device))
+    def batches(self, steps: int, count: int, generator: torch.Generator) -> Iterator[TensorDict]:
+        """`steps` batches `[count]` of segments cut before random rows, uniform, with replacement."""
+        for some in in_blocks(steps):
+            rows = torch.randint(len(self.places[0]), (some * count,), generator=generator)
+            yield from self.at(rows.to(self.reach.device)).split(count)
 
 
 def transition(stored: TensorDictBase) -> TensorDict:

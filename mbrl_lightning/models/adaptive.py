@@ -53,7 +53,7 @@ class AdaptiveDynamics(Dynamics):
         return belief
 
     def columns(self, data: TensorDictBase) -> dict[str, Tensor]:
-        """What `Segments` are made of, of transitions `[N]`: standardised `inputs` `[N, X]` and `target` `[N, Y]`."""
+        """What `Segments` are made of, of transitions `[...]`: standardised `inputs` `[..., X]` and `target` `[..., Y]`."""
         return {"inputs": self.inputs(data["observation"], data["action"]), "target": self.targets(data)}
 
     def inner_sizes(self) -> dict[str, float]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from mbrl_lightning.config.schema import DynamicsConfig
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.spec import EnvSpec
-from mbrl_lightning.networks import Normalizer, StackedMLP, moments
+from mbrl_lightning.networks import Normalizer, StackedMLP
 from mbrl_lightning.networks.gaussians import log_prob
+from mbrl_lightning.networks.statistics import joined, moments
 
 TAIL = 0.0005  # share of the data beyond either bound of imagination
 MAX_GRAD_NORM = 10.0  # gradients of every model are clipped to this norm
@@ -109,27 +110,28 @@ class Dynamics(Model):
 
     def see(self, real: TaskBuffer, margin: float = 0.1) -> None:
         """Fit the normalisers to all real transitions, and the bounds of imagination to their 0.05 to 99.95 % quantiles."""
-        self._fit(real.summaries("seen", partial(self._summary, of=real.capacity)), margin)
+        most = int(TAIL * real.capacity) + 1
+        self._fit(real.summary("seen", partial(self._summary, most=most), partial(_joined, most=most)), margin)
 
     def observe(self, transitions: TensorDictBase, margin: float = 0.1) -> None:
         """As `see`, of transitions `[N]` that are in no buffer."""
-        self._fit([self._summary(transitions, len(transitions))], margin)
+        self._fit(self._summary(transitions, int(TAIL * len(transitions)) + 1), margin)
 
     @torch.no_grad()
-    def _summary(self, rows: TensorDictBase, of: int) -> tuple[Tensor, ...]:
-        """Moments of inputs and targets; the lowest observations `[S, n]`, negated, and the highest: those of all are in them."""
+    def _summary(self, rows: TensorDictBase, most: int) -> tuple[Tensor, ...]:
+        """Moments of inputs and targets; the lowest observations, negated, and the highest, `[S, at most most]` each."""
         observation, following = rows["observation"], rows["next", "observation"]
-        ends = ((sign * following.mT).topk(min(int(TAIL * of) + 1, len(rows))).values for sign in (-1, 1))
         inputs = self._raw_inputs(observation, rows["action"])
+        ends = _highest(-following.mT, most), _highest(following.mT, most)
         return moments(inputs), moments(self.spec.target(observation, following)), *ends
 
-    def _fit(self, parts: Sequence[tuple[Tensor, ...]], margin: float) -> None:
-        inputs, targets, *ends = zip(*parts, strict=True)
-        self.input_norm.join(inputs)
-        self.target_norm.join(targets)
-        rank = int(TAIL * float(torch.stack(inputs)[:, 0, 0].sum())) + 1
-        low, high = ((-torch.cat(end, 1)).kthvalue(rank).values for end in ends)
-        self.bound(low, -high, margin)
+    def _fit(self, summary: tuple[Tensor, ...], margin: float) -> None:
+        inputs, targets, *ends = summary
+        self.input_norm.take(inputs)
+        self.target_norm.take(targets)
+        rank = int(TAIL * float(inputs[0, 0]))
+        low, high = (end[:, rank] for end in ends)
+        self.bound(-low, high, margin)
 
     def _raw_inputs(self, observation: Tensor, action: Tensor) -> Tensor:
         return torch.cat([self.spec.features(observation), self.spec.action_features(action)], -1)
@@ -209,3 +211,14 @@ class Dynamics(Model):
     def nll(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood of standardised targets `[..., Y] -> [...]`; deviations floored at 0.02."""
         return -log_prob(target, prediction, self.log_scale.exp().clamp_min(0.02))
+
+
+def _highest(rows: Tensor, most: int) -> Tensor:
+    """The highest values of each row, the first `most` of them, falling."""
+    return rows.topk(min(most, rows.shape[1])).values
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]], most: int) -> tuple[Tensor, ...]:
+    """Summaries of rows as one summary: the ends of all are among those of the parts."""
+    inputs, targets, *ends = zip(*parts, strict=True)
+    return joined(inputs), joined(targets), *(_highest(torch.cat(end, 1), most) for end in ends)

@@ -31,7 +31,7 @@ class ContextDynamics(AdaptiveDynamics):
         self.encoder = StackedMLP(1, [window, *cadm.hidden, cadm.context_dim])
 
     def columns(self, data: TensorDictBase) -> dict[str, Tensor]:
-        """See AdaptiveDynamics.columns; and `back`, the inputs `[N, X]` of the prediction backwards."""
+        """See AdaptiveDynamics.columns; and `back`, the inputs `[..., X]` of the prediction backwards."""
         return super().columns(data) | {"back": self.inputs(data["next", "observation"], data["action"])}
 
     def believe(self, inputs: Tensor, target: Tensor, mask: Tensor) -> TensorDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mbrl_lightning.config.schema import DynamicsConfig
+from mbrl_lightning.data.windows import in_blocks, steps_at
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Dynamics
 
@@ -69,18 +71,20 @@ class MemberData:
     """Standardised transitions `[N]`, and a random split into rows to learn from and rows to check on for each of K members."""
 
     def __init__(self, dynamics: EnsembleDynamics, transitions: TensorDictBase, generator: torch.Generator) -> None:
-        self.inputs = dynamics.inputs(transitions["observation"], transitions["action"])
-        self.target = dynamics.targets(transitions)
-        self.generator, members = generator, dynamics.members
-        order = torch.stack([torch.randperm(len(self.inputs), generator=generator) for _ in range(members)], 1)
+        self.dynamics, self.transitions, self.generator = dynamics, transitions, generator
+        members, rows = dynamics.members, len(transitions)
+        order = torch.stack([torch.randperm(rows, generator=generator) for _ in range(members)], 1)
         checked = min(max(round(HELD_OUT * len(order)), 1), len(order) - 1) if len(order) > 1 else 0
         self.held_out, self.learned = order[:checked], order[checked:]  # [V, K], [N - V, K]
 
-    def draw(self, count: int) -> TensorDict:
-        """Batch `[count]`: rows drawn with replacement for each member out of its own; see `EnsembleDynamics.errors`."""
-        pick = torch.randint(len(self.learned), (count, self.learned.shape[1]), generator=self.generator)
-        return self.at(self.learned.gather(0, pick))
+    def batches(self, steps: int, count: int) -> Iterator[TensorDict]:
+        """`steps` batches `[count]` for `EnsembleDynamics.errors`: rows drawn with replacement for each member out of its own."""
+        for some in in_blocks(steps):
+            pick = torch.randint(len(self.learned), (some * count, self.learned.shape[1]), generator=self.generator)
+            yield from self.at(self.learned.gather(0, pick)).split(count)
 
     def at(self, rows: Tensor) -> TensorDict:
         """Batch `[N]` of the given rows `[N, K]`."""
-        return TensorDict({"inputs": self.inputs[rows], "target": self.target[rows]}, batch_size=[len(rows)])
+        part, dynamics = steps_at(self.transitions, rows), self.dynamics
+        inputs = dynamics.inputs(part["observation"], part["action"])
+        return TensorDict({"inputs": inputs, "target": dynamics.targets(part)}, batch_size=[len(rows)])

@@ -43,13 +43,14 @@ class HistoryDynamics(Model):
         self.net = HistoryNet(cfg.members, *sizes, recurrent=recurrent)
 
     @torch.no_grad()
-    def observe(self, transitions: TensorDictBase, margin: float, fit: bool) -> None:
-        """Set the bounds of imagination to the range of real transitions `[N]`, and with `fit` the normalisers too (once)."""
-        following = transitions["next", "observation"]
-        self.bound(following.amin(0), following.amax(0), margin)
+    def see(self, real: TaskBuffer, margin: float, fit: bool) -> None:
+        """Set the bounds of imagination to the range of all real transitions, and with `fit` the normalisers too (once)."""
+        low, high = real.summary("range", _range, lambda parts: torch.stack(list(parts)).amax(0))
+        self.bound(-low, high, margin)
         if fit:
-            self.inputs.fit(transitions)
-            self.target_norm.fit(self.spec.target(transitions["observation"], following))
+            data = real.transitions()
+            self.inputs.fit(data)
+            self.target_norm.fit(self.spec.target(data["observation"], data["next", "observation"]))
 
     def forward(self, inputs: TensorDictBase | Mapping[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance `[E, N, Y]` of the standardised target under each head.
@@ -129,6 +130,12 @@ class HistoryDynamics(Model):
         """See `Model.predictions`."""
         loc, _ = self._asked(observation, action, belief)
         return self.spec.untarget(observation.expand(len(loc), *observation.shape), self.target_norm.inverse(loc))
+
+
+def _range(rows: TensorDictBase) -> Tensor:
+    """The lowest observations that came, negated, and the highest, `[2, S]`."""
+    following = rows["next", "observation"]
+    return torch.stack([(-following).amax(0), following.amax(0)])
 
 
 def dealt(owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:

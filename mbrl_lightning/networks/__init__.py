@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from mbrl_lightning.networks.statistics import moments
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: torch.relu_,
@@ -248,14 +250,6 @@ ROUNDING, NOISE = 4 * torch.finfo(torch.float32).eps, 1e-12
 """What varies: a column whose deviation is more than these shares of its own size and of the largest deviation beside it."""
 
 
-@torch.no_grad()
-def moments(data: Tensor) -> Tensor:
-    """Of `data` `[..., D]` in float64: how many rows, their mean, variance and mean square, `[4, D]`."""
-    rows = data.reshape(-1, data.shape[-1]).double()
-    variance = rows.std(0).square() if len(rows) > 1 else torch.zeros_like(rows[0])
-    return torch.stack([torch.full_like(variance, len(rows)), rows.mean(0), variance, rows.square().mean(0)])
-
-
 class Normalizer(nn.Module):
     """Standardisation of D = `size` columns, statistics in float64; one that does not vary (see `NOISE`) has the deviation 1."""
 
@@ -273,17 +267,13 @@ class Normalizer(nn.Module):
 
     def fit(self, data: Tensor) -> None:
         """Set the statistics to those of `data` `[..., D]`; of fewer than two rows the deviations are 1."""
-        self.join([moments(data)])
+        self.take(moments(data))
 
-    def join(self, parts: Sequence[Tensor]) -> None:
-        """Set the statistics to those of all data that `parts` are the `moments` of."""
-        rows, mean, variance, square = torch.stack(list(parts)).unbind(1)
-        share, free = rows / rows.sum(0), (rows.sum(0) - 1).clamp_min(1)
-        whole = (share * mean).sum(0)
-        # within the parts and between them (Chan et al. 1979); of one part it is that part's to the last bit
-        std = ((rows - 1) / free * variance + rows / free * (mean - whole).square()).sum(0).sqrt()
-        rms = (share * square).sum(0).sqrt()
-        self.mean.copy_(whole)
+    def take(self, moments: Tensor) -> None:
+        """Set the statistics to those of the data that these are the `moments` of."""
+        _, mean, variance, square = moments
+        std, rms = variance.sqrt(), square.sqrt()
+        self.mean.copy_(mean)
         varies = (std > ROUNDING * rms) & (std > NOISE * std.max())
         self.std.copy_(torch.where(varies, std, torch.ones_like(std)))
         self.loc.copy_(self.mean)

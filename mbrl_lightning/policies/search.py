@@ -14,7 +14,7 @@ from mbrl_lightning.data.control import Control
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.models.base import Dynamics
-from mbrl_lightning.networks import moments
+from mbrl_lightning.networks.statistics import joined, moments
 from mbrl_lightning.networks.step import GradientStep
 from mbrl_lightning.policies.heads import Policy
 
@@ -43,7 +43,7 @@ def searched(cfg: Config) -> slice:
 
 def refit(policy: Policy, spec: EnvSpec, real: TaskBuffer) -> None:
     """Standardise what the policy is shown by the statistics of all real observations."""
-    policy.norm.join(real.summaries("features", lambda rows: moments(spec.features(rows["observation"]))))
+    policy.norm.take(real.summary("features", lambda rows: moments(spec.features(rows["observation"])), joined))
 
 
 def prepare(learner: Learner, policy: Policy, optimizer: torch.optim.Optimizer, world: RealWorld) -> None:

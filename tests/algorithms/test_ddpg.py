@@ -32,7 +32,7 @@ def test_real_steps_are_those_of_the_warm_up_and_of_the_policy(begun):
 
 def test_the_loss_is_that_of_the_paper(begun):
     algorithm = begun.algorithm
-    rows = algorithm._rows(begun.real)[:16]
+    rows = algorithm._columns(begun.real.transitions()[:16])
     with torch.no_grad():
         values = algorithm._losses(rows)
         loss, after = algorithm.loss, rows["next"]
@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_the_paper(begun):
 
 def test_what_acts_is_what_learns(begun):
     algorithm = begun.algorithm
-    rows = algorithm._rows(begun.real)[:8]
+    rows = algorithm._columns(begun.real.transitions()[:8])
     with algorithm.loss.actor_network_params.to_module(algorithm.loss.actor_network):
         proposed = algorithm.loss.actor_network.module(rows["inputs"])
     acted, _ = algorithm.act(algorithm.begin(8), begun.real.transitions()["observation"][:8])

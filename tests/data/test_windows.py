@@ -111,6 +111,13 @@ def test_histories_that_read_on_are_those_built_anew(capacity):
     assert (seen.columns(rows) == new.columns(rows)).all()
     assert (seen.before(rows) == new.before(rows)).all()
     assert len(seen) == len(first)
+    kept = Histories.of(first, inputs, 4)
+    assert Histories.of(first, inputs, 4) is kept
+    state = filled(7, calls=1)[0].state_dict()
+    first.load_state_dict(state)
+    assert torch.equal(
+        Histories.of(first, inputs, 4).action, first.transitions()["action"]
+    )  # none of what was there before
 
 
 def test_parts_are_the_whole():
@@ -124,8 +131,17 @@ def test_parts_are_the_whole():
 
 def segments(real: TaskBuffer, past: int, future: int) -> Segments:
     data = real.transitions()
-    columns = {"inputs": data["observation"], "target": data["next", "observation"]}
-    return Segments(data, columns, past, future)
+    return Segments(
+        data, lambda rows: {"inputs": rows["observation"], "target": rows["next", "observation"]}, past, future
+    )
+
+
+def test_batches_that_are_put_together_at_once_are_those_of_one_by_one():
+    cut, draws = segments(filled(None)[0], 3, 2), generator(1)
+    alone = [next(cut.batches(1, 5, draws)) for _ in range(20)]
+    together = list(cut.batches(20, 5, generator(1)))
+    assert len(together) == 20
+    assert all((one == two).all() for one, two in zip(alone, together, strict=True))
 
 
 @pytest.mark.parametrize("every", [None, 7, 1])

@@ -61,7 +61,9 @@ def point():
     dynamics = HistoryDynamics(family.spec, cfg.dynamics, cfg.history)
     generator = torch.Generator().manual_seed(0)
     data = random_steps(family, family.test, 60, generator, training=False)
-    dynamics.observe(data.reshape(-1), 0.1, fit=True)
+    real = TaskBuffer(1)
+    real.extend(data, real.add_tasks(family.test), exploratory=False)
+    dynamics.see(real, 0.1, fit=True)
     return dynamics, data
 
 

@@ -50,10 +50,10 @@ def model(members: int = 1, **changes):
 
 def fit(dynamics, data: TensorDict, past: int, future: int, steps: int):
     draws, optimizer = generator(), dynamics.configure_optimizers()
-    segments = Segments(data, dynamics.columns(data), past, future)
+    segments = Segments(data, dynamics.columns, past, future)
     for _ in range(steps):
         optimizer.zero_grad()
-        dynamics.training_step(segments.draw(32, draws))["loss"].backward()
+        dynamics.training_step(next(segments.batches(1, 32, draws)))["loss"].backward()
         optimizer.step()
     return dynamics
 
@@ -144,7 +144,7 @@ def test_the_loss_that_is_measured_is_the_one_that_is_trained(adaptation):
     dynamics, data = model(adaptation=adaptation), episodes(4, 2)[:, : PAST + FUTURE]
     found = adaptation_errors(dynamics, data.unsqueeze(1), PAST, FUTURE)
     rows = data.reshape(-1)
-    segments = Segments(rows, dynamics.columns(rows), PAST, FUTURE).at(torch.arange(4) * (PAST + FUTURE) + PAST)
+    segments = Segments(rows, dynamics.columns, PAST, FUTURE).at(torch.arange(4) * (PAST + FUTURE) + PAST)
     past, future = segments["past"], segments["future"]
     assert past["mask"].all()
     assert future["mask"].all()

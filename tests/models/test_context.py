@@ -31,7 +31,7 @@ def model(members: int = 2, **changes) -> ContextDynamics:
 
 def batch(dynamics: ContextDynamics, count: int = 32) -> TensorDict:
     data = recorded()
-    return Segments(data, dynamics.columns(data), 4, 3).draw(count, generator(2))
+    return next(Segments(data, dynamics.columns, 4, 3).batches(1, count, generator(2)))
 
 
 def fitted(dynamics: ContextDynamics, segments: TensorDict, steps: int = 5) -> ContextDynamics:

@@ -42,10 +42,9 @@ def test_every_member_has_a_split_of_its_own_and_never_learns_from_what_it_is_ch
         whole = torch.cat([split.held_out[:, member], split.learned[:, member]])
         assert whole.sort().values.tolist() == list(range(50))
     assert members == 1 or not torch.equal(split.held_out[:, 0], split.held_out[:, 1])
-    batch = split.draw(2000)
+    batch = next(split.batches(1, 2000))
     for member in range(members):
-        known = split.inputs[split.learned[:, member]]
-        held = split.inputs[split.held_out[:, member]]
+        known, held = (split.at(rows)["inputs"][:, member] for rows in (split.learned, split.held_out))
         drawn = batch["inputs"][:, member].unsqueeze(1)
         assert (drawn == known).all(-1).any(1).all()
         assert not (drawn == held).all(-1).any()
@@ -54,7 +53,7 @@ def test_every_member_has_a_split_of_its_own_and_never_learns_from_what_it_is_ch
 @pytest.mark.parametrize("weight_norm", [False, True])
 def test_one_product_equals_members_one_by_one(weight_norm):
     dynamics = ensemble(weight_norm=weight_norm)
-    batch = data(dynamics).draw(7)
+    batch = next(data(dynamics).batches(1, 7))
     errors = dynamics.errors(batch)
     for member in range(3):
         single = ensemble(1)
@@ -96,7 +95,7 @@ def test_a_frozen_copy_predicts_the_same_and_is_a_copy(weight_norm):
     before = dynamics.imagine(observation, action, belief).detach()
     assert torch.equal(frozen.imagine(observation, action, belief), before)
     assert not any(p.requires_grad for p in frozen.parameters())
-    dynamics.training_step(split.draw(20))["loss"].backward()
+    dynamics.training_step(next(split.batches(1, 20)))["loss"].backward()
     with torch.no_grad():
         for p in dynamics.parameters():
             p.add_(0.1)
@@ -106,7 +105,7 @@ def test_a_frozen_copy_predicts_the_same_and_is_a_copy(weight_norm):
 
 def test_the_loss_is_the_sum_of_the_members_mean_squared_errors_and_all_learn():
     dynamics = ensemble(weight_norm=True)
-    batch = data(dynamics).draw(20)
+    batch = next(data(dynamics).batches(1, 20))
     out = dynamics.training_step(batch)
     expected = dynamics.errors(batch).mean((1, 2))
     torch.testing.assert_close(out["loss"], expected.sum())
@@ -120,4 +119,4 @@ def test_the_loss_is_the_sum_of_the_members_mean_squared_errors_and_all_learn():
 def test_too_little_data_leaves_nothing_to_check_on():
     split = data(ensemble(), rows=1)
     assert len(split.held_out) == 0
-    assert len(split.draw(4)) == 4
+    assert len(next(split.batches(1, 4))) == 4

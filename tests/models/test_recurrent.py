@@ -45,7 +45,7 @@ def real() -> TaskBuffer:
 
 
 def batch(dynamics: HistoryDynamics, real: TaskBuffer, rows: torch.Tensor) -> TensorDict:
-    dynamics.observe(real.transitions(), 0.1, fit=True)
+    dynamics.see(real, 0.1, fit=True)
     seen = Histories(real, dynamics.inputs, LENGTH)
     target = dynamics.targets(seen.observation[rows], seen.next_observation[rows])
     weight = torch.ones(len(rows), dynamics.members)
@@ -132,12 +132,14 @@ def test_a_row_asks_its_own_head_as_if_all_were_asked(real, history):
 
 def test_statistics_are_set_once_and_bounds_every_time(real):
     dynamics = model()
-    dynamics.observe(real.transitions(), 0.1, fit=True)
+    dynamics.see(real, 0.1, fit=True)
     mean, high = dynamics.inputs.current_norm.mean.clone(), dynamics.high.clone()
-    moved = real.transitions().clone()
-    moved["observation"] += 100
-    moved["next", "observation"] += 100
-    dynamics.observe(moved, 0.1, fit=False)
+    moved, state = TaskBuffer(1), real.state_dict()
+    shifted = [
+        {name: column + 100 if "obs" in name else column for name, column in part.items()} for part in state["segments"]
+    ]
+    moved.load_state_dict(state | {"segments": shifted})
+    dynamics.see(moved, 0.1, fit=False)
     assert torch.equal(dynamics.inputs.current_norm.mean, mean)
     assert (dynamics.high > high + 50).all()
 
@@ -154,8 +156,8 @@ def test_effort_of_many_motors_is_learned_from_squares_alone():
         cfg = compose({"conf": "ant_fwd_bwd", "algorithm": "m3po", "history": {"squares": squares}})
         dynamics = HistoryDynamics(family.spec, cfg.dynamics, cfg.history)
         optimizer = dynamics.configure_optimizers()
-        after = TensorDict({"observation": following}, batch_size=[800])
-        dynamics.observe(TensorDict({"observation": observation, "action": action, "next": after}, [800]), 0.1, True)
+        dynamics.inputs.fit(TensorDict({"observation": observation, "next": {"observation": following}}, [800]))
+        dynamics.target_norm.fit(family.spec.target(observation, following))
         target = dynamics.targets(observation, following)
         seen = no_history(800, LENGTH, dynamics.inputs.pair_dim).set("current", dynamics.inputs.current(observation))
         data = TensorDict({"inputs": seen, "action": action, "target": target}, [800])
@@ -180,7 +182,7 @@ def test_heads_predict_and_imagine_in_every_hidden_family(name):
     dynamics = HistoryDynamics(family.spec, cfg.dynamics, cfg.history)
     buffer = TaskBuffer(len(family.parameters))
     buffer.extend(data, buffer.add_tasks(tasks), exploratory=False)
-    dynamics.observe(buffer.transitions(), 0.1, fit=True)
+    dynamics.see(buffer, 0.1, fit=True)
     seen = Histories(buffer, dynamics.inputs, LENGTH)
     inputs, rows = seen.before(torch.arange(24))["inputs"], torch.zeros(24, 1, dtype=torch.long)
     asked = seen.observation.unsqueeze(1), seen.action.unsqueeze(1), inputs
