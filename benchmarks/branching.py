@@ -19,10 +19,12 @@ BRANCHES, ROWS, LENGTH, REAL = 100_000, 256, 10, 20_000
 
 
 class Branching:
-    """M3PO, or a variant of it, of half-cheetah's sizes with a buffer of random-policy data."""
+    """M3PO or a variant of it, of half-cheetah's sizes, with random-policy data; with no unit that reads windows if asked."""
 
-    def __init__(self, name: str = "m3po") -> None:
+    def __init__(self, name: str = "m3po", recurrent: bool = True) -> None:
         cfg = compose({"conf": "half_cheetah_fwd_bwd", "algorithm": name})
+        if not recurrent:
+            cfg.history.hidden, cfg.history.length = 0, 1
         family = make_family(cfg.env.name)
         algorithm = make_algorithm(cfg, family)
         assert isinstance(algorithm, M3PO)
@@ -32,7 +34,7 @@ class Branching:
         self.real = TaskBuffer(1)
         self.real.extend(data, self.real.add_tasks(tasks), exploratory=False)
         algorithm.dynamics.see(self.real, 0.1, fit=True)
-        self.histories = Histories(self.real, algorithm.dynamics.inputs, LENGTH)
+        self.histories = Histories(self.real, algorithm.dynamics.inputs, cfg.history.length)
         self.start = self.histories.before(self.histories.draw(BRANCHES, self.generator))
 
     def act(self, inputs: object) -> Tensor:
