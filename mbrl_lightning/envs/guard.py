@@ -51,7 +51,9 @@ class Guard:
         if not 0 <= self.seconds < 1e9:
             raise ConfigError(f"{self.name}: call_seconds={self.seconds}", "Give seconds, 0 for as long as it takes.")
 
-    def call(self, what: str, function: Callable[..., Any], *arguments: Any, calls: int = 1, **named: Any) -> Any:
+    def call(
+        self, what: str | Callable[[], str], function: Callable[..., Any], *arguments: Any, calls: int = 1, **named: Any
+    ) -> Any:
         """``function(*arguments, **named)``; ``what`` tells the call, one that does the work of many ``calls`` gets their time.
 
         Raises:
@@ -65,18 +67,22 @@ class Guard:
             raise
         except _Late as late:
             raise HangError(
-                f"{self.name}: {what} did not come back within {self.seconds * calls:g} s ({_place(late)}).",
+                f"{self.name}: {_text(what)} did not come back within {self.seconds * calls:g} s ({_place(late)}).",
                 "find out what it waits for; if it is only slow, give it more: gym_family(call_seconds=...).",
             ) from None
         except BaseException as error:
             if isinstance(error, SystemExit) and _ours(error):  # a second signal ends the run
                 raise
             said = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise EnvError(f"{self.name}: {what} raised {said} ({_place(error)}).", self.remedy) from error
+            raise EnvError(f"{self.name}: {_text(what)} raised {said} ({_place(error)}).", self.remedy) from error
 
     def refuse(self, what: str, found: str, wanted: str) -> EnvError:
         """The error for a wrong value that a call returned."""
         return EnvError(f"{self.name}: {what} returned {found}, not {wanted}.", f"Return {wanted}.")
+
+
+def _text(what: str | Callable[[], str]) -> str:
+    return what if isinstance(what, str) else what()
 
 
 def _place(error: BaseException) -> str:

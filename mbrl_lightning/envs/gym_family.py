@@ -24,7 +24,8 @@ from torch import Tensor
 from mbrl_lightning.envs.bodies.mujoco import log_warnings
 from mbrl_lightning.envs.family import Box, TaskFamily, box_family, draw_from
 from mbrl_lightning.envs.guard import Guard, guarded_spec
-from mbrl_lightning.envs.gym_simulator import GymSimulator, StateAccess
+from mbrl_lightning.envs.gym_row import Row, StateAccess
+from mbrl_lightning.envs.gym_simulator import GymSimulator
 from mbrl_lightning.envs.gym_tasks import SetTask, setter
 from mbrl_lightning.envs.learned_reward import learned_reward
 from mbrl_lightning.envs.spec import EnvSpec, difference, identity, never
@@ -54,6 +55,7 @@ def gym_family(
     name: str | None = None,
     state_access: StateAccess | None = None,
     call_seconds: float = 60.0,
+    processes: bool = False,
 ) -> TaskFamily:
     """Make a task family of a gymnasium environment; an observation of several parts (``Dict``) or axes is made flat.
 
@@ -90,6 +92,8 @@ def gym_family(
         state_access: (read, write) of an environment's hidden state, where it is neither a MuJoCo environment nor one with an
             attribute ``state``; only needed by what saves and restores simulators.
         call_seconds: an environment that does not come back from a call in this time ends the run; 0: wait for ever.
+        processes: every environment of a batch is stepped in a process of its own (``AsyncVectorEnv``), for those that take
+            milliseconds a step; otherwise one after the other (``SyncVectorEnv``).
 
     Raises:
         ConfigError: spaces or ranges that do not fit.
@@ -124,7 +128,8 @@ def gym_family(
     )
     train, beyond = _box(parameters, names, log), _box(extreme, names, log) if extreme else None
     spec = guarded_spec(spec, guard)
-    build = functools.partial(GymSimulator, spec, make, apply, guard, state_access=state_access, info=info)
+    row = functools.partial(Row, make, apply, guard, (len(entries), action_dim), info, state_access)
+    build = functools.partial(GymSimulator, spec, row, guard, processes)
     family = box_family(spec, names, build, train, beyond, context_steps, test_tasks, test_seed)
     family = family if tasks is None and unseen is None else _listed(family, tasks, unseen)
     return learned_reward(family, known=False) if reward is None else family

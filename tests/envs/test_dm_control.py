@@ -23,6 +23,6 @@ def test_a_task_of_the_suite_is_a_family():
     assert family.spec.observation_names[0] == "position 0"
     simulator = family.simulate(torch.tensor([[0.5], [2.0]]).double())
     simulator.reset(generator())
-    light, heavy = (env.unwrapped._env.physics.named.model.body_mass["pole_1"] for env in simulator._envs)
+    light, heavy = (env.unwrapped._env.physics.named.model.body_mass["pole_1"] for env in simulator._vector.envs)
     assert heavy == pytest.approx(4 * light)
     assert not [check.name for check in check_family(family) if not check.passed]

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import multiprocessing
+import os
 import time
 
 import gymnasium
@@ -41,7 +43,7 @@ class Cart(gymnasium.Env):
     def step(self, action):
         speed = 0.95 * self.state[1] + 0.2 * float(action[0]) / self.mass
         self.state = np.array([self.state[0] + 0.1 * speed, speed])
-        return self.seen(), self.own_reward(), self.end, False, {}
+        return self.seen(), self.own_reward(), self.end, False, {"speed": speed}
 
 
 def reward(observation, action, following):
@@ -74,12 +76,11 @@ def waits(self, *arguments):
 
 
 def stepped(family, steps=3):
-    simulator = family.simulate(family.test[:2])
-    simulator.reset(generator())
-    for _ in range(steps):
-        simulator.step(family.spec.random_action((2,), generator()))
-    simulator.render()
-    simulator.close()
+    with contextlib.closing(family.simulate(family.test[:2])) as simulator:
+        simulator.reset(generator())
+        for _ in range(steps):
+            simulator.step(family.spec.random_action((2,), generator()))
+        simulator.render()
 
 
 FAULTS = {
@@ -113,6 +114,44 @@ def test_faults_of_environments(fault):
     assert "cart" in str(caught.value)
     assert "test_guard.py:" in str(caught.value) or fault in ("nothing", "ends", "flat picture")
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("fault", ["exit", "pipe", "four", "ended in a render", "hang", "ends", "build", "killed"])
+def test_faults_in_processes_of_their_own(fault):
+    own = {
+        "killed": (variant(step=lambda self, action: os.kill(os.getpid(), 9)), {}, r"task 0 \[.*\] with status -9"),
+        "ended in a render": (variant(render=lambda self: os._exit(7)), {}, r"task 0 \[.*\] with status 7"),
+    }
+    cls, options, message = (FAULTS | own)[fault]
+    family, began = cart(cls, processes=True, **options) if fault != "build" else None, time.monotonic()
+    with pytest.raises(EnvError, match=message) as caught:
+        stepped(family or cart(cls, processes=True))
+    assert "test_guard.py:" in str(caught.value) or fault in ("ends", *own)
+    assert caught.value.exit_code == 3
+    assert time.monotonic() - began < 20
+    assert not multiprocessing.active_children()
+
+
+def test_processes_do_what_one_process_does():
+    plain, parted = (cart(processes=own, info=("speed",)) for own in (False, True))
+    alone, apart = (family.simulate(family.test[:3]) for family in (plain, parted))
+    mask, action = torch.tensor([True, False, True]), torch.tensor([[0.5], [-1.0], [2.0]])
+    for simulator in (alone, apart):
+        simulator.reset(generator())
+    for rows in (None, mask, None):
+        assert apart.step(action, rows).equal(alone.step(action, rows))
+    assert apart.reset(generator(1), mask).equal(alone.reset(generator(1), mask))
+    assert apart.last_reward.equal(alone.last_reward)
+    saved = apart.state()
+    assert saved.equal(alone.state())
+    for simulator in (alone, apart):
+        simulator.set_tasks(torch.tensor([1]), torch.tensor([[9.0]]))
+        simulator.step(action)
+        simulator.set_state(saved)
+    assert apart.step(action, mask).equal(alone.step(action, mask))
+    for simulator in (alone, apart, apart):
+        simulator.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
@@ -321,5 +360,5 @@ def test_constants_of_a_mujoco_model_follow_its_masses():
     family = gym_family("Hopper-v5", {"torso": (2.0, 12.0)}, reward, set_task=put, termination=lambda n: n[..., 0] > 0)
     simulator = family.simulate(family.test[:1])
     simulator.reset(generator())
-    model = simulator._envs[0].unwrapped.model
+    model = simulator._vector.envs[0].unwrapped.model
     assert model.body_subtreemass[1] == pytest.approx(model.body_mass[1:].sum())

@@ -68,7 +68,7 @@ def test_discrete_actions_and_angles():
 
 def test_state_without_access_is_refused():
     simulator = turntable().simulate(torch.ones(1, 1))
-    del simulator._envs[0].unwrapped.state
+    del simulator._vector.envs[0].unwrapped.state
     with pytest.raises(EnvError, match="state_access"):
         simulator.state()
 

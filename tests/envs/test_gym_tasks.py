@@ -55,7 +55,7 @@ def test_half_cheetah_as_it_comes():
     simulator = family.simulate(torch.tensor([[0.5, 1.0], [1.5, 2.0]]).double())
     for _ in range(2):  # multiples are of what the model had, not of what was written last time
         simulator.reset(generator())
-    light, heavy = (env.unwrapped.model for env in simulator._envs)
+    light, heavy = (env.unwrapped.model for env in simulator._vector.envs)
     nominal = gymnasium.make("HalfCheetah-v5").unwrapped.model
     assert light.body("torso").mass == pytest.approx(0.5 * nominal.body("torso").mass)
     assert heavy.body("torso").mass == pytest.approx(1.5 * nominal.body("torso").mass)

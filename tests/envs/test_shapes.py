@@ -88,7 +88,7 @@ def test_a_users_environment_is_switched_and_drawn_as_a_picture():
     env.reset(seed=0)
     assert env.drawing() is None
     env.switch([2.0, 1.3])
-    inner = env._simulator._envs[0].unwrapped
+    inner = env._simulator._vector.envs[0].unwrapped
     assert (inner.m, inner.l) == (2.0, 1.3)
     env.reset(seed=1)
     assert inner.m == 2.0
