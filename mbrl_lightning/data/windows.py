@@ -36,7 +36,7 @@ def in_blocks(steps: int, most: int = 16) -> Iterator[int]:
 
 def steps_at(data: TensorDictBase, rows: Tensor) -> TensorDict:
     """What a model is fitted to of the transitions `rows` `[...]`: `observation`, `action`, `next.observation`, batch `[...]`."""
-    names, flat = COLUMNS[:3], rows.flatten()
+    names, flat = COLUMNS[:3], rows.flatten().to(data["action"].device)
     observation, action, following = (data[name].index_select(0, flat).view(*rows.shape, -1) for name in names)
     after = TensorDict({"observation": following}, batch_size=rows.shape)
     return TensorDict({"observation": observation, "action": action, "next": after}, batch_size=rows.shape)
