@@ -100,10 +100,15 @@ class Agent:
             belief: batch `[n]`.
             transitions: `observation` `[n, S]`, `action`, and under `next` `observation`; or `[n, K, S]` and so on.
         """
-        lead = self._lead(transitions["observation"], 2)
-        following = self._observed(transitions["next"]["observation"], lead)
-        action, own = self._taken(transitions["action"], lead), self._own(belief, lead[0])
-        seen = transition(self._observed(transitions["observation"], lead), action, following)
+        try:
+            before, taken, after = transitions["observation"], transitions["action"], transitions["next"]["observation"]
+        except (KeyError, TypeError, IndexError) as error:
+            cause = f"transitions are a {type(transitions).__name__} without {error}"
+            remedy = 'give {"observation": ..., "action": ..., "next": {"observation": ...}}'
+            raise ConfigError(cause, remedy) from error
+        lead = self._lead(before, 2)
+        following, action, own = self._observed(after, lead), self._taken(taken, lead), self._own(belief, lead[0])
+        seen = transition(self._observed(before, lead), action, following)
         if len(lead) == 2:
             seen = consecutive(self.spec, seen["observation"], action, following)
         return self._marked(self.algorithm.adapt(own, seen.to(self.algorithm.device)).detach())

@@ -10,11 +10,12 @@ from typing import Any
 
 from mbrl_lightning.config import read_run_config
 from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
-from mbrl_lightning.config.files import PRETRAINED, is_pretrained, located
+from mbrl_lightning.config.files import PRETRAINED, is_pretrained, located, read_yaml
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
 from mbrl_lightning.errors import ConfigError
 from mbrl_lightning.runs.results import Results, Row, read_results
+from mbrl_lightning.runs.run import version_told
 from mbrl_lightning.runs.storage import locked, probe
 
 SPLITS = ("test", "extreme", "train")
@@ -56,18 +57,22 @@ def load_run(folder: str | Path, env_file: str | None = None) -> Any:
     Its `results` hold the run's rows. `env_file`: where the run's `env.file` is now, if it has moved. A ConfigError where there
     is no run, a StorageError where there is no complete checkpoint.
     """
-    cfg = read_run_config(folder, env_file)
-    quiet_libraries()
-    from mbrl_lightning.algorithms import make_algorithm
-    from mbrl_lightning.envs import family_of
-    from mbrl_lightning.loop import MetaLoop
+    with version_told(located(folder)):
+        cfg = read_run_config(folder, env_file)
+        quiet_libraries()
+        from mbrl_lightning.algorithms import make_algorithm
+        from mbrl_lightning.envs import family_of
+        from mbrl_lightning.loop import MetaLoop
 
-    cfg.devices, cfg.num_nodes, cfg.strategy = 1, 1, "auto"
-    cfg.accelerator = "cpu" if cfg.accelerator == "cpu" else "auto"  # the run's GPU may not be here
-    family = family_of(cfg.env)
-    loop = MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
-    loop.restore(located(folder), weights_only=is_pretrained(folder))
-    loop.results.rows.extend([] if is_pretrained(folder) else read_results(folder))
+        cfg.devices, cfg.num_nodes, cfg.strategy = 1, 1, "auto"
+        cfg.accelerator = "cpu" if cfg.accelerator == "cpu" else "auto"  # the run's GPU may not be here
+        family = family_of(cfg.env)
+        loop = MetaLoop(cfg, family, make_algorithm(cfg, family), quiet=True)
+        loop.restore(located(folder), weights_only=is_pretrained(folder))
+    if is_pretrained(folder):  # how long it was trained stands on its card, and its rows nowhere
+        loop.real.num_steps = read_yaml(located(folder) / "card.yaml", str(folder), [])["real_steps"]
+    else:
+        loop.results.rows.extend(read_results(folder))
     return loop
 
 
@@ -135,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         folder = evaluation_folder(options.run)
         print(report([folder / f"evaluation_{options.tasks}.csv"], out=folder))
-        print(f"tables, rows and figures are in {folder}")
+        print(f"tables and rows{' and figures' * options.figures} are in {folder}")
 
     return answer(argv, lambda: HELP, command)
 

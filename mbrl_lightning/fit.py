@@ -3,6 +3,7 @@
 PyTorch is imported inside functions, after the configuration has been checked: a typo answers in a second.
 """
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
 from mbrl_lightning.record import require_minari
 from mbrl_lightning.runs import checkpoint
 from mbrl_lightning.runs.results import Results
-from mbrl_lightning.runs.run import Run
+from mbrl_lightning.runs.run import Run, version_told
 from mbrl_lightning.runs.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -47,8 +48,12 @@ def fit(config: Config | None = None, **overrides: Any) -> Results:
         raise ConfigError("fit() takes a Config or keyword overrides, not both", "put the overrides into the Config")
     if config.seeds is not None:
         raise ConfigError("fit() trains one seed", "call it once per seed, or use the command line for seeds=")
-    with StopFlag() as stop:
+    with StopFlag() as stop, _version_told(config.resume):
         return _train(Run(config), stop)
+
+
+def _version_told(resumed: str | None) -> contextlib.AbstractContextManager[None]:
+    return version_told(Path(resumed)) if resumed else contextlib.nullcontext()
 
 
 def _train(run: Run, stop: StopFlag) -> Results:
@@ -126,6 +131,11 @@ def _draw(loop: "MetaLoop", run: Run) -> None:
 
 
 def _command(words: Sequence[str], stop: StopFlag) -> int:
+    with _version_told(next((word[7:] for word in words if word.startswith("resume=")), None)):
+        return _trained(words, stop)
+
+
+def _trained(words: Sequence[str], stop: StopFlag) -> int:
     config = load_config([word for word in words if word != "--print-config"])
     if "--print-config" in words:
         print(to_yaml(config), end="")
@@ -142,7 +152,10 @@ def _command(words: Sequence[str], stop: StopFlag) -> int:
     _train(run, stop)
     if run.writer:
         _report([run.folder], run.folder)
-        print(f"pictures of the run are in {run.figures}")
+        if any(run.figures.glob("*.png")):
+            print(f"pictures of the run are in {run.figures}")
+        else:
+            print("no pictures: pip install 'mbrl_lightning[viz]' draws them")
         for film in sorted(run.videos.glob("*.gif")):
             print(f"its film is {film.with_suffix('.mp4')} (and .gif)")
     return 0

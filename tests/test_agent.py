@@ -16,6 +16,8 @@ import mbrl_lightning
 from mbrl_lightning import load
 from mbrl_lightning.data.collect import collect, consecutive, episode_returns
 from mbrl_lightning.errors import ConfigError, EnvError, StorageError
+from mbrl_lightning.evaluate import load_run
+from mbrl_lightning.fit import main
 from mbrl_lightning.runs import checkpoint
 
 CONTEXT = ("gssm", "gssm_aps", "mlsm_v0", "mlsm_v1_aps", "m_dpilco", "pearl", "mb_mpo", "maml", "reptile", "pe_ppo")
@@ -239,11 +241,12 @@ def rewritten(loop, folder: Path, **changes) -> None:
     checkpoint.save(folder / "checkpoints", 9, state, keep=1)
 
 
-def test_a_run_of_an_older_version(trained, caplog):
+def test_a_run_of_an_older_version(trained, caplog, capsys):
     loop, folder = trained("dr_ppo")
     (folder / "manifest.json").write_text(json.dumps({"mbrl_lightning": "0.0.9"}))
     load(folder)
-    assert "written by mbrl_lightning 0.0.9" in caplog.text
+    load_run(folder)
+    assert caplog.text.count("written by mbrl_lightning 0.0.9") == 2
     weights = loop.state_dict()["algorithm"]
     old = {name.replace("policy.net", "policy.network"): value for name, value in weights.items()}
     rewritten(loop, folder, algorithm=old)
@@ -252,6 +255,9 @@ def test_a_run_of_an_older_version(trained, caplog):
     assert "use version 0.0.9" in caught.value.remedy
     with (folder / "config.yaml").open("a") as file:
         file.write("a_key_of_old: 1\n")
+    assert main([f"resume={folder}"]) == 2
+    assert "a_key_of_old" in (said := capsys.readouterr().err)
+    assert "0.0.9, this is" in said
     with pytest.raises(ConfigError, match=r"(?s)a_key_of_old.*0\.0\.9"):
         load(folder)
 
@@ -299,6 +305,9 @@ def test_observations_of_another_size_shape_or_kind_and_not_finite_ones(agent):
 def test_nothing_to_adapt_to_and_nobody_to_begin(agent):
     with pytest.raises(ConfigError, match="0 transitions"):
         agent.adapt(agent.begin(2), agent.explore(agent.family.test[:2], 5)[:, :0])
+    for nothing in ({}, [], steps(agent, 2) | {"next": {}}):
+        with pytest.raises(ConfigError, match="transitions are a"):
+            agent.adapt(agent.begin(2), nothing)
     with pytest.raises(ConfigError, match="begin"):
         agent.begin(0)
 

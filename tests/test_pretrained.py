@@ -16,6 +16,7 @@ from mbrl_lightning.config import reads_of
 from mbrl_lightning.config.files import located
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.record import record
 from mbrl_lightning.report.curves import at_context
 from mbrl_lightning.report.statistics import score_matrix
 from mbrl_lightning.runs import checkpoint
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def looked_at(path: Path) -> object:
-    """A card; to plan 20 episodes takes minutes."""
-    plans = "planner.kind" in reads_of(yaml.safe_load(path.read_text())["algorithm"])
-    return pytest.param(path, id=path.parent.name, marks=[pytest.mark.slow] * plans)
+    """A card; to plan 20 episodes takes minutes, and a humanoid is slow to simulate."""
+    card = yaml.safe_load(path.read_text())
+    long = "planner.kind" in reads_of(card["algorithm"]) or "humanoid" in card["family"]
+    return pytest.param(path, id=path.parent.name, marks=[pytest.mark.slow] * long)
 
 
 @pytest.mark.parametrize("path", [looked_at(path) for path in CARDS])
@@ -41,6 +43,7 @@ def test_weights_are_small_and_earn_what_their_card_says(path):
     returns, random = (
         score_matrix([row for row in rows if row.metric == f"return/{who}"])[2].mean() for who in ("policy", "random")
     )
+    assert {row.real_steps for row in rows} == {card["real_steps"]}
     assert returns == pytest.approx(card["return"], abs=0.05 * (card["return"] - random))
     assert Path("evaluation", name).is_dir()
 
@@ -63,4 +66,6 @@ def test_unknown_weights_and_what_weights_alone_cannot_do():
         load("pretrained:cartpol")
     with pytest.raises(ConfigError, match="weights alone"):
         evaluate("pretrained:cartpole", baselines=True)
+    with pytest.raises(ConfigError, match="weights alone"):
+        record("pretrained:cartpole", "a-v0")
     assert located("runs/x") == Path("runs/x")

@@ -153,7 +153,10 @@ def read(names: Sequence[str], spec: EnvSpec | None = None, parameters: Sequence
             labels = "observations", "actions", "discrete", "parameters"
             pairs = [f"{label} {a}, not {b}" for label, a, b in zip(labels, given, wanted, strict=True) if a != b]
             raise ConfigError(f"{name}: it has {'; '.join(pairs)}", "give datasets of one body and one kind of task")
-        found.episodes += _episodes(name, dataset, scale, actions, own)
+        try:
+            found.episodes += _episodes(name, dataset, scale, actions, own)
+        except (OSError, KeyError) as error:  # of a file cut off, or one that is not there
+            raise _unreadable(name, error) from error
         found.horizon = max([here.horizon, found.horizon, *(len(e.data[0]) for e in found.episodes)])
     if found is None or len(found.episodes) < 2:
         count = 0 if found is None else len(found.episodes)
@@ -177,7 +180,11 @@ def _opened(name: str) -> Any:
             f"data={name}: {error}", f"minari {library.__version__} is here; `minari list local` shows more"
         ) from error
     except (OSError, KeyError) as error:
-        raise StorageError(f"data={name}: cannot be read ({error})", "record or download it again") from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> StorageError:
+    return StorageError(f"data={name}: cannot be read ({error})", "record or download it again")
 
 
 def _spaces(name: str, seen: Any, taken: Any) -> tuple[int, int, tuple[Any, Any] | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mbrl_lightning import load
 from mbrl_lightning.config.console import answer, make_callable
+from mbrl_lightning.config.files import located
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
 from mbrl_lightning.errors import ConfigError
@@ -21,7 +22,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")  # of the extra `export`
 class Options:
     """Keys of the command line."""
 
-    run: str = option("", "run folder, e.g. runs/cartpole/gssm_aps/seed0", required=True)
+    run: str = option("", "run folder, e.g. runs/cartpole/gssm_aps/seed0, or pretrained:NAME", required=True)
     out: str = option("", "FILE.onnx for onnxruntime, or FILE.pt2 for PyTorch's `torch.export.load`", required=True)
     n: int = option(1, "environments that are acted in at once", minimum=1)
     env_file: str | None = option(None, "where the run's env.file is now, if it has moved")
@@ -56,7 +57,7 @@ def export(run: str | Path, out: str | Path, n: int = 1, env_file: str | None = 
     agent = load(run, env_file)
     from mbrl_lightning.export.files import write
 
-    return write(agent, Path(run), file, n)
+    return write(agent, located(run), file, n)
 
 
 def _command(words: list[str]) -> None:

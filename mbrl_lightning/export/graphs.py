@@ -121,7 +121,8 @@ class Exporter:
     def __init__(self, agent: Agent, rows: int) -> None:
         self.agent, self.algorithm, self.rows = agent, agent.algorithm.eval().requires_grad_(False), rows
         self.tasks = agent.family.test[torch.arange(rows) % len(agent.family.test)]
-        self.context = self.algorithm.shots(False)[0]  # 0: it learns nothing from a context
+        # 0: it learns nothing from a context; one that is tested without may still learn from the family's
+        self.context = self.algorithm.shots(False)[0] or max(self.algorithm.shots(True))
         self.seen = agent.explore(self.tasks, max(self.context, FEW))
         begun, few, more = (self.believed(count) for count in (0, 3, 5))
         self.begun, self.like = begun, few

@@ -79,7 +79,7 @@ def _command(words: list[str]) -> None:
     if config.resume or config.init_from or config.data:
         raise ConfigError("fit_model has no resume=, init_from= or list of data", "leave them out")
     found = fit_model(options.data, config, options.out, options.steps, options.held_out)
-    print(f"{found['text']}\ntable, figure and model are in {options.out}")
+    print(f"{found['text']}\ntable and model are in {options.out}, and calibration.png where figures can be drawn")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

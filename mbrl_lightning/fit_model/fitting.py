@@ -15,6 +15,7 @@ from torch import Tensor
 from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config import to_yaml
+from mbrl_lightning.config.console import log
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.data.collect import consecutive, transition
@@ -107,6 +108,8 @@ def draw(spec: EnvSpec, truth: Tensor, mean: Tensor, spread: Tensor, picture: Pa
         axes.plot(wide, off, "o-", color=COLOURS[column], markersize=4, linewidth=1, label=name)
     axes.set(xscale="log", yscale="log", xlabel="spread of the members / deviation of the change")
     axes.set_ylabel("error / deviation of the change")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter("")  # where a decade or less is shown, labels of its parts lie on each other
     axes.axline((0.1, 0.1), (0.2, 0.2), color="grey", linestyle="--", linewidth=1, label="as large as the error")
     axes.legend(fontsize=8)
     save(figure, picture)
@@ -119,7 +122,7 @@ def fit(names: Sequence[str], cfg: Config, out: Path, steps: int, held_out: floa
     probe(out)
     family, streams = known or recorded.family_of_data(found), Streams(cfg.seed)
     fitted, held, what = divided(found, held_out, streams["tasks"])
-    replace_file(out / "config.yaml", to_yaml(cfg).encode())
+    described = to_yaml(cfg).encode()
     cfg.planner.horizon = cfg.planner.iterations = 1  # nothing is to be planned
     streams.seed_globals()
     algorithm = make_algorithm(cfg, family)
@@ -130,12 +133,17 @@ def fit(names: Sequence[str], cfg: Config, out: Path, steps: int, held_out: floa
     found.fill(real, fitted)
     losses = algorithm.fit(real, GradientStep(Fabric(accelerator="cpu", devices=1)), steps, streams["batches"])
     state = {"algorithm": algorithm.state_dict(), "family": family.described()}
-    checkpoint.save(out / "checkpoints", 0, state, keep=1)
+    checkpoint.save(
+        out / "checkpoints", checkpoint.newest(out / "checkpoints") + 1, state, keep=1
+    )  # an older model goes
+    replace_file(out / "config.yaml", described)
     columns = predicted(algorithm.eval(), held)
     title = f"{', '.join(names)}: model of {cfg.algorithm}, {len(real)} transitions, tested on {what}"
     table = table_of(family.spec, *columns, title)
     replace_file(out / "table.md", table.markdown().encode())
     if importlib.util.find_spec("matplotlib") is not None:
         draw(family.spec, *columns, out / "calibration.png")
+    else:
+        log.warning("calibration.png is not drawn: pip install 'mbrl_lightning[viz]'")
     truth, mean, spread = columns
     return {"table": table, "text": table.text(), "losses": losses, "truth": truth, "mean": mean, "spread": spread}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mbrl_lightning.config import read_run_config
 from mbrl_lightning.config.console import answer, make_callable, quiet_libraries
+from mbrl_lightning.config.files import is_pretrained
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
 from mbrl_lightning.errors import ConfigError
@@ -46,6 +47,8 @@ def record(run: str | Path, out: str, env_file: str | None = None) -> tuple[int,
         ConfigError: there is no run, Minari is missing, or the name is taken or none of its names.
         StorageError: there is no complete checkpoint.
     """
+    if is_pretrained(run):
+        raise ConfigError(f"{run} has weights alone: no data to record", "give a run's folder")
     require_minari()
     with version_told(Path(run)):
         cfg = read_run_config(run, env_file)

@@ -68,7 +68,8 @@ class Loggers:
         try:
             what()
         except Exception as error:  # results.csv has the same numbers
-            log.warning("no more numbers to %s: %s: %s", name, type(error).__name__, error)
+            said = str(error) or "can its place be written? results.csv has all numbers"
+            log.warning("no more numbers to %s: %s: %s", name, type(error).__name__, said)
             self.there.pop(name, None)
 
 

@@ -55,7 +55,7 @@ runs are skipped, stopped ones go on, a crash loses one run: give the same comma
 
 Any key of `python -m mbrl_lightning.fit --help` may have values with commas between. jobs= is how many runs are trained at a time
 (launcher=slurm: all at once, unless given). With launcher=slurm, slurm.NAME=VALUE goes to submitit, such as slurm.partition=gpu
-slurm.time=240 slurm.mem_gb=8; a run that is preempted saves and is queued again."""
+slurm.time=240 [minutes; a day unless given] slurm.mem_gb=8; a run that is preempted saves and is queued again."""
 
 
 @dataclass(frozen=True)

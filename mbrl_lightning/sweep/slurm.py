@@ -20,6 +20,7 @@ from mbrl_lightning.runs.seed_jobs import Job, command_of, plan
 from mbrl_lightning.runs.signals import StopFlag
 
 POLL = 2.0  # seconds
+MINUTES = 24 * 60  # submitit's own default is five of them
 
 
 class Training:
@@ -94,6 +95,7 @@ def _parameters(config: Config, given: Mapping[str, str], at_once: int) -> dict[
     gpus = {"gpus_per_node": config.devices} if config.accelerator in ("cuda", "gpu") else {}
     ours = {"name": "mbrl_lightning", "nodes": config.num_nodes, "tasks_per_node": config.devices}
     ours |= {"cpus_per_task": config.threads, "slurm_array_parallelism": at_once}
+    ours |= {} if given.keys() & {"slurm.time", "slurm.timeout_min"} else {"timeout_min": MINUTES}
     theirs: dict[str, Any] = {}
     for key, text in given.items():
         name = key.partition(".")[2]

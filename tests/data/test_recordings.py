@@ -8,17 +8,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from fakes import counter_family, random_steps
+from fakes import counter_family, fingerprint, random_steps
 
 from mbrl_lightning import fit
 from mbrl_lightning.data.buffer import COLUMNS, TaskBuffer
 from mbrl_lightning.data.recordings import pieces, read, write
-from mbrl_lightning.errors import ConfigError, EnvError
+from mbrl_lightning.errors import ConfigError, EnvError, StorageError
 from mbrl_lightning.evaluate import load_run
 from mbrl_lightning.fit import main as fitting
 from mbrl_lightning.fit_model import fit_model, main, parsed
 from mbrl_lightning.record import main as recording
 from mbrl_lightning.record import record
+from mbrl_lightning.runs import checkpoint
 
 minari = pytest.importorskip("minari")
 from gymnasium import spaces  # noqa: E402
@@ -130,6 +131,10 @@ def test_datasets_that_do_not_fit_or_are_not_there(tmp_path):
     about.write_text(about.read_text().replace(f'"{minari.__version__}"', '"0.1.0"'))
     with pytest.raises(ConfigError, match=f"0.1.0(?s:.*)minari {minari.__version__} is here"):
         read([str(tmp_path / "minari" / "here-v0")])
+    rows = tmp_path / "minari" / "wide-v0" / "data" / "main_data.hdf5"
+    rows.write_bytes(rows.read_bytes()[: rows.stat().st_size // 2])
+    with pytest.raises(StorageError, match="wide-v0: cannot be read"):
+        read(["wide-v0"])
 
 
 def test_the_command_fits_and_says_how_far_it_errs(tmp_path, capsys):
@@ -156,6 +161,10 @@ def test_spread_and_error_of_a_model_are_those_of_its_members(tmp_path):
     error = (found["mean"] - found["truth"])[:, 1]
     assert float(row[2]) == pytest.approx(float(error.square().mean().sqrt()), rel=1e-2)
     assert float(row[4]) == pytest.approx(float(found["spread"][:, 1].square().mean().sqrt()), rel=1e-2)
+    first = checkpoint.load(tmp_path / "fit" / "checkpoints")[1]["algorithm"]
+    cfg.seed = 5
+    fit_model("body-v0", cfg, tmp_path / "fit", steps=1)  # into the same folder
+    assert fingerprint(checkpoint.load(tmp_path / "fit" / "checkpoints")[1]["algorithm"]) != fingerprint(first)
 
 
 def test_a_run_is_recorded_a_model_fitted_to_it_and_a_run_begun_with_both(trained, tmp_path):
