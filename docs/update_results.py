@@ -29,6 +29,7 @@ FRONT = {
     "The task is hidden, and may switch in mid-episode": ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl"),
     "Nothing varies, the reward is known": ("mb_mpo", "me_trpo", "trpo", "ppo", "ddpg"),
     "No model, and a task's own episodes to adapt to": ("maml", "reptile", "rl2", "pe_ppo"),
+    "A latent found by gradient on what was seen, and a planner": ("variational", "ghp_mdp"),
     "Models that adapt at every control step, or do not": ("grbal", "rebal", "mb_mpc", "famle", "cadm"),
 }
 EVERY_SEED = Kind(
