@@ -42,7 +42,11 @@ FEW, MOST = 5, 1000  # problems of arms that are told, and arms of a sweep
 class Options:
     """Words of the command line that are not the configuration's."""
 
-    launcher: str = option("local", "here, jobs= runs at a time; or job arrays of Slurm", choices=("local", "slurm"))
+    launcher: str = option(
+        "local",
+        "here, jobs= runs at a time; job arrays of Slurm; a Ray cluster",
+        choices=("local", "slurm", "ray"),
+    )
 
 
 HELP = f"""usage: python -m mbrl_lightning.sweep conf=NAME[,NAME...] [algorithm=NAME,...] [seeds=0..4] [key=value,... ...]
@@ -54,7 +58,8 @@ runs are skipped, stopped ones go on, a crash loses one run: give the same comma
 {describe(Options)}
 
 Any key of `python -m mbrl_lightning.fit --help` may have values with commas between. jobs= is how many runs are trained at a time
-(launcher=slurm: all at once, unless given). With launcher=slurm, slurm.NAME=VALUE goes to submitit, such as slurm.partition=gpu
+(launcher=slurm: all at once, launcher=ray: as many as there is room for, unless given). launcher=ray goes to the cluster of
+RAY_ADDRESS, or makes one of this machine. With launcher=slurm, slurm.NAME=VALUE goes to submitit, such as slurm.partition=gpu
 slurm.time=240 [minutes; a day unless given] slurm.mem_gb=8; a run that is preempted saves and is queued again."""
 
 
@@ -120,22 +125,30 @@ def sweep(argv: Sequence[str]) -> tuple[int, str]:
         words.problems.append(f"{', '.join(cluster)}: only with launcher=slurm")
     at_once = words.pairs.get("jobs")
     arms = arms_of(words)
-    if options.launcher == "slurm":
-        _require_slurm()
+    if options.launcher != "local":
+        _require(options.launcher)
     jobs = [seed_jobs.plan(arm.config, arm.words) for arm in arms]
     every = [job for own in jobs for job in own]
     if options.launcher == "slurm":
         from mbrl_lightning.sweep.slurm import train
 
         status = train(every, arms[0].config, Path(arms[0].config.out), cluster, int(at_once or len(every)))
+    elif options.launcher == "ray":
+        from mbrl_lightning.sweep import ray
+
+        status = ray.train(every, arms[0].config, Path(arms[0].config.out), int(at_once or len(every)))
     else:
         status, _ = seed_jobs.train(every, arms[0].config)
     return status, _table(arms, jobs).text()
 
 
-def _require_slurm() -> None:
-    if importlib.util.find_spec("submitit") is None:
-        raise ConfigError("launcher=slurm needs submitit, which is missing", "pip install 'mbrl_lightning[cluster]'")
+def _require(launcher: str) -> None:
+    package, extra = {"slurm": ("submitit", "cluster"), "ray": ("ray", "ray")}[launcher]
+    if importlib.util.find_spec(package) is None:
+        cause = f"launcher={launcher} needs {package}, which is missing"
+        raise ConfigError(cause, f"pip install 'mbrl_lightning[{extra}]'")
+    if launcher == "ray":
+        return
     missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(name) is None]
     if missing:
         cause = f"launcher=slurm: no {', '.join(missing)} on this machine"

@@ -44,7 +44,7 @@ def test_arms_are_all_combinations_each_with_a_folder_of_what_is_varied():
         ("conf=cartpole algorithm=gssm_aps,dr_ppo dynamics.lr=1e-3", "conf=cartpole algorithm=dr_ppo"),
         ("conf=cartpole seed=1", "write seeds="),
         ("conf=cartpole overwrite=true", "overwrite=: remove the runs"),
-        ("conf=cartpole launcher=ray", "must be one of local, slurm"),
+        ("conf=cartpole launcher=pbs", "must be one of local, slurm, ray"),
         ("conf=cartpole slurm.time=3", "slurm.time: only with launcher=slurm"),
         (
             "conf=cartpole "
