@@ -41,7 +41,7 @@ def test_they_install_and_the_adapter_runs(name, tmp_path):
     word = {**os.environ, "PYTHONPATH": ""}
     test = ROOT / f"tests/envs/test_{name}.py"
     ran = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        [python, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider", test],
         check=False,
         text=True,
         stdout=subprocess.PIPE,

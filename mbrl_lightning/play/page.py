@@ -76,9 +76,9 @@ class Page:
                     names, ranges_of(session.family), session.task.tolist(), strict=True
                 ):
                     step = 10.0 ** np.floor(np.log10((high - low) / 50))
-                    low, high = (float(edge(end / step) * step) for edge, end in ((np.floor, low), (np.ceil, high)))
+                    low, high = (_short(edge(end / step) * step) for edge, end in ((np.floor, low), (np.ceil, high)))
                     self._sliders.append(
-                        gui.add_slider(name, low, high, float(step), round(value / step) * float(step))
+                        gui.add_slider(name, low, high, float(step), _short(round(value / step) * step))
                     )
                     self._on(self._sliders[-1].on_update, self._switch_to_sliders)
             elif len(tasks) > 1:
@@ -98,7 +98,7 @@ class Page:
         """Another task of the family; the controls follow."""
         self.session.switch(self.session.elsewhere())
         for slider, value in zip(self._sliders, self.session.task.tolist(), strict=False):
-            slider.value = min(max(value, slider.min), slider.max)
+            slider.value = _short(min(max(value, slider.min), slider.max))
         if not self._sliders:
             self._menu.value = next(text for text, row in self._rows.items() if row == self.session.task.tolist())
 
@@ -178,3 +178,8 @@ class Page:
             due = max(due + 1 / self._pace.value, time.monotonic() - 0.5)  # what is missed is not made up for long
             time.sleep(max(due - time.monotonic(), 0.001))
             self._rate = 0.95 * self._rate + 0.05 / (time.monotonic() - begun)
+
+
+def _short(value: float) -> float:
+    """A number that a box of five digits shows as a whole."""
+    return float(f"{value:.4g}")
