@@ -29,7 +29,7 @@ ROOMS = [
 TOP_LEVEL = {"__init__", "__main__", "agent", "fit", "evaluate", "loop"}
 TOP_LEVEL |= {"check_env", "headroom", "perfect_model", "study", "play", "export", "sweep"}
 TOP_LEVEL |= {"record", "fit_model"}
-RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs")
+RUNS = ("storage", "checkpoint", "results", "run", "signals", "seed_jobs", "loggers")
 # of algorithms/, what others may import
 SHARED = ("base", "imagining", "planning", "adapted_policy", "inferred_latent")
 LIGHT = ("errors", "config", "__main__", *COMMANDS, *(f"runs.{name}" for name in RUNS))

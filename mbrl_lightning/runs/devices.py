@@ -17,14 +17,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from mbrl_lightning.config.console import rank
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.errors import ConfigError, MBRLError, Preempted
-from mbrl_lightning.runs.loggers import require_loggers
 
 PATIENCE = timedelta(minutes=10)  # of one rank with another; pictures and checkpoints are rank 0's alone
 
 
 def make_fabric(config: Config) -> Fabric:
     """Fabric as configured, not launched; a ConfigError, before a folder is made, says what is not to be had here."""
-    require_loggers(config.logger)
     # On a machine of a cluster Lightning would have `srun` before every command, a single process's too.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     several = config.devices * config.num_nodes > 1
