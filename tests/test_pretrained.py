@@ -26,9 +26,9 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def looked_at(path: Path) -> object:
-    """A card; to plan 20 episodes takes minutes, and a humanoid is slow to simulate."""
+    """A card; to plan 20 episodes takes minutes, and bodies of 1,000 steps are slow to simulate."""
     card = yaml.safe_load(path.read_text())
-    long = "planner.kind" in reads_of(card["algorithm"]) or "humanoid" in card["family"]
+    long = "planner.kind" in reads_of(card["algorithm"]) or card["family"] in ("slim_humanoid", "half_cheetah_wide")
     return pytest.param(path, id=path.parent.name, marks=[pytest.mark.slow] * long)
 
 
