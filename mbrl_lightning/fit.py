@@ -54,7 +54,7 @@ def fit(config: Config | None = None, **overrides: Any) -> Results:
 
 
 def _version_told(resumed: str | None) -> contextlib.AbstractContextManager[None]:
-    return version_told(Path(resumed)) if resumed else contextlib.nullcontext()
+    return version_told(Path(resumed).expanduser()) if resumed else contextlib.nullcontext()
 
 
 def _train(run: Run, stop: StopFlag) -> Results:
@@ -133,7 +133,7 @@ def _draw(loop: "MetaLoop", run: Run) -> None:
 
 
 def _command(words: Sequence[str], stop: StopFlag) -> int:
-    with _version_told(next((word[7:] for word in words if word.startswith("resume=")), None)):
+    with _version_told(next((word.removeprefix("resume=") for word in words if word.startswith("resume=")), None)):
         return _trained(words, stop)
 
 

@@ -18,6 +18,7 @@ from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.buffer import COLUMNS
 from mbrl_lightning.data.control import Control
+from mbrl_lightning.data.windows import in_blocks
 from mbrl_lightning.data.world import RealWorld
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.errors import ConfigError
@@ -93,13 +94,12 @@ class DDPG(Algorithm):
         for part in world.interact(tasks, self, self.begin(len(tasks)), steps, self.generator, cfg.sac.every):
             parts.append(part)
             rows = world.real.transitions().select(*COLUMNS)
-            size = round(cfg.sac.updates_per_step * part.numel()), cfg.sac.batch
-            pick = torch.randint(len(rows), size, generator=self.generator)
-            for batch in self._columns(rows[pick]).unbind(0):
-                metrics = step(
-                    partial(self._losses, step.share(batch)), self.optimizers["ddpg"], cfg.search.max_grad_norm
-                )
-                self.targets.step()
+            for some in in_blocks(round(cfg.sac.updates_per_step * part.numel())):
+                pick = torch.randint(len(rows), (some, cfg.sac.batch), generator=self.generator)
+                for batch in self._columns(rows[pick]).unbind(0):
+                    losses = partial(self._losses, step.share(batch))
+                    metrics = step(losses, self.optimizers["ddpg"], cfg.search.max_grad_norm)
+                    self.targets.step()
         out = {f"train/{name}": value for name, value in step.numbers(metrics).items()}
         return out | {"real/return": float(mean_return(torch.cat(parts, 1), self.spec))}
 

@@ -93,10 +93,8 @@ class TaskBuffer:
 
     def transitions(self) -> TensorDict:
         """All transitions `[N]`; not to be written into. A ConfigError where there are none."""
-        if self._all is None and not len(self):
-            cause = (
-                "there are no real transitions, at which what adapts by imagining begins: shipped weights come without"
-            )
+        if not len(self):
+            cause = "no real transitions, at which what adapts by imagining begins: shipped weights come without"
             raise ConfigError(cause, "give a run that has its data")
         if self._all is None:
             self._all = self.storage[:]  # views, of which TorchRL takes most of a millisecond to make one
