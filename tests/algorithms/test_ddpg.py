@@ -71,6 +71,15 @@ def test_targets_go_a_share_of_the_way(begun):
             torch.testing.assert_close(target.data, torch.full_like(target.data, 0.25))
 
 
+def test_targets_follow_every_update(begun, monkeypatch):
+    algorithm, followed, before = begun.algorithm, [], begun.step.count
+    monkeypatch.setattr(algorithm.cfg.sac, "updates_per_step", 4.0)
+    monkeypatch.setattr(algorithm.targets, "step", lambda: followed.append(begun.step.count - before))
+    algorithm.improve(begun.world, begun.step)
+    assert followed == [*range(1, begun.step.count - before + 1)]
+    assert len(followed) > 1
+
+
 def test_discrete_actions_are_refused(make_loop):
     with pytest.raises(ConfigError, match="no discrete actions"):
         make_loop("ddpg", env={"name": "acrobot", "options": {}})
