@@ -17,7 +17,7 @@ from mbrl_lightning.report.paper import PAPER, full_unit
 from mbrl_lightning.report.statistics import iqm, score_matrix
 from mbrl_lightning.report.tables import Column, Kind, Table, build, number, span
 from mbrl_lightning.runs.results import Row, read_results
-from mbrl_lightning.study import STUDIES, adaptation, mb_mpo, rivals
+from mbrl_lightning.study import STUDIES, adaptation, gssm_models, mb_mpo, rivals
 
 DOCS = Path(__file__).parent
 PAGES, IMAGES = DOCS / "results", DOCS / "images"
@@ -51,6 +51,8 @@ def take_over() -> None:
             _copy(source, RESULTS / source.parts[-4] / source.parts[-3] / f"{source.parts[-2]}.csv")
     for source in sorted(RUNS.glob("*/headroom/seed*/headroom.csv")):
         _copy(source, RESULTS / source.parts[-4] / "headroom" / f"{source.parts[-2]}.csv")
+    for source in sorted(RUNS.glob("studies/gssm_models/*/*/seed*/results.csv")):  # models alone, no runs
+        _copy(source, RESULTS.joinpath("studies", *source.parts[-5:-2], f"{source.parts[-2]}.csv"))
     for run in sorted(path.parent for path in RUNS.glob("studies/*/*/*/*/seed*/results.csv")):
         source = run / (adaptation.FILE if run.parts[-5] in adaptation.STUDIES else "results.csv")
         if source.is_file() and _finished(run / "results.csv"):
@@ -128,6 +130,9 @@ def study_section(name: str) -> str:
     if name in adaptation.STUDIES:
         tables = adaptation.tables(rows)
         adaptation.draw(rows, picture)
+    elif name in gssm_models.STUDIES:
+        tables = gssm_models.tables(rows)
+        gssm_models.draw(rows, picture)
     elif name == "m3po_errors":
         tables = [rivals.error_table(one, rows)]
         rivals.draw(rows, picture, list(rivals.ERRORS))

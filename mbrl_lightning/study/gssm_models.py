@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mbrl_lightning.config.schema import Config
     from mbrl_lightning.data.buffer import TaskBuffer
     from mbrl_lightning.envs.family import TaskFamily
+    from mbrl_lightning.report.tables import Table
 
     Recorded = tuple[TaskBuffer, TensorDict, TensorDict]
 
@@ -126,12 +127,12 @@ def fit_models(configs: Mapping[str, Config], folder: Path) -> None:
             print(f"{name}, seed {seed}, {arm}: mean squared error {float(error.nanmean()):.4g}", flush=True)
 
 
-def compare(name: str, study: Study, folder: Path, rows: Sequence[Row]) -> tuple[int, str]:
-    """A table for each family: mean squared error with its interval, by seed, the paper's, the number of parameters; a figure."""
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """For each family: mean squared error with its interval, by seed, the paper's, the number of parameters."""
     from mbrl_lightning.report.statistics import score_matrix, stratified_bootstrap
     from mbrl_lightning.report.tables import Table, number
 
-    tables, header = [], ["model", "seeds", "MSE", "95 %", "by seed", "paper", "parameters"]
+    found, header = [], ["model", "seeds", "MSE", "95 %", "by seed", "paper", "parameters"]
     for env in sorted({row.env for row in rows}):
         table = Table(f"{env}: one-step error on unseen tasks, the same recorded data", header)
         for model in MODELS:
@@ -150,8 +151,13 @@ def compare(name: str, study: Study, folder: Path, rows: Sequence[Row]) -> tuple
                     [model, str(len(seeds)), *cells, "-" if own is None else number(own), f"{count:,.0f}"]
                 )
         table.notes.append("MSE: raw units, mean over outputs, transitions and tasks; paper: Table 4")
-        tables.append(table)
-    text, picture = written(folder, f"{study.figure} of GSSM. {study.question}", tables), folder / f"{name}.png"
+        found.append(table)
+    return found
+
+
+def compare(name: str, study: Study, folder: Path, rows: Sequence[Row]) -> tuple[int, str]:
+    """The tables, and a figure."""
+    text, picture = written(folder, f"{study.figure} of GSSM. {study.question}", tables(rows)), folder / f"{name}.png"
     if draws():
         draw(rows, picture)
     return 0, "\n\n".join([*text, figure_line(picture)])
