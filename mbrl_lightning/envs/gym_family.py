@@ -11,6 +11,7 @@ then ``python -m mbrl_lightning.check_env env.file=FILE`` and ``python -m mbrl_l
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -100,13 +101,14 @@ def gym_family(
         EnvError: the environment is not built, or a function returns another shape or type than it should.
     """
     make = functools.partial(_flat, env)
-    guard = Guard(name or str(getattr(env, "__name__", env)), call_seconds)
+    guard = Guard(name or (env if isinstance(env, str) else str(getattr(env, "__name__", "gym"))), call_seconds)
     probe = guard.call("building the environment", make)
     actions, limit, own = guard.call("the environment", _description, probe)
-    label, steps = name or (env if isinstance(env, str) else own), limit if horizon is None else horizon
+    label, steps = name or own or guard.name, limit if horizon is None else horizon
     discrete, action_dim = _action_space(label, actions)
     entries, names = (*_entries(label, probe, observation_names), *info), tuple(parameters)
-    apply = setter(label, probe, names, set_task)
+    train, beyond = _box(parameters, names, log), _box(extreme, names, log) if extreme else None
+    apply = guard.call("set_task", setter, label, probe, names, set_task, (beyond or train).low)
     guard.call("close", probe.close)
     if steps is None:
         raise ConfigError(f"{label}: the environment has no step limit.", "Give horizon=.")
@@ -126,7 +128,6 @@ def gym_family(
         change=target,
         metrics=functools.partial(_largest, tuple(info), len(entries) - len(info)) if info else None,
     )
-    train, beyond = _box(parameters, names, log), _box(extreme, names, log) if extreme else None
     spec = guarded_spec(spec, guard)
     row = functools.partial(Row, make, apply, guard, (len(entries), action_dim), info, state_access)
     build = functools.partial(GymSimulator, spec, row, guard, processes)
@@ -164,9 +165,17 @@ def _listed(
 def _flat(wanted: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
     """An environment by its id, or as a function builds it, with a flat observation."""
     log_warnings()
-    env = gymnasium.make(wanted, disable_env_checker=True) if isinstance(wanted, str) else wanted()
+    env = _made(wanted) if isinstance(wanted, str) else wanted()
     flat = isinstance(env.observation_space, gymnasium.spaces.Box) and len(env.observation_space.shape) == 1
     return env if flat else gymnasium.wrappers.FlattenObservation(env)
+
+
+def _made(name: str) -> gymnasium.Env:
+    try:
+        return gymnasium.make(name, disable_env_checker=True)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        remedy = "Correct the id, or install and import what registers it, as gymnasium.register_envs(shimmy) does."
+        raise ConfigError(f"{name}: {error}", remedy) from None
 
 
 def _entries(label: str, env: gymnasium.Env, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -192,7 +201,7 @@ def _parts(space: gymnasium.Space, prefix: str) -> list[str]:
 
 def _description(env: gymnasium.Env) -> tuple[gymnasium.Space, int | None, str]:
     """Its actions, its step limit and its id."""
-    limit, own = getattr(env.spec, "max_episode_steps", None), str(getattr(env.spec, "id", "gym"))
+    limit, own = getattr(env.spec, "max_episode_steps", None), str(getattr(env.spec, "id", ""))
     return env.action_space, limit, own
 
 
@@ -211,8 +220,9 @@ def _numbers(name: str, given: Sequence[float]) -> tuple[float, ...]:
         values = () if isinstance(given, str) else tuple(float(value) for value in given)
     except (TypeError, ValueError):
         values = ()
-    if len(values) < 2 or len(set(values)) < len(values):
-        cause = f"parameter {name}: {given!r} is neither a range nor different values to choose from."
+    backwards = len(values) == 2 and values[0] > values[1]
+    if len(values) < 2 or len(set(values)) < len(values) or backwards or not all(map(math.isfinite, values)):
+        cause = f"parameter {name}: {given!r} is neither a range (low, high) nor different values to choose from."
         raise ConfigError(cause, "Give (low, high), or a list of three or more numbers.")
     return values
 

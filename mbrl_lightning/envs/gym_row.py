@@ -39,6 +39,7 @@ def write_state(env: gymnasium.Env, values: np.ndarray) -> None:
     inner: Any = env.unwrapped
     if (physics := physics_of(env)) is not None:
         write_physics(*physics, values)
+        mujoco.mj_step1(*physics)  # dm_control begins a step with the second half of MuJoCo's
     else:
         inner.state = values
 
@@ -126,6 +127,8 @@ class Row(gymnasium.Wrapper):
         received, told = _number(reward), []
         for name in self._info:
             self._what = f"info[{name!r}] of step"
+            if name not in info:
+                raise EnvError(f"{self._guard.name}: {self._where()} is missing.", f"There is {', '.join(info)}.")
             told.append(_number(info[name]))
         self._what = "the end told by step"
         ended = bool(_number(terminated))

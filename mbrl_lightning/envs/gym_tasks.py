@@ -15,6 +15,7 @@ SetTask = Callable[[gymnasium.Env, dict[str, float]], None]
 Write = Callable[[gymnasium.Env, float], None]
 KINDS = {"body": "body", "geom": "geom", "jnt": "joint", "dof": "joint", "actuator": "actuator", "site": "site"}
 KINDS |= {"tendon": "tendon", "light": "light"}
+POSITIVE = ("mass", "inertia", "friction", "damping", "frictionloss", "armature", "size")  # or 0
 
 
 def physics_of(env: gymnasium.Env) -> tuple[mujoco.MjModel, mujoco.MjData] | None:
@@ -28,12 +29,16 @@ def physics_of(env: gymnasium.Env) -> tuple[mujoco.MjModel, mujoco.MjData] | Non
 
 
 def setter(
-    label: str, probe: gymnasium.Env, names: tuple[str, ...], set_task: SetTask | Mapping[str, str] | None
+    label: str,
+    probe: gymnasium.Env,
+    names: tuple[str, ...],
+    set_task: SetTask | Mapping[str, str] | None,
+    lowest: Sequence[float],
 ) -> Callable[[gymnasium.Env, Sequence[float]], None]:
     """(env, values in the order of ``names``) from the forms of ``set_task``; see `gym_family`.
 
     Raises:
-        ConfigError: no parameter of that name, no such attribute, no such thing in the MuJoCo model.
+        ConfigError: no parameter of that name, no such attribute, no such thing in the MuJoCo model, or not so low (``lowest``).
     """
     if callable(set_task):
         return lambda env, values: set_task(env, dict(zip(names, values, strict=True)))
@@ -48,6 +53,7 @@ def setter(
         for write, value in zip(writers, values, strict=True):
             write(env, value)
 
+    apply(probe, lowest)
     return apply
 
 
@@ -90,6 +96,8 @@ def _of_model(label: str, probe: gymnasium.Env, place: str) -> Write:
     def write(env: gymnasium.Env, value: float) -> None:
         held = physics_of(env)
         assert held is not None
+        if value < 0 and own in POSITIVE:
+            raise ConfigError(f"{label}: {place!r}: {value:g} times what the model has.", "Give a range from 0 up.")
         values(held[0])[:] = nominal * value
 
     return write

@@ -190,7 +190,7 @@ def require_finite(spec: EnvSpec, observation: Tensor) -> None:
             f"{spec.name}: task {task} has a non-finite {spec.observation_names[component]} after the step "
             f"({len(bad)} bad entries in this batch).",
             "Narrow the family's parameter ranges or limit the actions; "
-            f"`python -m mbrl_lightning.check_env {spec.name}` shows whether random actions do it too.",
+            "`python -m mbrl_lightning.check_env` shows whether random actions do it too.",
         )
 
 

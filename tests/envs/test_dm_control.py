@@ -26,3 +26,8 @@ def test_a_task_of_the_suite_is_a_family():
     light, heavy = (env.unwrapped._env.physics.named.model.body_mass["pole_1"] for env in simulator._vector.envs)
     assert heavy == pytest.approx(4 * light)
     assert not [check.name for check in check_family(family) if not check.passed]
+
+
+def test_contacts_are_restored_too():
+    family = gym_family("dm_control/cheetah-run-v0", {"body_mass:torso": (0.5, 2.0)}, horizon=20)
+    assert {check.name: check.passed for check in check_family(family)}["state"]

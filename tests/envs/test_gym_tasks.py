@@ -1,8 +1,10 @@
 """Environments as people have them: MuJoCo models changed by name, observations of several parts, rewards that only they know."""
 
+import logging
 from types import SimpleNamespace
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -87,8 +89,45 @@ def test_info_is_seen_and_measured():
     assert family.spec.metrics(episodes)["info/success"].shape == (2, 1)
     lone = gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=3, info=("speed",)).simulate(torch.ones(1, 1))
     lone.reset(generator())
-    with pytest.raises(EnvError, match=r"info\['speed'\] of step, task 0 .* raised KeyError"):
+    with pytest.raises(EnvError, match=r"info\['speed'\] of step, task 0 .* is missing.\n.*There is success"):
         lone.step(torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("env", "range", "message"),
+    [
+        ("HalfCheetah-v9", (0.5, 1.5), "`v9`.*\n.*Correct the id"),
+        ("suite/cheetah-v0", (0.5, 1.5), "Namespace suite not found"),
+        ("not_there:Cheetah-v0", (0.5, 1.5), "not_there"),
+        ("HalfCheetah-v5", (-0.5, 1.5), f"{MASS}.* -0.5 times"),
+        ("HalfCheetah-v5", (1.5, 0.5), f"parameter {MASS}.* neither a range"),
+        ("HalfCheetah-v5", (0.5, float("inf")), f"parameter {MASS}.* neither a range"),
+    ],
+)
+def test_what_is_not_there_or_cannot_be_is_named_before_anything_is_trained(env, range, message):
+    with pytest.raises(ConfigError, match=message):
+        gym_family(env, {MASS: range})
+
+
+def test_a_family_is_called_after_what_builds_it():
+    assert gym_family(Arm, {"physics.load.mass": (0.5, 2.0)}, horizon=3).spec.name == "Arm"
+
+
+def test_a_fault_is_told_once():
+    class Broken(Arm):
+        def step(self, action):
+            raise ValueError("no power")
+
+    checks = {each.name: each for each in check_family(gym_family(Broken, {"physics.load.mass": (1, 2)}, horizon=9))}
+    assert "no power" in checks["shapes"].detail
+    assert checks["seeding"].detail == checks["masking"].detail == "the same"
+
+
+def test_mujoco_warns_once_of_each_kind_and_dm_control_of_nothing_that_is_harmless(caplog):
+    for time in (1, 2):
+        mujoco.get_mju_user_warning()(f"Something at DOF 7. Time = {time}.0000.")
+        logging.getLogger("absl").warning("attribute 'settotalmass' is deprecated")
+    assert [record.getMessage() for record in caplog.records] == ["MuJoCo: Something at DOF 7. (told once)"]
 
 
 def test_tasks_may_be_listed():

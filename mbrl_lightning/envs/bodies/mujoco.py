@@ -59,16 +59,30 @@ class MujocoBody:
     sense: Callable[[mujoco.MjModel, mujoco.MjData], np.ndarray] | None = None
 
 
+def _harmless(message: str) -> bool:
+    return "settotalmass" in message  # a deprecated attribute of everybody's half_cheetah.xml
+
+
 def _forward_warning(message: str) -> None:
-    if "settotalmass" not in message:  # a deprecated attribute of gymnasium's half_cheetah.xml, harmless
-        _log.warning("MuJoCo: %s", message)
+    if not _harmless(message):
+        _tell(message.partition(" Time = ")[0])
+
+
+@functools.cache  # a body that has gone wrong warns at every step
+def _tell(warning: str) -> None:
+    _log.warning("MuJoCo: %s (told once)", warning)
+
+
+def _telling(record: logging.LogRecord) -> bool:
+    return not _harmless(record.getMessage())
 
 
 def log_warnings() -> None:
     """Send MuJoCo's warnings to ``logging`` from here on, unless the program has its own handler.
 
-    Without one MuJoCo writes a file MUJOCO_LOG.TXT into the current folder.
+    Without one MuJoCo writes a file MUJOCO_LOG.TXT into the current folder. dm_control's goes through absl.
     """
+    logging.getLogger("absl").addFilter(_telling)
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_forward_warning)
 
