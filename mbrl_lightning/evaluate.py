@@ -102,7 +102,9 @@ def evaluate(
     probe(folder)
     loop.results = Results(None, loop.results.algorithm, loop.results.env, loop.results.seed)
     loop.streams["evaluation"].manual_seed(seed)
-    loop.evaluate(full=True, split=tasks, baselines=baselines)
+    loop.progress.active, loop.progress.stage = True, "evaluate"
+    with loop.progress.watching(lambda: f"{len(loop.results.rows):,} numbers of {tasks} tasks"):
+        loop.evaluate(full=True, split=tasks, baselines=baselines)
     loop.results.save_as(folder / f"evaluation_{tasks}.csv")  # the earlier one stays until there is another
     if into:
         print(put_into_results(Path(run), [row for row in loop.results.rows if row.split == tasks]))

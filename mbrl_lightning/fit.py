@@ -17,7 +17,7 @@ from mbrl_lightning.config.usage import help_text
 from mbrl_lightning.errors import ConfigError, DivergedError, StorageError
 from mbrl_lightning.record import require_minari
 from mbrl_lightning.runs import checkpoint
-from mbrl_lightning.runs.loggers import require_loggers
+from mbrl_lightning.runs.loggers import require_extras
 from mbrl_lightning.runs.results import Results
 from mbrl_lightning.runs.run import Run, version_told
 from mbrl_lightning.runs.signals import StopFlag
@@ -63,7 +63,7 @@ def _train(run: Run, stop: StopFlag) -> Results:
         results, done = run.restored_results(), config.loop.iterations
         print(f"{run.folder} is finished ({done} iterations); a larger loop.iterations= would extend it")
         return results
-    require_loggers(config.logger)
+    require_extras(config.logger, config.video)
     if config.data:
         require_minari()
     if run.writer:  # before PyTorch, which takes seconds

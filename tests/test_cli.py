@@ -195,6 +195,8 @@ def test_what_is_asked_for_and_not_here_is_a_configuration_error_and_leaves_noth
     with pytest.raises(errors.ConfigError, match="logger=wandb, but the package is not here") as caught:
         train("logger=csv,wandb")
     assert "mbrl_lightning[wandb]" in caught.value.remedy
+    with pytest.raises(errors.ConfigError, match="video=true, but the package is not here"):
+        train("video=true")
     with socket.socket() as taken:
         taken.bind(("", 0))
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))

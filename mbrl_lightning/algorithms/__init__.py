@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
+
+from tensordict import TensorDictBase
 
 from mbrl_lightning.algorithms.acktr import ACKTR
 from mbrl_lightning.algorithms.admrl import AdMRL
@@ -69,6 +72,8 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "dr_ppo": DRPPO,  # the model-free rival: PPO with domain randomisation
 }
 
+GIVES = {"begin": TensorDictBase, "adapt": TensorDictBase, "act": tuple}  # others give numbers by name
+
 
 def make_algorithm(cfg: Config, family: TaskFamily) -> Algorithm:
     """Build `cfg.algorithm` with weights drawn from the `init` stream of `cfg.seed`.
@@ -101,5 +106,12 @@ def _users(family: TaskFamily, cfg: Config, file: str) -> Algorithm:
         cause = f"algorithm_file: algorithm() of {file} returned a {type(found).__name__}."
         raise ConfigError(cause, "Return a mbrl_lightning.algorithms.base.Algorithm.")
     for name in ("begin", "adapt", "act", "collect", "fit", "improve"):
-        setattr(found, name, partial(guard.call, f"{name}()", getattr(found, name)))
+        setattr(found, name, partial(_given, guard, name, getattr(found, name)))
     return found
+
+
+def _given(guard: Guard, name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    value, kind = guard.call(f"{name}()", method, *arguments, **named), GIVES.get(name, dict)
+    if not isinstance(value, kind):
+        raise guard.refuse(f"{name}()", f"a {type(value).__name__}", f"a {kind.__name__}, see algorithms/base.py")
+    return value

@@ -166,7 +166,7 @@ class Algorithm(nn.Module):
 
     def improve(self, world: RealWorld, step: GradientStep) -> dict[str, float]:
         """Improve the policy; returns metrics (`imagined/return` where there is imagination)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no improve()")
 
     # -- meta-testing
 

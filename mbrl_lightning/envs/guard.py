@@ -22,7 +22,7 @@ from mbrl_lightning.envs.spec import EnvSpec, require_finite, require_finite_act
 from mbrl_lightning.errors import ConfigError, EnvError, MBRLError
 
 OURS = str(Path(__file__).parents[1])
-LIBRARIES = (OURS, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")), "<")
+LIBRARIES = (OURS, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib", "scripts")), "<")
 REMEDY = "mend the environment; `python -m mbrl_lightning.check_env` tries it quickly"
 
 

@@ -75,9 +75,9 @@ def report(paths: PathLike | Iterable[PathLike], out: PathLike = "report") -> st
             markdown += [f"## {env}", *(table.markdown() for table in tables), *links]
     replace_file(folder / "report.md", ("\n\n".join(markdown) + "\n").encode())
     replace_file(folder / "report.html", page(sections, films_of(places)).encode())
-    missing = "no curves: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
     drawn = importlib.util.find_spec("matplotlib") is not None
-    return "\n\n".join([*plain, f"report.html, report.md and curves are in {folder}" if drawn else missing])
+    missing = "" if drawn else "; no curves: matplotlib is missing (pip install 'mbrl_lightning[viz]')"
+    return "\n\n".join([*plain, f"report.html, report.md{' and curves' * drawn} are in {folder}{missing}"])
 
 
 def films_of(paths: Iterable[PathLike]) -> list[Path]:

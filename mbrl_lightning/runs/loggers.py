@@ -18,12 +18,13 @@ EXTRAS = {"tensorboard": "tb", "wandb": "wandb", "mlflow": "mlflow"}
 IDENTITIES = "loggers.json"
 
 
-def require_loggers(names: Sequence[str]) -> None:
-    """A ConfigError names a logger whose package is not here, and the extra that has it."""
-    for name in names:
-        if name in EXTRAS and find_spec(name) is None:
-            remedy = f"pip install 'mbrl_lightning[{EXTRAS[name]}]', or leave it out"
-            raise ConfigError(f"logger={name}, but the package is not here", remedy)
+def require_extras(loggers: Sequence[str], video: bool) -> None:
+    """A ConfigError names a logger, or what makes films, whose package is not here, and the extra that has it."""
+    wanted = [(f"logger={name}", name, EXTRAS[name]) for name in loggers if name in EXTRAS]
+    for word, package, extra in wanted + [("video=true", "imageio_ffmpeg", "viz")] * video:
+        if find_spec(package) is None:
+            remedy = f"pip install 'mbrl_lightning[{extra}]', or leave it out"
+            raise ConfigError(f"{word}, but the package is not here", remedy)
 
 
 class Loggers:

@@ -79,7 +79,7 @@ def arms_of(words: Words) -> list[Arm]:
     words.raise_problems("see python -m mbrl_lightning.sweep --help")
     values = {key: [text] if key in WHOLE else _values(text) for key, text in words.pairs.items()}
     varied = [key for key, texts in values.items() if len(texts) > 1 and key not in ("conf", "algorithm")]
-    arms, problems = list[Arm](), list[str]()
+    arms, problems = list[Arm](), dict[str, str]()  # each problem with an arm that has it
     if (count := math.prod(map(len, values.values()))) > MOST:
         raise ConfigError(f"{count} combinations of values", f"give at most {MOST} at a time")
     for chosen in itertools.product(*values.values()):
@@ -91,10 +91,12 @@ def arms_of(words: Words) -> list[Arm]:
         try:
             arms.append(Arm(name, own, load_config(own)))
         except ConfigError as error:
-            problems.append(f"{' '.join(f'{key}={text}' for key, text in pairs.items())}: {error.cause}")
+            first, *several = error.cause.split("\n  - ")
+            problems |= dict.fromkeys(several or [first], " ".join(f"{key}={text}" for key, text in pairs.items()))
     if problems:
+        told = [f"{arm}: {problem}" for problem, arm in [*problems.items()][:FEW]]
         more = [f"and {len(problems) - FEW} more"] if len(problems) > FEW else []
-        raise ConfigError("\n  - ".join(["arms that cannot be:", *problems[:FEW], *more]), "leave those values out")
+        raise ConfigError("\n  - ".join(["arms that cannot be:", *told, *more]), "leave those values out")
     return arms
 
 

@@ -116,4 +116,4 @@ def _work_through(waiting: list[Job], actor: Any, folder: Path, at_once: int, st
                 job.status = 1
                 print(f"{job.folder}: {type(error).__name__}", flush=True)
             ray.kill(one)
-            print(f"seed {job.seed}: {'done' if job.status == 0 else f'ended with status {job.status}'}", flush=True)
+            print(f"{job.folder}: {'done' if job.status == 0 else f'ended with status {job.status}'}", flush=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,18 +112,24 @@ def _anew(job: Job) -> list[str]:
 
 
 def _wait(array: str, stop: StopFlag) -> None:
-    told = False
-    while _queued(array):
+    told, said = False, ""
+    while (now := _queued(array)) is not None:
+        if now not in ("", said):
+            print(f"Slurm: {now}", flush=True)
+            said = now
         if stop.requested is not None and not told:
             told = True
             _told("scancel", array)
         time.sleep(POLL)
 
 
-def _queued(array: str) -> bool:
-    """Whether any of it waits or runs; of a job that is over for long Slurm knows nothing."""
-    told = _told("squeue", "-h", "-j", array, "-o", "%i")
-    return bool(told.stdout.strip()) or (told.returncode != 0 and "Invalid job id" not in told.stderr)
+def _queued(array: str) -> str | None:
+    """How many of its runs wait, for what, or run; empty where nobody answers, None of what is over or long forgotten."""
+    told = _told("squeue", "-h", "-r", "-j", array, "-o", "%T %r")
+    if told.returncode != 0 and "Invalid job id" not in told.stderr:
+        return ""
+    states = Counter(line.removesuffix(" None").lower() for line in told.stdout.splitlines())
+    return ", ".join(f"{count} {state}" for state, count in states.items()) or None
 
 
 def _told(*command: str) -> subprocess.CompletedProcess[str]:
@@ -135,4 +142,6 @@ def _look(job: Job, sent: Any) -> None:
     outcome, value = submitit.core.utils.pickle_load(found) if found.is_file() else ("gone", None)
     job.status = status = int(value or 0) if outcome == "success" else 1
     if status:
-        print(f"{job.folder}: ended with status {status}; see {sent.paths.stdout}", file=sys.stderr, flush=True)
+        log = sent.paths.stdout
+        why = f"ended with status {status}; see {log}" if log.is_file() else "never started"
+        print(f"{job.folder}: {why}", file=sys.stderr, flush=True)

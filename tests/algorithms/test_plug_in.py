@@ -100,6 +100,8 @@ def test_the_yaml_and_a_name_of_its_own_are_asked_for(method, tmp_path):
     ("old", "new", "status", "message"),
     [
         ("return {}", "return {}[1]", 3, r"improve\(\) raised KeyError: 1 \(.*drifting.py:16\)"),
+        ("return {}", "return None", 3, r"improve\(\) returned a NoneType, not a dict"),
+        ("def improve", "def improv", 3, r"Drifting has no improve\(\)"),
         ("return {}", "raise SystemExit(9)", 3, r"improve\(\) raised SystemExit: 9"),
         ("algorithm = Drifting", "algorithm = dict", 3, "raised TypeError"),
         ("algorithm = Drifting", "algorithm = lambda family, cfg: 7", 2, "returned a int"),

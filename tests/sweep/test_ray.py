@@ -23,8 +23,8 @@ def test_every_run_has_its_status_and_its_log(monkeypatch, capsys):
     monkeypatch.setattr("mbrl_lightning.sweep.ray.command_of", commands)
     assert command.main(["conf=debug", "algorithm=dr_ppo", "seeds=0,1", "launcher=ray"]) == 3
     said = capsys.readouterr().out
-    assert "seed 0: ended with status 3" in said
-    assert "seed 1: ended with status 4" in said
+    assert "seed0: ended with status 3" in said
+    assert "seed1: ended with status 4" in said
     assert "0 of 2" in said
     assert Path("runs/ray/debug_dr_ppo_seed1.log").read_text() == "I am 1\n"
     assert command.main(["conf=debug", "launcher=ray", "threads=1000"]) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from mbrl_lightning import sweep as command
@@ -56,6 +58,21 @@ def test_arms_are_all_combinations_each_with_a_folder_of_what_is_varied():
 def test_a_sweep_that_cannot_be_says_which_of_its_arms(line, part, capsys):
     assert command.main(line.split()) == 2
     assert part in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_several_arms_is_told_once(capsys):
+    assert command.main(["conf=cartpole,acrobot", "algorithm=gssm,gsm", "dynamics.lr=0,1e-3"]) == 2
+    told = capsys.readouterr().err
+    assert (told.count("algorithm=gsm: unknown"), told.count("dynamics.lr=0.0: must")) == (1, 1)
+
+
+def test_a_job_array_is_told_by_what_its_jobs_wait_for(monkeypatch):
+    slurm = pytest.importorskip("mbrl_lightning.sweep.slurm")
+    answers = ["PENDING Resources\nRUNNING None\nRUNNING None\n", ""]
+    answer = lambda *_: SimpleNamespace(stdout=answers.pop(0), stderr="", returncode=0)  # noqa: E731
+    monkeypatch.setattr(slurm, "_told", answer)
+    assert slurm._queued("7") == "1 pending resources, 2 running"
+    assert slurm._queued("7") is None
 
 
 def test_without_submitit_or_slurm_what_is_missing_is_named(capsys, monkeypatch):

@@ -59,13 +59,8 @@ class MujocoBody:
     sense: Callable[[mujoco.MjModel, mujoco.MjData], np.ndarray] | None = None
 
 
-def _harmless(message: str) -> bool:
-    return "settotalmass" in message  # a deprecated attribute of everybody's half_cheetah.xml
-
-
 def _forward_warning(message: str) -> None:
-    if not _harmless(message):
-        _tell(message.partition(" Time = ")[0])
+    _tell(message.partition(" Time = ")[0])
 
 
 @functools.cache  # a body that has gone wrong warns at every step
@@ -74,7 +69,7 @@ def _tell(warning: str) -> None:
 
 
 def _telling(record: logging.LogRecord) -> bool:
-    return not _harmless(record.getMessage())
+    return "settotalmass" not in record.getMessage()  # a deprecated attribute of everybody's half_cheetah.xml, harmless
 
 
 def log_warnings() -> None:
@@ -82,7 +77,8 @@ def log_warnings() -> None:
 
     Without one MuJoCo writes a file MUJOCO_LOG.TXT into the current folder. dm_control's goes through absl.
     """
-    logging.getLogger("absl").addFilter(_telling)
+    for logger in (_log, logging.getLogger("absl")):
+        logger.addFilter(_telling)
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_forward_warning)
 
