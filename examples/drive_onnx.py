@@ -54,7 +54,7 @@ for masses in ((1.2, 0.75), (1.8, 0.95)):
     _, belief = call("adapt", belief, **dict(zip(("observation", "action", "next_observation"), context)))
     act = functools.partial(call, "act", belief)
     _, _, after = episode(masses, lambda state, act=act: act(observation=state[None])[0]["action"][0])
-    tip = after[0, :, 0] - 0.6 * np.sin(after[0, :, 2]), 0.6 * (np.cos(after[0, :, 2]) - 1)
+    tip = after[0, :, 0] + 0.6 * np.sin(after[0, :, 2]), 0.6 * (np.cos(after[0, :, 2]) - 1)
     print(
         f"cart {masses[0]} kg, pole {masses[1]} kg: mean reward {np.expm1(-(tip[0] ** 2 + tip[1] ** 2) / 0.125).mean():.3f}"
     )

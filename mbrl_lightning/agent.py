@@ -20,7 +20,7 @@ from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.collect import begun_anew, collect_in, consecutive, transition
 from mbrl_lightning.data.seeds import globals_kept
 from mbrl_lightning.envs import family_of
-from mbrl_lightning.errors import ConfigError, EnvError
+from mbrl_lightning.errors import ConfigError, DivergedError, EnvError
 from mbrl_lightning.runs import checkpoint
 
 
@@ -33,7 +33,10 @@ def restored(cfg: Config, run: Path, device: str = "cpu") -> Agent:
     checkpoint.refuse_other_family(state.get("family"), family.described(), str(run))
     checkpoint.refuse_mismatch(state["algorithm"], algorithm.state_dict(), str(run))
     algorithm.load_state_dict(state["algorithm"])
-    return Agent(algorithm.to(device))
+    try:
+        return Agent(algorithm.to(device))
+    except (RuntimeError, AssertionError) as error:  # a name of none, one that this PyTorch has not
+        raise ConfigError(f"device={device}: {str(error).partition(chr(10))[0][:100]}", "give cpu or cuda") from error
 
 
 class Agent:
@@ -49,7 +52,7 @@ class Agent:
 
     Raises (all that follow):
         ConfigError: a shape that does not fit, nothing to adapt to, a belief of another agent, no model to imagine with.
-        EnvError: an observation that is not finite.
+        EnvError: an observation or action given that is not finite; DivergedError: one chosen.
     """
 
     def __init__(self, algorithm: Algorithm) -> None:
@@ -64,18 +67,17 @@ class Agent:
 
     def begin(self, n: int = 1) -> TensorDict:
         """The belief `[n]` about n environments at the start of their episodes."""
-        if self._start is None and n > 0:
+        n = _count("begin: n", n)
+        if self._start is None:
             return self._marked(self.algorithm.begin(n))
-        rows = n if self._start is None else len(self._start)
-        if n < 1 or rows not in (1, n):
-            cause = f"begin({n}): episodes of this agent begin with a belief of {rows} rows"
-            raise ConfigError(cause, "begin at least 1; give `believing` a belief of one row, or of as many as begin")
-        assert self._start is not None
+        if len(self._start) not in (1, n):
+            cause = f"begin({n}): episodes of this agent begin with a belief of {len(self._start)} rows"
+            raise ConfigError(cause, "give `believing` a belief of one row, or of as many as begin")
         return self._start.expand(n).clone()
 
     def believing(self, belief: TensorDict) -> Agent:
         """The same agent, whose episodes begin with this belief, of one row or one for each environment."""
-        self._own(belief, len(belief))
+        self._own(belief)
         other = copy.copy(self)
         other._start = belief
         return other
@@ -85,8 +87,10 @@ class Agent:
 
         So by random actions, or by the policy where a method learns from its own. Draws come from PyTorch's global generator.
         """
-        draws = torch.default_generator
-        seen = collect_in(self.family, tasks, *self.algorithm.explorer(len(tasks)), steps, draws, draws)
+        draws, steps = torch.default_generator, _count("explore: steps", steps)
+        tasks = _tensor("tasks", tasks, dtype=torch.float64)
+        n = _count("explore: tasks", len(tasks))
+        seen = collect_in(self.family, tasks, *self.algorithm.explorer(n), steps, draws, draws)
         return seen.set("action", seen["action"].argmax(-1)) if self.spec.discrete else seen
 
     def adapt(self, belief: TensorDict, transitions: Mapping[str, Any] | TensorDictBase) -> TensorDict:
@@ -103,7 +107,7 @@ class Agent:
         try:
             before, taken, after = transitions["observation"], transitions["action"], transitions["next"]["observation"]
         except (KeyError, TypeError, IndexError) as error:
-            cause = f"transitions are a {type(transitions).__name__} without {error}"
+            cause = f"transitions are a {type(transitions).__name__}: {type(error).__name__} {error}"
             remedy = 'give {"observation": ..., "action": ..., "next": {"observation": ...}}'
             raise ConfigError(cause, remedy) from error
         lead = self._lead(before, 2)
@@ -123,6 +127,8 @@ class Agent:
         """
         lead = self._lead(observation)
         action, after = self.algorithm.act(self._own(belief, *lead), self._observed(observation, lead), noise)
+        if not torch.isfinite(action).all():
+            raise DivergedError("the policy's action is not finite", "load an earlier run; is the observation far off?")
         action = action.argmax(-1) if self.spec.discrete else action.clamp(-1, 1)
         return _like(observation, action), self._marked(after)
 
@@ -134,14 +140,18 @@ class Agent:
         The state is the belief with the last step, which is adapted to first; rows that `episode_start` `[n]` marks begin anew.
         Without `deterministic` actions are drawn, from PyTorch's global generator.
         """
-        single = np.ndim(observation) == 1
-        rows = observation[None] if single else observation
-        belief = self.begin(len(rows))
+        rows = observation if isinstance(observation, Tensor) else np.asarray(observation)
+        single = rows.ndim == 1
+        rows = rows[None] if single else rows
+        (n,) = self._lead(rows)
+        belief = self.begin(n)
         if state is not None:
+            if not isinstance(state, tuple) or len(state) != 3:
+                raise ConfigError("a state that is none of predict's", "give what the last predict gave, or None")
             held, before, action = state
             held = self.adapt(held, {"observation": before, "action": action, "next": {"observation": rows}})
-            started = torch.zeros(len(rows)) if episode_start is None else torch.as_tensor(episode_start)
-            belief = begun_anew(held, belief, started.bool().reshape(-1))
+            started = np.zeros(n) if episode_start is None else np.ravel(episode_start)
+            belief = begun_anew(held, belief, _tensor("episode_start", started, (n,)).bool())
         action, belief = self.act(belief, rows, None if deterministic else torch.default_generator)
         return (action[0] if single else action), (belief, copy.deepcopy(rows), action)
 
@@ -160,7 +170,8 @@ class Agent:
             cause = f"algorithm={self.algorithm.cfg.algorithm} has no model to imagine with: it learns from real steps alone"
             raise ConfigError(cause, "load a run of a method that fits one, such as gssm_aps, mb_mpo, m3po or grbal")
         lead = self._lead(observation)
-        seen, taken = self._observed(observation, lead), self._taken(actions, (*lead, *np.shape(actions)[1:2]))
+        horizon = _tensor("actions", actions).shape[1:2]
+        seen, taken = self._observed(observation, lead), self._taken(actions, (*lead, *horizon))
         members = self.algorithm.imagine(self._own(belief, *lead), seen, taken.clamp(-1, 1)).cpu()
         before = torch.cat([seen[:, None].expand(len(members), -1, 1, -1), members[:, :, :-1]], 2)
         reward = self.spec.reward(before, taken.clamp(-1, 1).expand(len(members), -1, -1, -1), members)
@@ -174,18 +185,18 @@ class Agent:
         own = torch.full((len(belief),), self._mark, device=self.algorithm.device)
         return belief.clone(False).set("owner", own)
 
-    def _own(self, belief: Any, rows: int) -> TensorDict:
-        """The belief as the algorithm knows it, if it is this agent's and has so many rows."""
+    def _own(self, belief: Any, rows: int | None = None) -> TensorDict:
+        """The belief as the algorithm knows it, if it is this agent's and has so many rows (None: any number)."""
         marks = belief.get("owner", None) if isinstance(belief, TensorDictBase) else None
         if marks is None or not bool((marks == self._mark).all()):
             cause = "the belief is none, or of another agent or checkpoint"
             raise ConfigError(cause, "give what begin, act and adapt of this agent gave")
-        if len(belief) != rows:
+        if rows is not None and len(belief) != rows:
             raise ConfigError(f"a belief of {len(belief)} rows for {rows} environments", "give as many of both")
         return belief.exclude("owner")
 
     def _lead(self, observation: Any, most: int = 1) -> tuple[int, ...]:
-        shape = tuple(np.shape(observation))
+        shape = tuple(_tensor("observation", observation).shape)
         if not 2 <= len(shape) <= 1 + most or 0 in shape:
             what = "0 transitions or environments" if 0 in shape else "no batch"
             wanted = " or a context [n, K, S]" if most > 1 else "; of one, observation[None], and take action[0]"
@@ -203,23 +214,33 @@ class Agent:
 
     def _taken(self, value: Any, lead: tuple[int, ...]) -> Tensor:
         """Actions as the algorithm takes them `[*lead, A]`, one-hot where they are discrete."""
+        given = _tensor("action", value, lead if self.spec.discrete else (*lead, self.spec.action_dim))
+        if not torch.isfinite(given).all():
+            raise EnvError(f"{self.spec.name}: an action is not finite", "look at what chose it")
         if not self.spec.discrete:
-            return _tensor("action", value, (*lead, self.spec.action_dim))
-        number = _tensor("action", value, lead).long()
+            return given
+        number = given.long()
         if bool(((number < 0) | (number >= self.spec.action_dim)).any()):
             raise ConfigError(f"action {number.tolist()}", f"give numbers from 0 to {self.spec.action_dim - 1}")
         return one_hot(number, self.spec.action_dim).float()
 
 
-def _tensor(what: str, value: Any, shape: tuple[int, ...]) -> Tensor:
-    """A copy on the CPU, float32, of the shape that is wanted."""
+def _count(what: str, n: Any) -> int:
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise ConfigError(f"{what}={n!r} is no count", "give a whole number, at least 1")
+    return int(n)
+
+
+def _tensor(what: str, value: Any, shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A copy on the CPU, of the shape that is wanted (None: any)."""
     try:
-        given = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        found = torch.tensor(np.asarray(given, dtype=np.float32))
-    except (TypeError, ValueError) as error:
+        given = value.detach().cpu() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+        found = torch.as_tensor(given).to(dtype, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{what}: a {type(value).__name__} is no array of numbers", "give one") from error
-    if tuple(found.shape) != shape or 0 in shape:
-        raise ConfigError(f"{what} of shape {tuple(found.shape)}, not {shape}", "give what the task family has")
+    if shape is not None and (tuple(found.shape) != shape or 0 in shape):
+        wanted = "which is empty" if 0 in found.shape else f"not {shape}"
+        raise ConfigError(f"{what} of shape {tuple(found.shape)}, {wanted}", "give what the task family has")
     return found
 
 

@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         folder = evaluation_folder(options.run)
         print(report([folder / f"evaluation_{options.tasks}.csv"], out=folder))
-        print(f"tables and rows{' and figures' * options.figures} are in {folder}")
+        print(f"tables and rows{', figures' * options.figures}{', policy.mp4' * options.video} are in {folder}")
 
     return answer(argv, lambda: HELP, command)
 

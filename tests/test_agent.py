@@ -15,7 +15,7 @@ from gymnasium.wrappers import TimeLimit
 import mbrl_lightning
 from mbrl_lightning import load
 from mbrl_lightning.data.collect import collect, consecutive, episode_returns
-from mbrl_lightning.errors import ConfigError, EnvError, StorageError
+from mbrl_lightning.errors import ConfigError, DivergedError, EnvError, StorageError
 from mbrl_lightning.evaluate import load_run
 from mbrl_lightning.fit import main
 from mbrl_lightning.runs import checkpoint
@@ -310,6 +310,40 @@ def test_nothing_to_adapt_to_and_nobody_to_begin(agent):
             agent.adapt(agent.begin(2), nothing)
     with pytest.raises(ConfigError, match="begin"):
         agent.begin(0)
+
+
+def test_what_is_of_no_use_is_named(agent):
+    belief, seen, taken = agent.begin(2), np.zeros((2, agent.spec.observation_dim)), np.zeros((2, 3, 1))
+    state, tasks = agent.predict(seen)[1], agent.family.test[:2]
+    refused = {
+        "begin: n='x'": lambda: agent.begin("x"),
+        "begin: n=2.5": lambda: agent.begin(2.5),
+        "a list is no array": lambda: agent.act(belief, [[1.0], [2.0, 3.0]]),
+        "a str is no array": lambda: agent.imagine(belief, seen, "left"),
+        "which is empty": lambda: agent.imagine(belief, seen, taken[:, :0]),
+        "none of predict's": lambda: agent.predict(seen, (None, None)),
+        "episode_start of shape": lambda: agent.predict(seen, state, np.zeros(3, bool)),
+        "no batch": lambda: agent.predict(3.0),
+        "explore: steps=0": lambda: agent.explore(tasks, 0),
+        "explore: tasks=0": lambda: agent.explore(tasks[:0], 5),
+        "do not fit parameters": lambda: agent.explore(tasks[0], 5),
+        "the belief is none": lambda: agent.believing(None),
+        "device=gpu": lambda: load("pretrained:point2d", device="gpu"),
+        "run=3 is no path": lambda: load(3),
+    }
+    for text, use in refused.items():
+        with pytest.raises(ConfigError, match=re.escape(text)):
+            use()
+    with pytest.raises(EnvError, match="an action is not finite"):
+        agent.imagine(belief, seen, taken + np.nan)
+    lost = belief.apply(lambda value: value * np.nan if value.is_floating_point() else value)
+    with pytest.raises(DivergedError, match="action is not finite"):
+        agent.act(lost, seen)
+    # lists, half precision and tasks as arrays are taken as they are meant
+    action, _ = agent.act(belief, seen.tolist())
+    np.testing.assert_array_equal(agent.act(belief, torch.zeros(seen.shape, dtype=torch.bfloat16))[0].numpy(), action)
+    assert agent.predict(seen[0].tolist())[0].shape == action.shape[1:]
+    assert agent.explore(tasks.tolist(), 5).shape == (2, 5)
 
 
 def test_a_belief_of_another_agent(agent, trained):

@@ -67,11 +67,12 @@ class FAMLE(AdaptivePlanning):
         dynamics, famle, optimizer = self.dynamics, self.cfg.famle, self.optimizers["dynamics"]
         data = real.transitions().to(step.fabric.device)
         dynamics.see(real, self.cfg.search.bounds)
+        known = min(len(self.situations), len(real.tasks))  # recorded data may be of fewer
         done, size = 0, (famle.inner_steps, self.cfg.dynamics.targets)
 
         def draw() -> TensorDict:
             nonlocal done
-            chosen = torch.randperm(len(self.situations), generator=generator)[: self.cfg.dynamics.tasks]
+            chosen = torch.randperm(known, generator=generator)[: self.cfg.dynamics.tasks]
             # the loss is a mean over situations, and each embedding is that of one
             for group, rate in zip(
                 optimizer.param_groups, (famle.meta_lr, famle.embedding_lr * len(chosen)), strict=True

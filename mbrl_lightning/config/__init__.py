@@ -180,10 +180,15 @@ def read_run_config(folder: str | os.PathLike[str], env_file: str | None = None)
     """Configuration of an existing run, or a ConfigError; `env_file`: where its `env.file`, if it has one, is now."""
     path, draft = located(folder) / "config.yaml", Draft()
     if not path.is_file():
-        remedy = "give the folder that a run wrote, e.g. runs/cartpole/gssm_aps/seed0"
+        below = sorted(path.parent for path in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
+        remedy = f"give the folder that a run wrote, e.g. {below[0] if below else 'runs/cartpole/gssm_aps/seed0'}"
         raise ConfigError(f"{folder}: not a run folder (no config.yaml)", remedy)
     tree = read_yaml(path, str(path), draft.problems)
     env = tree.get("env")
+    if not isinstance(env, dict):
+        draft.problems.append(f"{path}: no whole configuration of a run: put it back, or give another folder")
+    elif env_file and not env.get("file"):
+        raise ConfigError(f"{folder}: its task family comes from no file", "leave env_file= away")
     if isinstance(env, dict) and env.get("file"):
         env["file"] = os.path.abspath(env_file or str(env["file"]))
         if not os.path.isfile(env["file"]):

@@ -34,6 +34,8 @@ def is_pretrained(run: str | os.PathLike[str]) -> bool:
 
 def located(run: str | os.PathLike[str]) -> Path:
     """The folder of a run, which may be `pretrained:NAME`; a ConfigError where no weights of that name are shipped."""
+    if not isinstance(run, str | os.PathLike):
+        raise ConfigError(f"run={run!r} is no path", "give a run's folder, or pretrained:NAME")
     if not is_pretrained(run):
         return Path(run)
     name, root = str(run).removeprefix(PRETRAINED), _shipped("pretrained")

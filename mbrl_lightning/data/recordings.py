@@ -6,8 +6,10 @@ names are the dataset's `parameters`; without it each dataset is a task of its o
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs.family import TaskFamily
 from mbrl_lightning.envs.spec import EnvSpec
 from mbrl_lightning.errors import ConfigError, EnvError, StorageError
+from mbrl_lightning.runs.storage import storage_errors
+
+NAME = re.compile(r"(?:[-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")
 
 
 def minari() -> Any:
@@ -51,7 +56,7 @@ class Recordings:
 
     episodes: list[Episode]
     parameters: tuple[str, ...]
-    width: int
+    names: tuple[str, ...]  # of the observation's entries
     actions: int
     discrete: bool
     horizon: int
@@ -82,6 +87,8 @@ def write(real: TaskBuffer, family: TaskFamily, name: str, facts: dict[str, Any]
     Raises:
         ConfigError: the name is none of Minari's, or there is such a dataset.
     """
+    if not NAME.fullmatch(name):  # Minari would find out when it has written, and list no dataset again
+        raise ConfigError(f"out={name}: no name of a dataset", "write (namespace/)name-v0, such as cartpole/random-v0")
     library, spec, data = minari(), family.spec, real.transitions()
     buffers: list[Any] = []
     told: list[dict[str, Any]] = []
@@ -107,13 +114,11 @@ def write(real: TaskBuffer, family: TaskFamily, name: str, facts: dict[str, Any]
     seen = Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
     taken = Discrete(spec.action_dim) if spec.discrete else Box(-1.0, 1.0, (spec.action_dim,), np.float32)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), storage_errors(Path(name)):
             warnings.simplefilter("ignore")  # of authors and environments that are not told
             dataset = library.create_dataset_from_buffers(name, buffers, observation_space=seen, action_space=taken)
-    except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"out={name}: {error}", "choose a name such as cartpole/random-v0 that is not taken"
-        ) from error
+    except ValueError as error:
+        raise ConfigError(f"out={name}: {error}", "choose a name that is not taken") from error
     dataset.storage.update_episode_metadata(told)
     about = {
         "parameters": list(family.parameters),
@@ -143,9 +148,10 @@ def read(names: Sequence[str], spec: EnvSpec | None = None, parameters: Sequence
         about = json.loads(dataset.storage.metadata.get("mbrl_lightning", "{}"))
         width, actions, scale = _spaces(name, dataset.observation_space, dataset.action_space)
         own = tuple(about.get("parameters", parameters or ("dataset",)))
-        here = Recordings([], own, width, actions, scale is None, about.get("horizon", 0))
+        entries = tuple(about.get("observation", (f"observation {number}" for number in range(width))))
+        here = Recordings([], own, entries, actions, scale is None, about.get("horizon", 0))
         found = found or here
-        wanted = (found.width, found.actions, found.discrete, found.parameters)
+        wanted = (len(found.names), found.actions, found.discrete, found.parameters)
         if spec is not None:
             wanted = (spec.observation_dim, spec.action_dim, spec.discrete, tuple(parameters or own))
         given = (width, actions, scale is None, own)
@@ -158,6 +164,8 @@ def read(names: Sequence[str], spec: EnvSpec | None = None, parameters: Sequence
         except (OSError, KeyError) as error:  # of a file cut off, or one that is not there
             raise _unreadable(name, error) from error
         found.horizon = max([here.horizon, found.horizon, *(len(e.data[0]) for e in found.episodes)])
+    if len({*names}) < len(names):
+        raise ConfigError(f"data={','.join(names)}: a dataset is named twice", "name each once")
     if found is None or len(found.episodes) < 2:
         count = 0 if found is None else len(found.episodes)
         cause = f"{', '.join(names) or 'data='}: {count} episode in all, and one must be left to test on"
@@ -171,16 +179,18 @@ def _opened(name: str) -> Any:
         folder = Path(name) / "data"
         return library.MinariDataset(folder) if folder.is_dir() else library.load_dataset(name)
     except FileNotFoundError as error:
-        known = ", ".join(library.list_local_datasets()) or "none"
+        known = "what `minari list local` shows"
+        with contextlib.suppress(ValueError, OSError):  # a folder there that is none of Minari's names
+            known = ", ".join(library.list_local_datasets()) or "none"
         raise ConfigError(
             f"data={name}: no such dataset here; there are: {known}", "`minari list local` shows them"
         ) from error
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise _unreadable(name, error) from error
     except (ValueError, AssertionError) as error:  # a name that is none, a version that it does not read
         raise ConfigError(
             f"data={name}: {error}", f"minari {library.__version__} is here; `minari list local` shows more"
         ) from error
-    except (OSError, KeyError) as error:
-        raise _unreadable(name, error) from error
 
 
 def _unreadable(name: str, error: Exception) -> StorageError:
@@ -209,6 +219,9 @@ def _episodes(
     for episode, told in zip(dataset.iterate_episodes(), facts, strict=True):
         columns = {"observations": episode.observations, "rewards": episode.rewards, "actions": episode.actions}
         for column, values in columns.items():
+            if len(values) != len(episode.terminations) + (column == "observations"):
+                cause = f"{name}: episode {episode.id} has {len(values)} {column} for {len(episode.terminations)} steps"
+                raise ConfigError(cause, "leave that episode out; there is one observation more than steps")
             bad = np.argwhere(~np.isfinite(np.asarray(values, dtype=np.float64)))
             if len(bad):
                 where = f"{name}: episode {episode.id}, step {bad[0][0]}"

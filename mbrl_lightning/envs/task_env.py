@@ -57,7 +57,7 @@ class TaskEnv(gymnasium.Env):
         names = self._parameters
         if isinstance(task, Mapping):
             task = [task[name] for name in names] if task.keys() == {*names} else []
-        values = np.asarray(task, dtype=np.float64).ravel().copy()
+        values = _numbers(task).ravel().copy()
         if len(values) != len(names) or not np.isfinite(values).all():
             cause = f"{self.family_spec.name}: {values.tolist()} is no task."
             raise ConfigError(cause, f"Give a finite number for each of {', '.join(names)}.")
@@ -88,10 +88,11 @@ class TaskEnv(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         """See ``gymnasium.Env.step``."""
-        spec, before, taken = self.family_spec, self._observation, torch.tensor(np.asarray(action)).unsqueeze(0)
-        if self._simulator is None or taken.shape[1:] != self.action_space.shape:
+        spec, before, taken = self.family_spec, self._observation, torch.tensor(_numbers(action)).unsqueeze(0)
+        fits = taken.shape[1:] == self.action_space.shape
+        if self._simulator is None or not fits or (spec.discrete and not 0 <= taken < spec.action_dim):
             cause = f"{spec.name}: step before reset, or an action of shape {tuple(taken.shape[1:])}."
-            raise ConfigError(cause, f"Reset first, and give one of shape {self.action_space.shape}: action[0].")
+            raise ConfigError(cause, f"Reset first, and give one of {self.action_space}: action[0].")
         taken = one_hot(taken.long(), spec.action_dim).float() if spec.discrete else taken.float().clamp(-1, 1)
         self._observation, self._age = self._simulator.step(taken), self._age + 1
         terminated = bool(spec.termination(self._observation))
@@ -118,3 +119,11 @@ class TaskEnv(gymnasium.Env):
         if self._simulator is not None:
             self._simulator.close()
         self._simulator = None
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """As an array; one that fits nothing where it is none."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.empty((0, 0))

@@ -14,6 +14,7 @@ from mbrl_lightning.config.files import located
 from mbrl_lightning.config.option import option
 from mbrl_lightning.config.words import describe, parse
 from mbrl_lightning.errors import ConfigError
+from mbrl_lightning.runs.storage import probe
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # of the extra `export`
 
@@ -48,12 +49,13 @@ def export(run: str | Path, out: str | Path, n: int = 1, env_file: str | None = 
         StorageError: there is no complete checkpoint, or a file cannot be written.
     """
     file = Path(out)
-    if file.suffix not in (".onnx", ".pt2") or not file.stem:
-        raise ConfigError(f"out={out}: a name that ends in .onnx or .pt2 is expected", "write out=policy.onnx")
+    if file.suffix not in (".onnx", ".pt2") or not file.stem or file.is_dir():
+        raise ConfigError(f"out={out}: a file's name that ends in .onnx or .pt2 is expected", "write out=policy.onnx")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing and file.suffix == ".onnx":
         remedy = "pip install 'mbrl_lightning[export]', or write out=FILE.pt2, which needs PyTorch alone"
         raise ConfigError(f"out={out}: {', '.join(missing)} missing", remedy)
+    probe(file.parent)  # before the work
     agent = load(run, env_file)
     from mbrl_lightning.export.files import write
 
@@ -62,6 +64,7 @@ def export(run: str | Path, out: str | Path, n: int = 1, env_file: str | None = 
 
 def _command(words: list[str]) -> None:
     options = parse(Options, words, "export")
+    print("graphs are made, and checked on 100 steps; of a planner that takes minutes", flush=True)
     contract = export(**vars(options))
     for part, name in contract["parts"].items():
         print(f"{part:<6} {Path(options.out).parent / name}")

@@ -131,6 +131,7 @@ def fit(names: Sequence[str], cfg: Config, out: Path, steps: int, held_out: floa
         raise ConfigError(cause, "choose dynamics=graph, ensemble or recurrent, or another algorithm")
     real = TaskBuffer(len(found.parameters), max(sum(len(e.data[0]) for e in fitted), 1))
     found.fill(real, fitted)
+    print(f"{cfg.algorithm}'s model is fitted to {len(real)} transitions: {steps} gradient steps at most", flush=True)
     losses = algorithm.fit(real, GradientStep(Fabric(accelerator="cpu", devices=1)), steps, streams["batches"])
     state = {"algorithm": algorithm.state_dict(), "family": family.described()}
     checkpoint.save(

@@ -24,7 +24,7 @@ def family_of_data(found: Recordings) -> TaskFamily:
     return TaskFamily(
         spec=EnvSpec(
             "recorded",
-            tuple(f"observation {number}" for number in range(found.width)),
+            found.names,
             found.actions,
             found.horizon,
             "step",

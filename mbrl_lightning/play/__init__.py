@@ -64,12 +64,14 @@ def play(run: str, host: str = "127.0.0.1", port: int = 8080, seed: int = 0, env
     try:
         title = f"{agent.algorithm.cfg.algorithm} on {agent.algorithm.cfg.conf}"
         page = Page(server, session, title)
-        print(f"{title}: open http://{host}:{server.get_port()} in a browser; Ctrl-C ends it", flush=True)
+        place = f"[{host}]" if ":" in host else host
+        print(f"{title}: open http://{place}:{server.get_port()} in a browser; Ctrl-C ends it", flush=True)
         page.run()
     except KeyboardInterrupt:
         print("closed")
     finally:
-        server.stop()
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.stop()
         session.close()
 
 
@@ -80,7 +82,7 @@ def _require_free(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise ConfigError(
-            f"host={host} port={port}: {error.strerror}", "close what listens there, or give port=0"
+            f"host={host} port={port}: {error.strerror}", "give a free port (port=0) and an address of this machine"
         ) from error
 
 

@@ -38,7 +38,7 @@ class Page:
         self.server, self.session, self.steps = server, session, 0
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._seen: deque[Moment] = deque(maxlen=SHOWN)
-        self._scene, self._drawn, self._rate = Scene(server.scene), 0.0, 0.0
+        self._scene, self._drawn, self._each = Scene(server.scene), 0.0, 1 / PACE
         self._sliders: list[Any] = []
         server.gui.configure_theme(show_logo=False, show_share_button=False)
         server.gui.main_panel.dock_right()
@@ -54,7 +54,9 @@ class Page:
         self._on(again.on_click, lambda: session.reset(afresh=True))
         panel = server.gui.add_panel()
         with panel.add_tab("curves"):
-            self._plots = {name: self._plot(name) for name in CURVES}
+            self._lines = session.believed().size  # a belief of none may have fewer than one after a context
+            known = {"reward": True, "error": session.agent.algorithm.model, "belief": self._lines}
+            self._plots = {name: self._plot(name) for name in CURVES if known[name]}
         panel.dock_left()
         self._picture: Any = None
         if (drawing := session.env.drawing()) is not None:
@@ -105,21 +107,22 @@ class Page:
     # -- what is seen
 
     def _plot(self, name: str) -> Any:
-        names = [f"{name} {line + 1}" for line in range(max(len(self._values(name)), 1))]
+        names = [f"{name} {line + 1}" for line in range(len(self._values(name)))]
         lines = [viser.uplot.Series(label=each, stroke=colour(line), width=2) for line, each in enumerate(names)]
         series = (viser.uplot.Series(label="step"), *lines)
         empty = tuple(np.zeros(1) for _ in series)
-        options: dict[str, Any] = {"legend": {"show": False}, "scales": {"x": {"time": False}}}
+        options: dict[str, Any] = {
+            "legend": {"show": False},
+            "scales": {"x": {"time": False}},
+            "padding": (12, 12, 0, 0),
+        }
         return self.server.gui.add_uplot(empty, series, title=CURVES[name], height=130, **options)
 
     def _values(self, name: str) -> np.ndarray:
-        """Curves of what was seen [lines, steps]; of nothing, those of the belief at the start."""
+        """Curves of what was seen [lines, steps]; before that, of one zero."""
         if name == "belief":
-            return (
-                np.stack([moment.belief for moment in self._seen], 1)
-                if self._seen
-                else self.session.believed()[:, None]
-            )
+            rows = [moment.belief[: self._lines] for moment in self._seen] or [np.zeros(self._lines)]
+            return np.stack([np.pad(row, (0, self._lines - len(row))) for row in rows], 1)  # nothing is where it began
         return np.array([[getattr(moment, name) for moment in self._seen]])
 
     def show(self) -> None:
@@ -134,12 +137,13 @@ class Page:
             if drawing is None:
                 self._show_picture()
             for name, plot in self._plots.items():
-                if self._seen and (values := self._values(name)).size:
+                if self._seen:
+                    values = self._values(name)
                     steps = np.arange(self.steps - values.shape[1], self.steps, dtype=float)
                     plot.data = (steps, *np.nan_to_num(values))
             if self._seen:
                 last = self._seen[-1]
-                self._state.content = f"step {last.age}, return {last.total:,.2f}, {self._rate:.0f} steps a second"
+                self._state.content = f"step {last.age}, return {last.total:,.2f}, {1 / self._each:.0f} steps a second"
 
     def _show_picture(self) -> None:
         picture = self.session.env.render()
@@ -177,7 +181,7 @@ class Page:
             self.advance()
             due = max(due + 1 / self._pace.value, time.monotonic() - 0.5)  # what is missed is not made up for long
             time.sleep(max(due - time.monotonic(), 0.001))
-            self._rate = 0.95 * self._rate + 0.05 / (time.monotonic() - begun)
+            self._each = 0.95 * self._each + 0.05 * (time.monotonic() - begun)  # s
 
 
 def _short(value: float) -> float:

@@ -42,7 +42,7 @@ def blank(rows: int, columns: int, width: float, height: float, share_y: bool = 
 def frame(axes: Axes, inside: Array, outside: Array, slack: float) -> None:
     """Sets the vertical range so that a diverged line cannot flatten everything else.
 
-    Values `inside` (any shape) must be seen; `outside` may widen the range by at most `slack` spans of them.
+    Values `inside` (any shape) must be seen; `outside` may widen the range by at most `slack` spans (or tenths) of them.
     """
     inside, outside = inside[np.isfinite(inside)], outside[np.isfinite(outside)]
     if not inside.size:
@@ -50,7 +50,8 @@ def frame(axes: Axes, inside: Array, outside: Array, slack: float) -> None:
     outside = np.concatenate([inside, outside])
     low, high = inside.min(), inside.max()
     span = max(high - low, 1e-3 * max(abs(high), abs(low)), 1e-6)
-    bottom, top = max(outside.min(), low - slack * span), min(outside.max(), high + slack * span)
+    reach = slack * max(span, 0.1 * max(abs(high), abs(low)))
+    bottom, top = max(outside.min(), low - reach), min(outside.max(), high + reach)
     margin = 0.05 * max(top - bottom, span)
     axes.set_ylim(bottom - margin, top + margin)
 

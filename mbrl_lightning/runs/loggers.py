@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +90,7 @@ def _made(name: str, cfg: Config, folder: Path, identity: str | None) -> Any:
         )
     from lightning.pytorch.loggers import MLFlowLogger
 
+    warnings.filterwarnings("ignore", "MLFlow only allows")  # brackets of units are left out of names
     # a store of files is no longer supported by MLflow itself
     where = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.resolve()}/mlflow.db")
     return MLFlowLogger("mbrl_lightning", run_name=title, run_id=identity, tracking_uri=where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,11 @@ def spoiled(column: str):
         ({"taken": spaces.MultiDiscrete([2, 2])}, ConfigError, "actions are MultiDiscrete"),
         ({"taken": spaces.Box(-np.inf, np.inf, (1,))}, ConfigError, "neither bounded"),
         ({"episodes": 1}, ConfigError, "1 episode in all"),
+        (
+            {"change": lambda columns: columns.update(actions=columns["actions"][:-5])},
+            ConfigError,
+            "1 has 7 actions for 12",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(changes, kind, text):
@@ -114,10 +120,19 @@ def test_what_cannot_be_used_is_named(changes, kind, text):
         read(["bad-v0"])
 
 
+def test_a_name_that_minari_would_choke_on_writes_nothing(tmp_path):
+    for name in ("bad name", "nov", "a/-v0", "x/../y-v0"):
+        with pytest.raises(ConfigError, match="no name of a dataset"):
+            write(TaskBuffer(1, 10), counter_family(), name, {})
+    assert not (tmp_path / "minari").exists()
+
+
 def test_datasets_that_do_not_fit_or_are_not_there(tmp_path):
     made("here-v0")
     with pytest.raises(ConfigError, match="no such dataset here; there are: here-v0"):
         read(["there-v0"])
+    with pytest.raises(ConfigError, match="here-v0: a dataset is named twice"):
+        read(["here-v0", "here-v0"])
     with pytest.raises(ConfigError, match="data=nothing"):
         read(["nothing of the kind"])
     made("wide-v0", seen=spaces.Box(-1, 1, (3,), np.float32))
@@ -135,6 +150,11 @@ def test_datasets_that_do_not_fit_or_are_not_there(tmp_path):
     rows.write_bytes(rows.read_bytes()[: rows.stat().st_size // 2])
     with pytest.raises(StorageError, match="wide-v0: cannot be read"):
         read(["wide-v0"])
+    (tmp_path / "minari" / "bad name" / "data").mkdir(parents=True)
+    for name in ("metadata.json", "main_data.hdf5"):
+        shutil.copy(tmp_path / "minari" / "here-v0" / "data" / name, tmp_path / "minari" / "bad name" / "data")
+    with pytest.raises(ConfigError, match="no such dataset here; there are: what `minari list local` shows"):
+        read(["there-v0"])
 
 
 def test_the_command_fits_and_says_how_far_it_errs(tmp_path, capsys):

@@ -89,7 +89,7 @@ def test_a_picture_is_drawn_where_it_is_asked_for():
 def test_a_task_has_a_number_for_each_name_and_an_action_the_spaces_shape():
     family = counter_family()
     assert family.make({"number": 2.0}).reset(seed=0)[0][1] == 2.0
-    for wrong in ([1.0, 2.0], {"nummer": 2.0}, [float("nan")], []):
+    for wrong in ([1.0, 2.0], {"nummer": 2.0}, [float("nan")], [], "x", None):
         with pytest.raises(ConfigError, match="for each of number"):
             family.make(wrong)
     env = family.make([2.0])
@@ -98,3 +98,6 @@ def test_a_task_has_a_number_for_each_name_and_an_action_the_spaces_shape():
     env.reset(seed=0)
     with pytest.raises(ConfigError, match=r"shape \(1, 1\)"):
         env.step(np.zeros((1, 1)))
+    for wrong in ("left", None):
+        with pytest.raises(ConfigError, match="give one of Box"):
+            env.step(wrong)

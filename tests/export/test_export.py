@@ -143,5 +143,8 @@ def test_the_example_drives_a_body_with_numpy_and_onnxruntime_alone(trained, tmp
     assert "import mbrl_lightning" not in source
     assert "from mbrl_lightning" not in source
     monkeypatch.setattr("sys.argv", ["drive_onnx.py", str(tmp_path / "policy.onnx")])
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    told = runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "mean reward" in capsys.readouterr().out
+    after, (across, below) = torch.tensor(told["after"][0]), told["tip"]  # and it is the family's reward
+    paid = mbrl_lightning.load(folder).spec.reward(after, after[:, :1], after)
+    np.testing.assert_allclose(np.expm1(-(across**2 + below**2) / 0.125), paid, atol=1e-5)

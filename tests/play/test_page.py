@@ -126,6 +126,25 @@ def test_the_body_is_seen_and_a_slider_moves_its_physics(name, browser, make_loo
         session.close()
 
 
+def test_curves_are_of_what_there_is_and_beliefs_may_change_their_size(make_loop):
+    viser = pytest.importorskip("viser")
+    from mbrl_lightning.play.page import Page
+    from mbrl_lightning.play.session import BELIEFS, Session
+
+    for name, curves in (("maml", {"reward", "belief"}), ("mb_mpo", {"reward", "error"})):
+        session, server = Session(Agent(make_loop(name).algorithm)), viser.ViserServer("127.0.0.1", 0, verbose=False)
+        try:
+            page = Page(server, session, "title")
+            assert page._plots.keys() == curves
+            for choice in BELIEFS[::-1]:
+                session.believe(choice)
+                page._drawn = 0.0
+                page.advance()
+        finally:
+            server.stop()
+            session.close()
+
+
 @pytest.mark.timeout(200)
 def test_a_page_opened_twice_shows_the_same_and_ctrl_c_ends_it(run, browser, elsewhere):
     words = [sys.executable, "-m", "mbrl_lightning.play", f"run={run}", "port=0"]

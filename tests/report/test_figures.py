@@ -137,6 +137,9 @@ def test_exploitation_puts_imagined_beside_real(tmp_path, drawn):
     assert labelled(axes, "return of training episodes").get_ydata().tolist() == [6.5, 7.5, 8.5]
     assert labelled(axes, "imagined return").get_ydata().tolist()[:2] == [13.0, 15.0]
     assert axes.get_ylim()[1] < 1000  # a diverged model does not flatten the real return
+    level = [row._replace(value=-15.0) for row in real]  # hardly varies: what is imagined near it is seen all the same
+    figures.exploitation(level + [row._replace(value=-12.0) for row in imagined], tmp_path / "b.png")
+    assert drawn[1].axes[0].get_ylim()[1] > -12
     with pytest.raises(ValueError, match="no rows"):
         figures.exploitation(lonely, tmp_path / "none.png")
 
