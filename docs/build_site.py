@@ -29,10 +29,12 @@ PAGES = {
     "Errors": "errors.md",
     "Speed": "benchmarks.md",
 }
+CSS = ".md-typeset table:not([class]) code { white-space: nowrap; }\n"  # names are not broken in the middle
 SETTINGS = """[project]
 site_name = "mbrl_lightning"
 site_description = "Model-based meta-reinforcement learning on TorchRL and Lightning"
 docs_dir = "docs"
+extra_css = ["extra.css"]
 site_dir = "html"
 nav = [
 {nav}
@@ -44,6 +46,8 @@ paths = ["{root}"]
 [project.plugins.mkdocstrings.handlers.python.options]
 docstring_style = "google"
 show_source = false
+show_signature_annotations = true
+separate_signature = true
 show_root_heading = true
 """
 
@@ -124,6 +128,7 @@ def write(target: Path) -> None:
     front = {"Front page": results.pop("README")}
     nav.insert(6, f'    {{ "Results" = [{entries(front | results)}] }},')
     nav.append(f'    {{ "API" = [{entries({name[4:-3]: name for name in api})}] }},')
+    (target / "docs" / "extra.css").write_text(CSS)
     (target / "zensical.toml").write_text(SETTINGS.format(nav="\n".join(nav), root=ROOT))
 
 

@@ -45,6 +45,13 @@ def test_the_menu_names_pages_that_are_there_and_all_of_them(site):
     assert named <= there
 
 
+def test_no_page_links_to_what_is_not_on_the_site(site):
+    for page in (docs := site[1] / "docs").rglob("*.md"):  # a strict build does not look at links out of it
+        links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+        missing = [link for link in links if not (page.parent / link).resolve().exists()]
+        assert not missing, f"{page.relative_to(docs)}: {missing}"
+
+
 def test_the_site_builds_without_a_warning(site):
     if shutil.which("zensical") is None:
         pytest.skip("pip install 'mbrl_lightning[docs]'")

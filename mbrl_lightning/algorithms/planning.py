@@ -87,8 +87,7 @@ class AdaptivePlanning(PlanningAlgorithm):
     """A planner in a model that is adapted anew, from the same start, to the last M transitions before every action.
 
     Args:
-        family, cfg, make: see PlanningAlgorithm.
-        windows: M = `past`, K = `future`, and how many segments of both make a batch.
+        windows: M = `past`, K = `future`, and how many segments of both make a batch; the others: see PlanningAlgorithm.
 
     Raises:
         ConfigError: M transitions are more than an episode has.

@@ -24,8 +24,7 @@ class EmbeddingDynamics(AdaptiveDynamics):
     """The belief is a situation's embedding and the decoder's weights, adapted together; one who knows nothing has the first's.
 
     Args:
-        spec, cfg: see Dynamics.
-        famle: sizes of embeddings and steps.
+        famle: sizes of embeddings and steps; the others: see Dynamics.
         situations: I, how many there are.
     """
 

@@ -42,8 +42,7 @@ class PaidDynamics(MLPDynamics):
     Where tasks do not say what they pay, it is no more than that.
 
     Args:
-        spec, cfg: see Dynamics.
-        paid: see `TaskFamily`.
+        paid: see `TaskFamily`; the others: see Dynamics.
     """
 
     def __init__(self, spec: EnvSpec, cfg: DynamicsConfig, paid: Callable[..., Tensor] | None) -> None:

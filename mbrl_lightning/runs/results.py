@@ -59,8 +59,8 @@ class Results:
     fails half-way (full disk) is taken back, and a file that is not as it was left is written anew.
 
     Args:
-        path: the CSV, made with its folder when missing, continued when there; None: rows in memory only.
-        algorithm, env, seed: written into every row.
+        path: the CSV, made with its folder when missing, continued when there; None: rows in memory only. The others are
+            written into every row.
 
     Attributes:
         rows: every row, buffered ones included, oldest first.

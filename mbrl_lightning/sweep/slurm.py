@@ -128,7 +128,7 @@ def _queued(array: str) -> str | None:
     told = _told("squeue", "-h", "-r", "-j", array, "-o", "%T %r")
     if told.returncode != 0 and "Invalid job id" not in told.stderr:
         return ""
-    states = Counter(line.removesuffix(" None").lower() for line in told.stdout.splitlines())
+    states = Counter(line.removesuffix(" None") for line in told.stdout.splitlines())
     return ", ".join(f"{count} {state}" for state, count in states.items()) or None
 
 

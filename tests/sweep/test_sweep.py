@@ -71,7 +71,7 @@ def test_a_job_array_is_told_by_what_its_jobs_wait_for(monkeypatch):
     answers = ["PENDING Resources\nRUNNING None\nRUNNING None\n", ""]
     answer = lambda *_: SimpleNamespace(stdout=answers.pop(0), stderr="", returncode=0)  # noqa: E731
     monkeypatch.setattr(slurm, "_told", answer)
-    assert slurm._queued("7") == "1 pending resources, 2 running"
+    assert slurm._queued("7") == "1 PENDING Resources, 2 RUNNING"
     assert slurm._queued("7") is None
 
 
