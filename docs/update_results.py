@@ -30,7 +30,15 @@ FRONT = {
     "Nothing varies, the reward is known": ("mb_mpo", "me_trpo", "trpo", "ppo", "ddpg"),
     "No model, and a task's own episodes to adapt to": ("maml", "reptile", "rl2", "pe_ppo"),
     "A latent found by gradient on what was seen, and a planner": ("variational", "ghp_mdp"),
-    "Models that adapt at every control step, or do not": ("grbal", "rebal", "mb_mpc", "famle", "cadm"),
+    "Models that adapt at every control step, or do not": (
+        "grbal",
+        "grbal_sac",
+        "rebal",
+        "mb_mpc",
+        "famle",
+        "cadm",
+        "sac",
+    ),
 }
 EVERY_SEED = Kind(
     "every seed, after the family's context",
@@ -147,15 +155,17 @@ def study_section(name: str) -> str:
 
 
 def front() -> str:
-    """One line a family: each method's return with its interval."""
-    ends, parts = {name: at_context(rows_of(name)) for name in families()}, []
+    """One line a family: each method's return with its interval, where most of the family's methods are."""
+    every, parts = {name: at_context(rows_of(name)) for name in families()}, []
+    have = {name: {row.algorithm for row in rows} for name, rows in every.items()}
+    home = {name: max(FRONT, key=lambda title: len(own & {*FRONT[title]})) for name, own in have.items()}
     for title, methods in FRONT.items():
+        ends = {name: rows for name, rows in every.items() if home[name] == title}
         papers = [entry for entry in PAPER if entry.metric == RETURN and entry.method in methods[:1]]
         header = ["family", "real steps", *methods, "random", *(["paper"] if papers else [])]
         lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         for name, rows in ends.items():
-            mine = [row for row in rows if row.algorithm in methods]
-            if mine:
+            if mine := [row for row in rows if row.algorithm in methods]:
                 reached = {row.real_steps for row in mine if row.metric == RETURN}
                 random = score_matrix([row for row in mine if row.metric == "return/random"])[2]
                 cells = [f"[{name}]({name}.md)", span(reached), *(best(rows, method) for method in methods)]

@@ -16,6 +16,7 @@ from mbrl_lightning.algorithms.ddpg import DDPG
 from mbrl_lightning.algorithms.dr_ppo import DRPPO
 from mbrl_lightning.algorithms.famle import FAMLE
 from mbrl_lightning.algorithms.gssm_aps import GSSM, GSSMAPS
+from mbrl_lightning.algorithms.guided import Guided
 from mbrl_lightning.algorithms.l2a import L2A
 from mbrl_lightning.algorithms.m3po import M3PO
 from mbrl_lightning.algorithms.m_dpilco import MDPILCO
@@ -52,6 +53,7 @@ ALGORITHMS: dict[str, Callable[[TaskFamily, Config], Algorithm]] = {
     "mb_mpo": MBMPO,  # Clavera et al., CoRL 2018: a policy one gradient step away from good ones in each of K models
     "me_trpo": MBMPO,  # Kurutach et al., ICLR 2018: no inner step, every imagined step in a random model
     "grbal": L2A,  # Nagabandi et al., ICLR 2019: a model adapted by gradient at every control step, and a planner in it
+    "grbal_sac": Guided,  # the same, whose plans a soft actor-critic proposes and values (LOOP: Sikchi et al. 2021)
     "rebal": L2A,  # the same, adapted by a recurrent state
     "mb_mpc": L2A,  # the same, not adapted (Nagabandi et al., ICRA 2018)
     "maml": MAML,  # Finn et al., ICML 2017: model-free; a policy one gradient step away from good ones in each task

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict
@@ -29,6 +30,19 @@ Advance = Callable[[Tensor, Tensor], Tensor]
 A model of E members takes the R rows in E equal blocks, one a member, as `Dynamics.imagine` does.
 """
 
+
+class Guide(Protocol):
+    """What a policy that was learned apart adds to a search: candidates, and what is still to come where they end."""
+
+    candidates: int
+
+    def propose(self, observation: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions `[B, R, A]` for observations `[B, R, S]`; in each block of R/E rows the first without noise."""
+
+    def value(self, observation: Tensor) -> Tensor:
+        """Discounted rewards to come, `[B, R]`, from observations `[B, R, S]`."""
+
+
 # icem: noise has power 1 / frequency^COLOUR; share of the elites that are tried again; how fast candidates get fewer
 COLOUR, KEPT, DECAY = 2.0, 0.3, 1.25
 
@@ -38,7 +52,10 @@ class Planner:
 
     Attributes:
         failures: searches, counted by environment, in which no candidate had a finite return.
+        guide: a policy among whose candidates the search chooses, too; None: none.
     """
+
+    guide: Guide | None = None
 
     def __init__(self, spec: EnvSpec, cfg: PlannerConfig, members: int = 1) -> None:
         self.spec, self.cfg, self.members = spec, cfg, members
@@ -61,12 +78,14 @@ class Planner:
         mean, kept = start["mean"], start["kept"]
         std = torch.full_like(mean, self.cfg.initial_std)
         best, top = mean, observation.new_full((len(observation),), -math.inf)
+        proposed = self.proposals(advance, observation, generator)
         for iteration in range(self.iterations):
             candidates = self.sample(mean, std, self.population(iteration), generator)
             candidates[:, 0] = self.execute(mean)
             if kept.shape[1]:
                 again = candidates[:, 1 : 1 + kept.shape[1]]
                 again.copy_(torch.where(kept.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), kept, again))
+            candidates = torch.cat([candidates, proposed], 1)
             scores = self.score(advance, observation, candidates)
             value, row = scores.max(1)
             rows = torch.arange(len(row), device=row.device)
@@ -80,6 +99,17 @@ class Planner:
         action = self.choose(best, mean)[:, 0]
         later = TensorDict({"mean": mean, "kept": kept}, batch_size=[len(row)])
         return self._guard(action, self.shift(later), cold, torch.isfinite(top))
+
+    def proposals(self, advance: Advance, observation: Tensor, generator: torch.Generator) -> Tensor:
+        """The guide's candidates `[B, n, H, A]`, an equal number made in each member."""
+        count = 0 if self.guide is None else -(-self.guide.candidates // self.members) * self.members
+        state, actions = observation.unsqueeze(1).expand(-1, count, -1), list[Tensor]()
+        for _ in range(self.cfg.horizon if count else 0):
+            assert self.guide is not None
+            actions.append(self.guide.propose(state, generator))
+            state = advance(state, actions[-1])
+        shape = (len(observation), 0, self.cfg.horizon, self.spec.action_dim)
+        return torch.stack(actions, 2) if count else observation.new_zeros(shape)
 
     def score(self, advance: Advance, observation: Tensor, candidates: Tensor) -> Tensor:
         """Discounted returns `[B, N]` of `candidates` `[B, N, H, A]` from `[B, S]`; minus infinity if not finite.
@@ -104,6 +134,8 @@ class Planner:
             reward = torch.where(torch.isfinite(state.sum(-1)), reward, math.nan)
             total = total + self.cfg.gamma**step * torch.where(alive, reward, 0.0)
             alive = alive & ~ended
+        if self.guide is not None:
+            total = total + self.cfg.gamma**horizon * torch.where(alive, self.guide.value(state), 0.0)
         return total.view(batch, members, count).mean(1)
 
     def _guard(self, action: Tensor, plan: TensorDict, cold: TensorDict, good: Tensor) -> tuple[Tensor, TensorDict]:

@@ -70,6 +70,12 @@ class SoftPolicy(nn.Module):
         own = dict(belief["policy"].items()) if "policy" in belief.keys() else None  # noqa: SIM118 - no `in`
         return self.sac.act(self.inputs(observation, belief["latent"]), noise, own)
 
+    def value(self, observation: Tensor, latent: Tensor) -> Tensor:
+        """The smaller of both Q functions `[N]` of what `act` would do without noise."""
+        seen = self.inputs(observation, latent)
+        action = self.sac.act(seen)
+        return torch.minimum(*self.sac.q.decide(seen["current"].expand(2, -1, -1), action)).squeeze(-1)
+
     def learn(
         self,
         parts: Iterable[TensorDict],
@@ -112,6 +118,19 @@ class SoftPolicy(nn.Module):
                 metrics |= self.update(batch, step, optimizer, generator)
         out = {f"train/{name}": value for name, value in step.numbers(metrics).items()}
         return out | {"real/return": float(mean_return(torch.cat(seen, 1), self.spec))}
+
+    def replay(
+        self,
+        decisions: Decisions,
+        fresh: int,
+        latents: Tensor,
+        step: GradientStep,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> None:
+        """The updates that are due for `fresh` real steps which another agent made; arguments as for `learn`."""
+        for _ in range(round(self.cfg.sac.updates_per_step * fresh)):
+            self.update(decisions.draw(self.cfg.sac.batch, latents, generator), step, optimizer, generator)
 
     def update(
         self, decisions: TensorDict, step: GradientStep, optimizer: torch.optim.Optimizer, generator: torch.Generator

@@ -15,8 +15,8 @@ from mbrl_lightning.envs.learned_reward import learned_reward
 from mbrl_lightning.errors import ConfigError
 
 # candidates are drawn for all rows at once
-PLANNED = ("grbal", "rebal", "mb_mpc", "variational", "ghp_mdp", "famle", "cadm")
-CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg", "sac", "mier", "admrl")
+PLANNED = ("grbal", "grbal_sac", "rebal", "mb_mpc", "variational", "ghp_mdp", "famle", "cadm")
+CONTINUOUS = ("m3po", "m3po_h", "m2po", "recurrent_sac", "pearl", "ddpg", "sac", "grbal_sac", "mier", "admrl")
 
 
 def test_every_algorithm_has_a_configuration_file_and_the_other_way_round():

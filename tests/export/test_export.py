@@ -24,7 +24,7 @@ REFUSED = dict.fromkeys(("mb_mpo", "maml", "reptile", "m_dpilco"), UNLIKE)
 REFUSED |= {"cadm": ELITES}  # which plans by CEM
 REFUSED |= {"rl2": ("its adapt is nothing that ONNX has .aten.cummax", "FILE.pt2")}
 # which take gradients
-REFUSED |= dict.fromkeys(("grbal", "famle"), ("its act is nothing that ONNX has", "FILE.pt2"))
+REFUSED |= dict.fromkeys(("grbal", "grbal_sac", "famle"), ("its act is nothing that ONNX has", "FILE.pt2"))
 REFUSED |= dict.fromkeys(("variational", "ghp_mdp", "mier"), ("its adapt is nothing that ONNX has", "FILE.pt2"))
 
 

@@ -216,6 +216,47 @@ def test_discount_and_the_end_of_an_episode():
         assert planner.score(lambda o, a: o + 1, torch.zeros(1, 2), torch.zeros(1, 1, 6, 1)).item() == total
 
 
+# -- a policy that guides
+
+
+class Law:
+    """Proposes what a law gives, and says what is to come from where a plan ends."""
+
+    candidates = 3
+
+    def __init__(self, law, value):
+        self.law, self.value = law, value
+
+    def propose(self, observation, generator):
+        return self.law(observation)
+
+
+def test_candidates_of_a_policy_are_among_those_tried_each_made_in_a_member():
+    start = torch.tensor([[0.6, 0.3], [-0.4, -0.5]])
+    planner = make(kind="mppi", members=2, candidates=4, iterations=1, temperature=1e-6, initial_std=1e-3)
+    alone, _ = search(planner, cart, start)
+    planner.guide = Law(lambda seen: -(seen[..., :1] + seen[..., 1:]), lambda seen: torch.zeros(seen.shape[:2]))
+    tried = planner.proposals(cart, start, generator())
+    assert tried.shape == (2, 4, 6, 1)  # as many in each member
+    state = start
+    for step in range(6):  # on from where its own choices led
+        torch.testing.assert_close(tried[:, 0, step], -(state[:, :1] + state[:, 1:]))
+        state = cart(state, tried[:, 0, step])
+    torch.testing.assert_close(search(planner, cart, start)[0], -(start[:, :1] + start[:, 1:]))
+    assert (alone + start.sum(-1, keepdim=True)).abs().min() > 0.05
+
+
+def test_a_plan_is_worth_its_rewards_and_the_discounted_value_of_where_it_ends():
+    planner, rising = make(gamma=0.5), torch.zeros(1, 2)
+    planner.guide = Law(None, lambda seen: 10 * seen[..., 0])
+    bare = -sum(0.5**step * (step + 1) ** 2 * 2 for step in range(6))
+    sequence = torch.zeros(1, 1, 6, 1)
+    assert planner.score(lambda o, a: o + 1, rising, sequence).item() == pytest.approx(bare + 0.5**6 * 60)
+    planner.spec = replace(SPEC, training_termination=lambda n: n[..., 0] >= 3)  # nothing comes after the end
+    ended = -sum(0.5**step * (step + 1) ** 2 * 2 for step in range(3))
+    assert planner.score(lambda o, a: o + 1, rising, sequence).item() == pytest.approx(ended)
+
+
 # -- warm start
 
 
