@@ -1,21 +1,24 @@
 """GrBAL, ReBAL or MB-MPC whose plans a soft actor-critic helps with (LOOP, Sikchi et al. 2021; TD-MPC, Hansen et al. 2022).
 
-    LOOP, Eq. 3    a plan is worth its rewards and the discounted value of where it ends    policies.planners.Planner._returns
-    Algorithm 1    candidates of the policy beside those about the last plan                 policies.planners.Planner.proposals
-                   actor and critics by SAC on all real data                                 Guided.improve
+    LOOP, H-step lookahead   a plan is worth its rewards and the discounted value of its end    planners.Planner._returns
+    TD-MPC, Algorithm 1      candidates of the policy beside those about the last plan          planners.Planner.proposals
+                             actor and critics by SAC on all real data                          Guided.improve
 The actor and its critics are told nothing of the task; what adapts is the model in which their candidates are tried. Departures:
-the policy collects as many steps as the planner; no constraint that draws the plan to the policy (the candidates do); a mean over
-members in place of LOOP's penalised one.
+the policy collects as many steps as the planner; no constraint that draws the plan to the policy (the candidates do); members
+count alike.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
+from mbrl_lightning.algorithms.base import Algorithm
 from mbrl_lightning.algorithms.planning import AdaptivePlanning
 from mbrl_lightning.config.schema import Config
 from mbrl_lightning.data.decisions import Decisions
@@ -36,38 +39,15 @@ class SoftGuide:
 
     def propose(self, observation: Tensor, generator: torch.Generator) -> Tensor:
         """See planners.Guide."""
-        noise = self.policy.noise(observation.shape[:2], generator)
+        noise, rows = self.policy.noise(observation.shape[:2], generator), observation.flatten(0, 1)
         noise[:, :: -(-self.candidates // self.members)] = 0
-        inputs = self.policy.inputs(observation.flatten(0, 1), observation.new_zeros(observation.shape[:2].numel(), 0))
-        return self.policy.sac.act(inputs, noise.flatten(0, 1).to(observation)).view(*observation.shape[:2], -1)
+        nothing = TensorDict({"latent": rows.new_zeros(len(rows), 0)})
+        return self.policy.act(rows, nothing, noise.flatten(0, 1).to(rows)).view(*observation.shape[:2], -1)
 
     def value(self, observation: Tensor) -> Tensor:
         """See planners.Guide."""
         rows = observation.flatten(0, 1)
         return self.policy.value(rows, rows.new_zeros(len(rows), 0)).view(observation.shape[:2])
-
-
-class Alone:
-    """The policy without a planner, as an agent (`data.collect.Agent`)."""
-
-    def __init__(self, policy: SoftPolicy) -> None:
-        self.policy = policy
-
-    def begin(self, tasks: int) -> TensorDict:
-        """Nothing is believed."""
-        return TensorDict({"latent": torch.zeros(tasks, 0)}, batch_size=[tasks]).to(self.policy.norm.mean.device)
-
-    def act(
-        self, belief: TensorDict, observation: Tensor, noise: torch.Generator | None = None
-    ) -> tuple[Tensor, TensorDict]:
-        """See `data.collect.Agent`."""
-        seen = observation.to(belief["latent"].device)
-        drawn = None if noise is None else self.policy.noise((len(seen),), noise).to(seen.device)
-        return self.policy.act(seen, belief, drawn).cpu(), belief
-
-    def adapt(self, belief: TensorDict, transitions: TensorDictBase) -> TensorDict:
-        """It learns nothing on the way."""
-        return belief
 
 
 class Guided(AdaptivePlanning):
@@ -100,7 +80,11 @@ class Guided(AdaptivePlanning):
         if not int(self.iteration):
             self.policy.norm.fit(self.spec.features(real.transitions()["observation"]).to(self.device))
         latents, optimizer = torch.zeros(len(real.tasks), 0), self.optimizers["sac"]
-        agent, index, steps = Alone(self.policy), world.index, cfg.loop.episode_steps or self.spec.horizon
+        index, steps = world.index, cfg.loop.episode_steps or self.spec.horizon
+        # what a method without a planner does
+        agent: Any = SimpleNamespace(
+            **{name: partial(getattr(Algorithm, name), self) for name in ("begin", "act", "adapt")}
+        )
         parts = world.interact(
             world.tasks, agent, agent.begin(len(index)), steps, self.generator, cfg.sac.every, index=index
         )

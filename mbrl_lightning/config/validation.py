@@ -94,6 +94,10 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     many = planner.kind in ("cem", "icem") and planner.elites > planner.candidates
     text = f"planner.elites={planner.elites}: more than planner.candidates={planner.candidates}"
     yield "planner.elites planner.candidates", many, text
+    text = (
+        f"planner.gamma={planner.gamma}: a plan's value discounts by sac.gamma={config.sac.gamma}; give both the same"
+    )
+    yield "planner.gamma sac.gamma", planner.gamma != config.sac.gamma, text
     gains, hold, method = config.policy.feedback, config.policy.hold, config.search.method
     text = f"policy.feedback={short(gains)}: give two gains, [kp,kd], or none, []"
     yield "policy.feedback", len(gains) not in (0, 2), text

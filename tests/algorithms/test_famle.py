@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import shortened, words
+from fakes import random_steps, shortened, words
 
 from mbrl_lightning.config import compose
+from mbrl_lightning.data.buffer import TaskBuffer
 from mbrl_lightning.envs import make_family
 from mbrl_lightning.errors import ConfigError
 
@@ -41,6 +42,13 @@ def test_situations_are_the_familys_or_draws_without_repetition(small, conf, cou
     algorithm = small(conf, famle={"situations": 16 if conf in ("ant_unseen_leg", "point_switch") else 4}).algorithm
     assert len(algorithm.situations.unique(dim=0)) == len(algorithm.situations) == count
     assert algorithm.dynamics.table.shape == (1, count, 8)
+
+
+def test_recorded_data_of_fewer_situations_are_learned_from(small):
+    loop, draws = small(), torch.Generator().manual_seed(0)
+    few, tasks = TaskBuffer(len(loop.family.parameters)), loop.family.grid[:3]
+    few.extend(random_steps(loop.family, tasks, 20, draws), few.add_tasks(tasks), exploratory=True)
+    assert "train/model_loss" in loop.algorithm.fit(few, loop.step, 4, draws)
 
 
 def test_meta_steps_fall_to_nothing(small, monkeypatch):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from fakes import generator
 
 from mbrl_lightning.algorithms.guided import SoftGuide
+from mbrl_lightning.config import compose
+from mbrl_lightning.errors import ConfigError
 
 TINY = {"sac.updates_per_step": 0.5, "sac.batch": 8}
 
@@ -49,3 +52,10 @@ def test_both_collect_and_what_the_planner_made_is_replayed_once(make_loop, monk
         "real/return",
         "real/return_policy",
     }  # the planner's, the policy's
+
+
+def test_plan_and_value_discount_alike():
+    words = {"conf": "half_cheetah_disabled", "algorithm": "grbal_sac", "sac.gamma": 0.95}
+    with pytest.raises(ConfigError, match=r"planner.gamma=0.99: .* sac.gamma=0.95"):
+        compose(words)
+    assert compose(words | {"planner.gamma": 0.95}).planner.gamma == 0.95
