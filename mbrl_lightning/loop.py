@@ -63,7 +63,8 @@ class MetaLoop:
         self.fabric = fabric or make_fabric(cfg)
         self.fabric.launch()
         algorithm.to(self.fabric.device)
-        self.step = GradientStep(self.fabric)
+        on_gpu = self.fabric.device.type == "cuda"
+        self.step = GradientStep(self.fabric, {"auto": on_gpu}.get(cfg.compile, cfg.compile == "true"))
         self.streams = Streams(cfg.seed)
         self.world = RealWorld(shared(family, self.step), self.streams, cfg.loop.buffer)
         self.real = self.world.real

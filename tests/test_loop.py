@@ -43,6 +43,8 @@ VARIANTS = {name: (name, {}) for name in ALGORITHMS} | {  # a new method is a ro
     "pearl-hidden": ("pearl", {"env": {"name": "point_switch", "options": {"horizon": 20}}}),
     "m3po-hidden": ("m3po", {"env": {"name": "point_switch", "options": {"horizon": 20}}}),
 }
+VARIANTS["gssm_aps-sac-cheetah-compiled"] = ("gssm_aps", VARIANTS["gssm_aps-sac-cheetah"][1] | {"compile": "true"})
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if "compiled" in name else name for name in VARIANTS]
 
 
 def variant(name: str, **loop):
@@ -61,7 +63,7 @@ def family_for(cfg):
     return shortened(family, horizon=12 if cfg.env.name == "half_cheetah" else None, test=2, context=8)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", SLOW)
 def test_stopped_and_resumed_equals_uninterrupted_and_no_gradient_step_waits_for_the_host(
     make_loop, tiny, tmp_path, name
 ):

@@ -154,11 +154,8 @@ class M3PO(Algorithm):
             pick = torch.randint(len(rows), (cfg.targets,), generator=generator)
             batch = self._batch(histories, rows[pick]).set("weight", counts[pick])
             batch = step.share(batch)
-            metrics = step(
-                partial(self.dynamics.training_step, batch),
-                self.optimizers["dynamics"],
-                MAX_GRAD_NORM,
-                stacked=True,
+            metrics = step.on(
+                self.dynamics.training_step, batch, self.optimizers["dynamics"], MAX_GRAD_NORM, stacked=True
             )
             if (now + 1) % cfg.check_every == 0 and stopping.check(self.dynamics.held_out_error(check)):
                 break

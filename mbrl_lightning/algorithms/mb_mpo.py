@@ -66,8 +66,8 @@ class MBMPO(AdaptedPolicyAlgorithm):
         stop = None if cfg.persistence is None else RollingStop(self.dynamics, cfg.persistence)
         epoch = -(-len(data.learned) // cfg.targets)
         for now, batch in enumerate(data.batches(steps, cfg.targets)):
-            losses = partial(self.dynamics.training_step, step.share(batch))
-            last = step(losses, self.optimizers["dynamics"], MAX_GRAD_NORM, stacked=True)
+            batch, optimizer = step.share(batch), self.optimizers["dynamics"]
+            last = step.on(self.dynamics.training_step, batch, optimizer, MAX_GRAD_NORM, stacked=True, sizes_vary=True)
             if stop and (now + 1) % epoch == 0 and stop.check(self._held_out_error(held_out)):
                 break
         if stop:

@@ -13,8 +13,6 @@ the latent anew, from its last K transitions, every `pearl.hold` steps.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -146,7 +144,7 @@ class PEARL(InferredLatentAlgorithm):
         return TensorDict(drawn | taken, batch_size=[len(tasks)])
 
     def _learn(self, batch: TensorDict, step: GradientStep) -> dict[str, Tensor]:
-        metrics = step(partial(self.losses, step.share(batch)), self.optimizers["sac"])
+        metrics = step.on(self.losses, step.share(batch), self.optimizers["sac"])
         self.policy.follow()
         return metrics
 

@@ -106,6 +106,8 @@ def typed(value: Any, annotation: Any) -> Any:
         return int(value)  # 1e3 is a float in YAML; an exactly whole one is meant as such
     if kind is float and type(value) is int:
         return float(value)
+    if kind is str and type(value) is bool:
+        return str(value).lower()  # compile=true
     if kind is str and type(value) in (int, list):
         return str(value).replace(" ", "")  # seeds=3, seeds=[0,3]
     if type(value) is not kind:

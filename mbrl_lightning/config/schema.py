@@ -163,6 +163,9 @@ class Config:
     num_nodes: int = option(1, "nodes", minimum=1, maximum=10000, free=True)
     strategy: str = option("auto", "Lightning strategy", choices=STRATEGIES, free=True)
     precision: str = option("32-true", "number format", choices=("32-true", "bf16-mixed"))
+    compile: str = option(
+        "auto", "compile the losses; auto: on a GPU alone", choices=("auto", "true", "false"), free=True
+    )
     threads: int = option(1, "CPU threads of PyTorch per process", minimum=1, maximum=1024, free=True)
     logger: list[str] = option(
         ["csv"],

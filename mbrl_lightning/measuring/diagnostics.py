@@ -147,10 +147,13 @@ def _outputs(loop: Trained, path: Path) -> Path | None:
     return figures.before_and_after(titled, spec.observation_names, path, note)
 
 
-def _latent_space(loop: Trained, path: Path) -> Path:
+def _latent_space(loop: Trained, path: Path) -> Path | None:
+    """Latents of fresh training tasks, where a belief has their mean."""
     test = meta_test(loop)
     tasks = loop.family.sample(LATENT_TASKS, test.generator)
     belief = believed(test, tasks)
+    if "loc" not in belief.keys():  # noqa: SIM118 - a TensorDict has no `in`
+        return None
     return figures.latent_space(belief["loc"].cpu().numpy(), tasks.numpy(), loop.family.parameters, path)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mbrl_lightning.errors import ConfigError, DivergedError
+from mbrl_lightning.networks.compiled import Compiler
 
 Batch = TypeVar("Batch", Tensor, TensorDictBase)
 Losses = Mapping[str, Tensor]
@@ -43,10 +44,14 @@ class GradientStep:
 
     A step on what is not finite is not taken, nor is any after it: the optimizer is told on the device, as a gradient scaler
     tells it (`found_inf`). The host looks every `BLOCK` steps, and whenever it is given `numbers`.
+
+    Args:
+        fabric: whose devices, ranks and precision.
+        compiled: whether losses that `on` is given are compiled.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
-        self.fabric, self.count = fabric, 0
+    def __init__(self, fabric: Fabric, compiled: bool = False) -> None:
+        self.fabric, self.count, self.compiler = fabric, 0, Compiler(compiled)
         self._sum, self._faulty = torch.zeros(2, device=fabric.device).unbind()
         self._seen: list[tuple[int, Tensor, Tensor]] = []
 
@@ -118,6 +123,20 @@ class GradientStep:
             self.check()
         return {name: value.detach() for name, value in values.items()}
 
+    def on(
+        self,
+        loss: Callable[[Batch], Losses],
+        batch: Batch,
+        optimizer: Optimizer,
+        max_grad_norm: float = 0.0,
+        stacked: bool = False,
+        sizes_vary: bool = False,
+    ) -> dict[str, Tensor]:
+        """A step on `loss(batch)`, compiled where that is wanted: see `Compiler`, and `__call__` for the rest."""
+        with self.fabric.autocast():
+            loss = self.compiler(loss, batch, sizes_vary)
+        return self(partial(loss, batch), optimizer, max_grad_norm, stacked)
+
     def _guard(self, loss: Tensor, norms: Tensor, optimizer: Optimizer) -> None:
         self._seen.append((self.count, loss, norms))
         total = loss + norms.sum()
@@ -166,7 +185,8 @@ class GradientStep:
     ) -> dict[str, float]:
         """`steps` steps, each on this rank's share of the global batch that `draw` gives; returns the means of the losses."""
         batches = (self.share(draw()) for _ in range(steps))
-        return self.means([self(partial(training_step, batch), optimizer, max_grad_norm) for batch in batches])
+        found = [self.on(training_step, batch, optimizer, max_grad_norm, sizes_vary=True) for batch in batches]
+        return self.means(found)
 
     def _averaged(self, moved: list[Tensor], gradients: list[Tensor], stacked: bool) -> list[Tensor]:
         """Gradients averaged over ranks, as parts of one vector; the vector itself where it is clipped as a whole."""

@@ -145,6 +145,14 @@ class SAC(LossModule):
         loss_qvalue = self._qvalue_loss(tensordict, of_q, after, told)
         return TensorDict({"loss_qvalue": loss_qvalue} | told, batch_size=[])
 
+    def losses(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """What `forward` gives, and their sum `loss`."""
+        return summed(self(batch))
+
+    def qvalue_losses(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """What `qvalue_loss` gives, and its `loss`."""
+        return summed(self.qvalue_loss(batch))
+
     def _read(self, batch: TensorDictBase, learned: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """`alpha`, what Q networks and policy see before the action `[2, N, .]`, `[1, N, .]`, and targets and policy after it."""
         before, after = batch["inputs"], batch["next", "inputs"]
@@ -191,7 +199,6 @@ class SAC(LossModule):
         Raises:
             DivergedError: see `GradientStep.check`.
         """
-        loss = self.qvalue_loss if step.count % self.cfg.policy_delay else self
-        metrics = step(lambda: summed(loss(batch)), optimizer)
+        metrics = step.on(self.qvalue_losses if step.count % self.cfg.policy_delay else self.losses, batch, optimizer)
         self.follow()
         return metrics

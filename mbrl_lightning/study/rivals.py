@@ -167,6 +167,14 @@ _MULTIPLES = {  # of the model-based methods' real steps, in iterations of PPO
         {"1x": 68, "25x": 1700},
     ),
 }
+_EQUAL = {  # what makes the real steps of a method those of the others: half of PE-PPO's, or a part of them, are contexts
+    "cartpole pe_ppo": {"search.tasks": "10"},
+    "acrobot pe_ppo": {"search.tasks": "4", "pearl.context": "50"},
+    "half_cheetah pe_ppo": {"search.horizon": "400", "pearl.context": "100"},
+    "cartpole grbal": {"loop.episodes_per_task": "4"},
+    "acrobot grbal": {"loop.tasks_per_iteration": "6"},
+    "half_cheetah grbal": {"loop.tasks_per_iteration": "17"},
+}
 _PLAN = "planner.kind=mppi planner.horizon=10 planner.candidates=100 planner.iterations=1"
 _RIVALS = {
     "m3po": "",
@@ -175,13 +183,21 @@ _RIVALS = {
     "ghp_mdp": f"{_PLAN} variational.every=5",
     "rl2": "loop.iterations=40 loop.episodes_per_task=2 search.tasks=10 search.minibatch=1000",
 }
+
+
+def _equal(conf: str, algorithm: str, words: str) -> str:
+    """The words of an arm, with those of `_EQUAL` in the place of its own."""
+    values = dict(word.split("=", 1) for word in words.split()) | _EQUAL.get(f"{conf} {algorithm}", {})
+    return " ".join([f"conf={conf} algorithm={algorithm}", *(f"{key}={value}" for key, value in values.items())])
+
+
 STUDIES = {
     "gssm_policies": Study(
         "Tables 1 and 2, Fig. 2 to 4 of GSSM",
         "Who returns most in unseen tasks at equal real steps, and PPO at multiples of them?",
-        {f"{conf} {each}": f"conf={conf} algorithm={each}" for conf in _MULTIPLES for each in _MODELS}
+        {f"{conf} {each}": _equal(conf, each, "") for conf in _MULTIPLES for each in _MODELS}
         | {
-            f"{conf} {each} {multiple}": f"conf={conf} algorithm={each} {_SHEET} {words} loop.iterations={count}"
+            f"{conf} {each} {multiple}": _equal(conf, each, f"{_SHEET} {words} loop.iterations={count}")
             for conf, (words, counts) in _MULTIPLES.items()
             for each in ("dr_ppo", "pe_ppo")
             for multiple, count in counts.items()
