@@ -221,6 +221,16 @@ def test_hostile_names_are_refused_and_no_file_is_opened(kind, name, root, monke
     assert all(root.resolve() in path.parents for path in opened)
 
 
+@pytest.mark.parametrize(
+    ("word", "cause"), [("algorithm=PPO", "not a name"), ("algorithm=pppo", "unknown"), ("conf=X", "not a name")]
+)
+def test_a_wrong_name_is_told_once_and_rules_of_what_it_might_read_are_not(word, cause):
+    with pytest.raises(ConfigError) as error:
+        load_config(["conf=cartpole", word] if "conf" not in word else [word])
+    assert cause in str(error.value).splitlines()[0]  # no list of several problems
+    assert "did you mean" in str(error.value) or "X" in word
+
+
 def test_link_out_of_the_conf_folder_is_not_followed(root, tmp_path):
     (tmp_path / "secret.yaml").write_text("seed: 7")
     (root / "linked.yaml").symlink_to(tmp_path / "secret.yaml")

@@ -77,7 +77,10 @@ class Draft:
         for key, value in self.values.items():
             section, _, name = key.rpartition(".")
             setattr(get(config, section) if section else config, name, value)
-        problems = self.problems + problems_of(config, self.reads)
+        told = {text.partition("=")[0] for text in self.problems}
+        known = not told & {"algorithm", "algorithm_file"}  # of another nobody knows what it reads
+        reads = self.reads if known else frozenset[str]()
+        problems = self.problems + [text for text in problems_of(config, reads) if text.partition("=")[0] not in told]
         if not config.env.name and not config.env.file and not self.problems:
             problems.append("env.name is missing")
         if problems:

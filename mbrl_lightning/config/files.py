@@ -116,18 +116,24 @@ def method(name: Any, file: str | None, problems: list[str]) -> dict[str, dict[s
         return {}
     tree = read_yaml(path, str(path), problems)
     other = tree.pop("like", None)
+    if other is None and "reads" not in tree:
+        problems.append(
+            f"algorithm_file={short(file)}: {path} does not say what it `reads:`, e.g. reads: {{search: [lr]}}"
+        )
     return (chain("algorithm", other, problems) if other else {}) | {str(name): tree}
 
 
 def reads_of(algorithm: Any, file: str | None = None) -> frozenset[str]:
-    """The keys that an algorithm, and every run, reads, by its YAML and those that it is like; all, where there is none.
+    """The keys that an algorithm, and every run, reads, by its YAML and those that it is like; all, where none says.
 
     `-name` takes away what a file it is like reads, and a section without any name all of it.
     """
     if file is None and algorithm not in available("algorithm"):
         return frozenset(FIELDS)
-    keys = set(EVERY)
-    for tree in method(algorithm, file, []).values():
+    keys, trees = set(EVERY), method(algorithm, file, []).values()
+    if not any("reads" in tree for tree in trees):
+        return frozenset(FIELDS)
+    for tree in trees:
         for section, names in tree.get("reads", {}).items():
             whole = {key for key in FIELDS if key.startswith(section + ".")}
             keys = keys | whole if names == "all" else keys if names else keys - whole

@@ -92,6 +92,10 @@ def test_the_yaml_and_a_name_of_its_own_are_asked_for(method, tmp_path):
     with pytest.raises(ConfigError, match="algorithm=ppo is a shipped one"):
         load_config(words(shipped, tmp_path))
     lone = shipped.rename(tmp_path / "lone.py")
+    lone.with_suffix(".yaml").write_text("search: {lr: 0.1, updates: 2}\n")
+    with pytest.raises(ConfigError, match=r"E-CFG\]: algorithm_file=.* does not say what it `reads:`"):
+        load_config(words(lone, tmp_path))
+    lone.with_suffix(".yaml").unlink()
     with pytest.raises(ConfigError, match=r"its YAML is missing: write .*lone\.yaml"):
         load_config(words(lone, tmp_path))
 
