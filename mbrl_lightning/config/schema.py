@@ -164,7 +164,7 @@ class Config:
     strategy: str = option("auto", "Lightning strategy", choices=STRATEGIES, free=True)
     precision: str = option("32-true", "number format", choices=("32-true", "bf16-mixed"))
     compile: str = option(
-        "auto", "compile the losses; auto: on a GPU alone", choices=("auto", "true", "false"), free=True
+        "false", "compile the losses; auto: on a GPU alone", choices=("auto", "true", "false"), free=True
     )
     threads: int = option(1, "CPU threads of PyTorch per process", minimum=1, maximum=1024, free=True)
     logger: list[str] = option(

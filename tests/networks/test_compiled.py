@@ -66,7 +66,6 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(monkeypatch, cap
     ]
 
 
-def test_losses_are_compiled_by_default_on_a_gpu_alone_and_where_a_conf_found_it_to_pay():
-    assert load_config(["conf=cartpole"]).compile == "auto"
-    assert load_config(["conf=slim_humanoid"]).compile == "true"
-    assert load_config(["conf=slim_humanoid", "compile=false"]).compile == "false"
+def test_losses_are_compiled_only_where_that_is_asked_for():
+    assert load_config(["conf=slim_humanoid"]).compile == "false"
+    assert load_config(["conf=slim_humanoid", "compile=true"]).compile == "true"
