@@ -16,6 +16,7 @@ from benchmarks import (
     actor_critic,
     branching,
     collecting,
+    compiled,
     control_step,
     encoder,
     fitting,
@@ -37,14 +38,14 @@ A whole run takes about five minutes on an idle core and replaces docs/benchmark
 benchmarks/results.json.
 
   quick=true   few repeats; nothing is written
-  only=NAMES   some of encoder, fitting, imagining, actor_critic, branching, collecting, planning, control_step,
-               meta_step, whole; nothing is written
+  only=NAMES   some of encoder, fitting, imagining, actor_critic, compiled, branching, collecting, planning,
+               control_step, meta_step, whole; nothing is written
 
 `peers` does the same work with mbrl-lib and stable-baselines3, as far as they are installed, and prints the
 ratios with names and versions; nothing is written.
 """
-NAMES = ("encoder", "fitting", "imagining", "actor_critic", "branching", "collecting", "planning", "control_step")
-NAMES += ("meta_step", "whole")
+NAMES = ("encoder", "fitting", "imagining", "actor_critic", "compiled", "branching", "collecting", "planning")
+NAMES += ("control_step", "meta_step", "whole")
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchrl", "tensordict", "lightning", "gymnasium", "mujoco", "numpy")
 
@@ -78,6 +79,7 @@ def measure(names: list[str], repeats: int) -> tuple[list[Ratio], list[Memory], 
         "fitting": fitting,
         "imagining": imagining,
         "actor_critic": actor_critic,
+        "compiled": compiled,
         "branching": branching,
         "planning": planning,
         "control_step": control_step,

@@ -53,6 +53,12 @@ the actor take 1.1 ms each, the network 0.6 ms of it; here one pass serves obser
 observations. Density and sample of a `TanhNormal` are 0.2 ms each, the target update 0.2 ms against 0.03 ms.
 The backward pass through all this takes 3.7 ms against 2.4 ms.
 """,
+    "compiled losses": """## Compiled losses
+
+What `compile=true` gives on a CPU: whole updates (batch, losses, guard, optimizer, targets) with losses that `torch.compile` made
+against the same with losses as they are, in turn. Compiling itself, 20 to 50 s once, is left out.
+Contexts of a model are of any length, so its sizes are left open.
+""",
     "histories": """## Branches and windows of histories
 
 `imagination.branched_rollouts` with everything it keeps (a head and noise for every row, rewards, terminations, the

@@ -78,7 +78,10 @@ def short(arm: str) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path, metrics: Sequence[str] = ("return/policy",)) -> Path:
-    """A panel for each metric and family: means over tasks against real steps, thick over seeds, thin by seed."""
+    """A panel for each metric and family: means over tasks against real steps, thick over seeds, thin by seed.
+
+    Steps are on a logarithmic axis where one arm makes more than ten times another's.
+    """
     from mbrl_lightning.report.canvas import blank, colour, save
     from mbrl_lightning.report.curves import by_algorithm, choose, curve
     from mbrl_lightning.report.metrics import metric as shown
@@ -93,7 +96,9 @@ def draw(rows: Sequence[Row], path: Path, metrics: Sequence[str] = ("return/poli
                 axes.plot(places, values, color=colour(number), linewidth=0.7, alpha=0.5)
             style = "-" if number < 7 else "--"
             axes.plot(*line.mean(), style, marker="o", markersize=4, color=colour(number), label=short(arm))
-        axes.set(title=env, xlabel="real steps", ylabel=ERRORS.get(metric, shown(metric).heading))
+        last = [max(row.real_steps for row in own) for own in by_algorithm(mine).values()]
+        scale = "log" if max(last) > 10 * min(last) > 0 else "linear"
+        axes.set(title=env, xlabel="real steps", ylabel=ERRORS.get(metric, shown(metric).heading), xscale=scale)
         axes.legend(fontsize=8)
     return save(figure, path)
 
