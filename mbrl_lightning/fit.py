@@ -126,9 +126,13 @@ def _draw(loop: "MetaLoop", run: Run) -> None:
     """Figures of the present state, and at the end the film that was asked for."""
     from mbrl_lightning.measuring import diagnostics, film
 
-    if importlib.util.find_spec("matplotlib") is not None:
+    last, draws = loop.iteration == run.config.loop.iterations, importlib.util.find_spec("matplotlib") is not None
+    wanted = ["pictures"] * draws + ["film"] * run.config.video
+    if last and wanted:
+        print(f"trained; drawing its {' and '.join(wanted)}", flush=True)  # which may take as long as a short run
+    if draws:
         diagnostics.draw(loop, run.figures)
-    if run.config.video and loop.iteration == run.config.loop.iterations:
+    if run.config.video and last:
         film.film(loop, run.videos / "policy.mp4")
 
 

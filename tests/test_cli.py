@@ -120,6 +120,13 @@ def test_a_finished_run_is_not_run_again_nor_overwritten_when_its_checkpoints_ar
     assert read_results(folder) == rows
 
 
+def test_pictures_are_announced_before_they_are_drawn(capsys, monkeypatch):
+    said = []
+    monkeypatch.setattr("mbrl_lightning.measuring.diagnostics.draw", lambda *_: said.append(capsys.readouterr().out))
+    train("loop.iterations=1")
+    assert [text.splitlines()[-1] for text in said] == ["trained; drawing its pictures"]
+
+
 def test_weights_start_a_new_run(plain):
     train("loop.iterations=1")
     source = Path("runs/debug/gssm_aps/seed0")
