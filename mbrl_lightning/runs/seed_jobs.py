@@ -149,5 +149,10 @@ def _announce(job: Job, config: Config) -> None:
         return
     print(f"seed {job.seed}: failed with exit status {job.status}", file=sys.stderr, flush=True)
     if config.jobs > 1:
-        tail = job.log.read_text(errors="replace").splitlines()[-5:]
-        print("\n".join([f"  the end of {job.log}:", *(f"  {line}" for line in tail)]), file=sys.stderr)
+        print(end_of(job.log), file=sys.stderr)
+
+
+def end_of(log: Path) -> str:
+    """The last lines of what a run has printed, as they are told."""
+    tail = log.read_text(errors="replace").splitlines()[-5:]
+    return "\n".join([f"  the end of {log}:", *(f"  {line}" for line in tail)])

@@ -134,14 +134,19 @@ def sweep(argv: Sequence[str]) -> tuple[int, str]:
     if options.launcher == "slurm":
         from mbrl_lightning.sweep.slurm import train
 
-        status = train(every, arms[0].config, Path(arms[0].config.out), cluster, int(at_once or len(every)))
+        status = train(every, arms[0].config, _out(arms), cluster, int(at_once or len(every)))
     elif options.launcher == "ray":
         from mbrl_lightning.sweep import ray
 
-        status = ray.train(every, arms[0].config, Path(arms[0].config.out), int(at_once or len(every)))
+        status = ray.train(every, arms[0].config, _out(arms), int(at_once or len(every)))
     else:
         status, _ = seed_jobs.train(every, arms[0].config)
     return status, _table(arms, jobs).text()
+
+
+def _out(arms: Sequence[Arm]) -> Path:
+    outs = {arm.config.out for arm in arms}
+    return Path(os.path.commonpath(outs if len({*map(os.path.isabs, outs)}) == 1 else map(os.path.abspath, outs)))
 
 
 def _require(launcher: str) -> None:
@@ -175,8 +180,7 @@ def _table(arms: Sequence[Arm], jobs: Sequence[Sequence[seed_jobs.Job]]) -> Tabl
     table.notes.append(
         "interquartile mean over seeds and tasks [95 % interval of a bootstrap over seeds], finished runs alone"
     )
-    out = Path(os.path.commonpath([arm.config.out for arm in arms]))
-    replace_file(out / "sweep.md", (table.markdown() + "\n").encode())
+    replace_file(_out(arms) / "sweep.md", (table.markdown() + "\n").encode())
     return table
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
+import logging
+import re
 import signal
 import subprocess
 import sys
@@ -16,12 +19,22 @@ import submitit
 
 from mbrl_lightning.config import load_config
 from mbrl_lightning.config.schema import Config
-from mbrl_lightning.errors import ConfigError, Preempted
-from mbrl_lightning.runs.seed_jobs import Job, command_of, plan
+from mbrl_lightning.config.words import Words, yaml_values
+from mbrl_lightning.errors import ConfigError, Preempted, did_you_mean
+from mbrl_lightning.runs.checkpoint import newest
+from mbrl_lightning.runs.seed_jobs import Job, command_of, end_of, plan
 from mbrl_lightning.runs.signals import StopFlag
 
 POLL = 2.0  # seconds
 MINUTES = 24 * 60  # submitit's own default is five of them
+READ = re.compile(r"[\[{].*|true|false|0|[1-9]\d*|\d+\.\d+")  # an account 0012 is a text
+NUMBERS: dict[Any, tuple[tuple[type, ...], str]] = {int: ((int,), "a whole number"), float: ((int, float), "a number")}
+LISTS = ("setup", "teardown", "srun_args")
+STOPPED = ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED")
+OVER = (*STOPPED, "COMPLETED", "FAILED", "OUT_OF_MEMORY")
+
+# Slurm sends it to the run, too, where submitit's own signal would be deadly.
+submitit.slurm.slurm.SlurmJobEnvironment.USR_SIG = "USR1"
 
 
 class Training:
@@ -29,29 +42,26 @@ class Training:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = [*words]
-        self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Exit status of the run; 75 of one that is queued again, unless it was cancelled."""
+        """Exit status of the run; 75 of one that is queued again, unless it was cancelled or has no time for one iteration."""
         (job,) = plan(load_config(self.words), self.words)
         if job.status == 0:
             return 0
-        self._process = subprocess.Popen(command_of(job), stdin=subprocess.DEVNULL)
-        status = self._process.wait()
-        number = os.environ["SLURM_JOB_ID"]
-        if (
-            status == Preempted.exit_code
-            and _told("squeue", "-h", "-j", number, "-o", "%T").stdout.strip() == "RUNNING"
-        ):
-            _told("scontrol", "requeue", number)
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it says "completed successfully" after any status
+        nearly_over: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, _: nearly_over.append(number))
+        before = newest(job.folder / "checkpoints")
+        status = subprocess.run(command_of(job), stdin=subprocess.DEVNULL, check=False).returncode
+        if status in (-signal.SIGTERM, -signal.SIGUSR1):  # before it could listen
+            status = Preempted.exit_code
+        if status == Preempted.exit_code:
+            number = submitit.JobEnvironment().job_id  # SLURM_JOB_ID is the whole array's for one of its runs
+            if nearly_over and newest(job.folder / "checkpoints") == before:
+                print("the time was over before one iteration was saved: give a longer slurm.time=", flush=True)
+            elif _told("squeue", "-h", "-j", number, "-o", "%T").stdout.strip() == "RUNNING":
+                subprocess.run(["scontrol", "requeue", number], check=False)
         return status if status >= 0 else 128 - status  # by a signal: told the way shells do
-
-    def checkpoint(self) -> Any:
-        """What submitit queues before the time is over: the same, once the run has saved."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGUSR1)
-            self._process.wait()
-        return submitit.helpers.DelayedSubmission(Training(self.words))
 
 
 def train(jobs: Sequence[Job], config: Config, folder: Path, parameters: Mapping[str, str], at_once: int) -> int:
@@ -73,36 +83,66 @@ def train(jobs: Sequence[Job], config: Config, folder: Path, parameters: Mapping
         ConfigError: a parameter that submitit does not have, or Slurm refuses.
     """
     waiting = [job for job in jobs if job.status is None]
+    if len(waiting) < len(jobs):
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished, skipped", flush=True)
     if waiting:
-        executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
-        try:
-            executor.update_parameters(**_parameters(config, parameters, at_once))
-            with executor.batch():
-                submitted = [executor.submit(Training(_anew(job))) for job in waiting]
-        except (NameError, AssertionError, submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
-            raise ConfigError(f"Slurm: {error}", "correct slurm.NAME=VALUE, or ask whoever runs the cluster") from error
-        array = submitted[0].job_id.partition("_")[0]
-        print(f"{len(waiting)} runs submitted as Slurm's job {array}; they print to {folder / 'slurm'}", flush=True)
         with StopFlag() as stop:
-            _wait(array, stop)
+            submitted = _submit(waiting, folder / "slurm", _parameters(config, parameters, at_once), stop)
+            array = submitted[0].job_id.partition("_")[0]
+            print(f"{len(waiting)} runs submitted as Slurm's job {array}; they print to {folder / 'slurm'}", flush=True)
+            states = _wait(array, stop)
         for job, sent in zip(waiting, submitted, strict=True):
-            _look(job, sent)
+            _look(job, sent, states.get(sent.job_id, ""), stop.requested is not None)
         if stop.requested is not None:
             return 130 if stop.requested == signal.SIGINT else Preempted.exit_code
     return next((job.status for job in jobs if job.status), 0)
 
 
+def _submit(jobs: Sequence[Job], folder: Path, parameters: Mapping[str, Any], stop: StopFlag) -> list[Any]:
+    """What submitit knows of each job; what sbatch says against them is told by us alone."""
+    remedy = "correct slurm.NAME=VALUE, or ask whoever runs the cluster"
+    executor = submitit.AutoExecutor(folder, cluster="slurm")
+    try:
+        executor.update_parameters(**parameters)
+        with contextlib.redirect_stderr(io.StringIO()):
+            return executor.submit_array([Training(_anew(job)) for job in jobs])
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        stop.heed("give the command again")  # a terminal's Ctrl-C ends sbatch, too
+        said = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
+        raise ConfigError(f"Slurm refuses: {said}", remedy) from error
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"submitit refuses: {error}", remedy) from error
+
+
 def _parameters(config: Config, given: Mapping[str, str], at_once: int) -> dict[str, Any]:
     gpus = {"gpus_per_node": config.devices} if config.accelerator in ("cuda", "gpu") else {}
     ours = {"name": "mbrl_lightning", "nodes": config.num_nodes, "tasks_per_node": config.devices}
-    ours |= {"cpus_per_task": config.threads, "slurm_array_parallelism": at_once}
+    ours |= {"cpus_per_task": config.threads, "slurm_array_parallelism": at_once, "slurm_stderr_to_stdout": True}
     ours |= {} if given.keys() & {"slurm.time", "slurm.timeout_min"} else {"timeout_min": MINUTES}
-    theirs: dict[str, Any] = {}
-    for key, text in given.items():
-        name = key.partition(".")[2]
-        generic = name in ("mem_gb", "gpus_per_node", "cpus_per_task", "timeout_min", "name")
-        theirs[name if generic else f"slurm_{name}"] = int(text) if text.isdigit() else text
-    return ours | gpus | theirs
+    theirs = _values({key.partition(".")[2]: text for key, text in given.items()})
+    extra = theirs.get("additional_parameters", {})
+    if isinstance(extra, dict):
+        theirs["additional_parameters"] = {"requeue": True} | extra  # some clusters do not unless asked
+    generic = ("mem_gb", "gpus_per_node", "cpus_per_task", "timeout_min", "name", "nodes", "tasks_per_node")
+    return ours | gpus | {name if name in generic else f"slurm_{name}": value for name, value in theirs.items()}
+
+
+def _values(given: Mapping[str, str]) -> dict[str, Any]:
+    """Texts as submitit wants them: numbers, lists and tables in YAML's brackets, true and false, the rest as it is."""
+    types = submitit.AutoExecutor._typed_parameters() | {"time": int, "array_parallelism": int}
+    known = submitit.SlurmExecutor._valid_parameters() | types.keys()
+    words = Words({name: text for name, text in given.items() if types.get(name) is not str and READ.fullmatch(text)})
+    values: dict[str, Any] = {**given, **yaml_values(words)}
+    for name, value in values.items():
+        if name not in known:
+            words.problems.append(f"slurm.{name}: unknown{did_you_mean(name, known)}")
+        elif not isinstance(value, (numeric := NUMBERS.get(types.get(name), ((object,), "")))[0]):
+            minutes = " of minutes" if name.startswith("time") else ""
+            words.problems.append(f"slurm.{name}={value}: {numeric[1]}{minutes} is expected")
+        elif name in LISTS and isinstance(value, str):
+            values[name] = [value]
+    words.raise_problems("correct slurm.NAME=VALUE; submitit's documentation has them")
+    return values
 
 
 def _anew(job: Job) -> list[str]:
@@ -111,37 +151,52 @@ def _anew(job: Job) -> list[str]:
     return [*kept, f"seeds={job.seed}"]
 
 
-def _wait(array: str, stop: StopFlag) -> None:
-    told, said = False, ""
-    while (now := _queued(array)) is not None:
-        if now not in ("", said):
-            print(f"Slurm: {now}", flush=True)
-            said = now
-        if stop.requested is not None and not told:
-            told = True
-            _told("scancel", array)
-        time.sleep(POLL)
+def _wait(array: str, stop: StopFlag) -> dict[str, str]:
+    """The last that Slurm said of each run, once all are over."""
+    states, told, said = dict[str, str](), False, ""
+    try:
+        while (now := _queued(array, states)) is not None:
+            if now != said:
+                print(f"Slurm: {now}", flush=True)
+                said = now
+            if stop.requested is not None and not told:
+                told = _told("scancel", array).returncode == 0
+            time.sleep(POLL)
+    except SystemExit:  # a second signal: leave nothing behind that a next command would meet
+        _told("scancel", array)
+        raise
+    return states
 
 
-def _queued(array: str) -> str | None:
-    """How many of its runs wait, for what, or run; empty where nobody answers, None of what is over or long forgotten."""
-    told = _told("squeue", "-h", "-r", "-j", array, "-o", "%T %r")
+def _queued(array: str, states: dict[str, str]) -> str | None:
+    """How many of its runs wait, for what, or run, or why nobody answers; None of what is over or long forgotten."""
+    told = _told("squeue", "-h", "-r", "-t", "all", "-j", array, "-o", "%i %T %r")
     if told.returncode != 0 and "Invalid job id" not in told.stderr:
-        return ""
-    states = Counter(line.removesuffix(" None") for line in told.stdout.splitlines())
-    return ", ".join(f"{count} {state}" for state, count in states.items()) or None
+        return f"squeue fails, waiting for it: {told.stderr.strip()}"
+    states |= dict(line.split(" ", 1) for line in told.stdout.splitlines())
+    there = Counter(states[line.split()[0]].removesuffix(" None") for line in told.stdout.splitlines())
+    return ", ".join(f"{count} {state}" for state, count in there.items() if state.split()[0] not in OVER) or None
 
 
 def _told(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _look(job: Job, sent: Any) -> None:
-    """What became of a run: the status it ended with, or 1 where Slurm or somebody else ended it."""
-    found = sent.paths.result_pickle
+def _look(job: Job, sent: Any, state: str, asked: bool) -> None:
+    """What became of a run: the status it ended with, or where Slurm ended it 75 if that says nothing against it, else 1."""
+    found, log = sent.paths.result_pickle, sent.paths.stdout
     outcome, value = submitit.core.utils.pickle_load(found) if found.is_file() else ("gone", None)
-    job.status = status = int(value or 0) if outcome == "success" else 1
-    if status:
-        log = sent.paths.stdout
-        why = f"ended with status {status}; see {log}" if log.is_file() else "never started"
-        print(f"{job.folder}: {why}", file=sys.stderr, flush=True)
+    ended = 1 if state.partition(" ")[0] not in STOPPED else Preempted.exit_code
+    job.status = status = int(value or 0) if outcome == "success" else ended if outcome == "gone" else 1
+    if status == 0:
+        print(f"{job.folder}: done", flush=True)
+        return
+    why = f"ended with status {status}" if log.is_file() else "never started"
+    why += f" (Slurm: {state.removesuffix(' None')})" if state and not state.startswith("COMPLETED") else ""
+    if status == Preempted.exit_code and (asked or not log.is_file()):
+        why += "; the same command goes on with it"
+    elif log.is_file():
+        why += f"; see {log}\n{end_of(log)}"
+    else:
+        why += f"; can its node write to {log.parent}?"
+    print(f"{job.folder}: {why}", file=sys.stderr, flush=True)

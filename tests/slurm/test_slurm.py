@@ -59,14 +59,18 @@ def trains(process, folder: Path) -> bool:
     return process.info["cwd"] == str(folder) and "mbrl_lightning.fit" in (process.info["cmdline"] or ())
 
 
+def queue(cluster) -> list[str]:
+    told = subprocess.run(["squeue", "-h", "-o", "%F"], env=cluster, capture_output=True, text=True, check=True)
+    return told.stdout.split()
+
+
 def running(cluster, folder: Path, least: int = 1) -> str:
-    """The job of a run once it has saved an iteration."""
+    """The array of a run once it has saved an iteration."""
     end = time.monotonic() + 120
     while checkpoint.newest(folder / "checkpoints") < least:
         assert time.monotonic() < end
         time.sleep(0.2)
-    told = subprocess.run(["squeue", "-h", "-o", "%A"], env=cluster, capture_output=True, text=True, check=True)
-    return told.stdout.split()[0]
+    return queue(cluster)[0]
 
 
 def test_an_array_is_trained_and_tabled_and_a_wrong_parameter_refused(sweep, tmp_path):
@@ -75,20 +79,47 @@ def test_an_array_is_trained_and_tabled_and_a_wrong_parameter_refused(sweep, tmp
     assert "2 of 2" in out
     out, err = (process := sweep("seeds=0..1", "loop.iterations=1")).communicate(timeout=60)
     assert (process.returncode, "submitted" in out) == (0, False)  # all is finished
-    out, err = (process := sweep("seeds=7", "slurm.partitoin=x")).communicate(timeout=60)
-    assert process.returncode == 2
-    assert "partitoin" in err
+    assert "2 of 2 runs are finished, skipped" in out
+    for word, part in (
+        ("slurm.partition=x", "Slurm refuses: invalid partition"),
+        ("slurm.partitoin=x", "'partition'?"),
+    ):
+        out, err = (process := sweep("seeds=7", word)).communicate(timeout=60)
+        assert process.returncode == 2
+        assert part in err
+        assert (err.count("partition specified") <= 1, err.count("remedy:"), len(err.splitlines())) == (True, 1, 2)
 
 
-def test_a_run_told_to_stop_saves_is_queued_again_and_goes_on(sweep, cluster, tmp_path):
-    process, folder = sweep("seeds=0", "loop.iterations=20"), tmp_path / "runs/debug/dr_ppo/seed0"
-    subprocess.run(["scancel", "--signal=TERM", running(cluster, folder)], env=cluster, check=True)
+def test_after_two_signals_nothing_is_left_in_the_queue(sweep, cluster):
+    process = sweep("seeds=8")
+    while not queue(cluster):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    end = time.monotonic() + 60
+    while queue(cluster):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_runs_of_an_array_told_to_stop_save_are_queued_again_and_go_on(sweep, cluster, tmp_path):
+    process, folders = (
+        sweep("seeds=0..1", "loop.iterations=40"),
+        [tmp_path / f"runs/debug/dr_ppo/seed{n}" for n in (0, 1)],
+    )
+    for index, (name, folder) in enumerate(zip(("USR1", "TERM"), folders, strict=True)):  # time nearly over, preempted
+        subprocess.run(["scancel", f"--signal={name}", f"{running(cluster, folder)}_{index}"], env=cluster, check=True)
     _, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
-    assert checkpoint.newest(folder / "checkpoints") == 20
-    log = "".join(path.read_text() for path in (tmp_path / "runs/slurm").glob("*_log.err"))
-    assert "state saved" in log
-    assert {row.iteration for row in read_results(folder)} >= {20}
+    logs = [path.read_text() for path in (tmp_path / "runs/slurm").glob("*_log.out")]
+    assert [log.count("state saved") for log in logs] == [1, 1]
+    for folder in folders:
+        assert checkpoint.newest(folder / "checkpoints") == 40
+        assert {row.iteration for row in read_results(folder)} >= {40}
+    assert "--signal=USR1@" in next((tmp_path / "runs/slurm").glob("*_submission.sh")).read_text()
 
 
 def test_a_run_that_is_killed_or_cancelled_goes_on_with_the_next_command(sweep, cluster, tmp_path):

@@ -39,6 +39,11 @@ def test_arms_are_all_combinations_each_with_a_folder_of_what_is_varied():
     assert (only.config.logger, only.config.out, only.config.seeds) == (["csv", "tensorboard"], "x", "0")
 
 
+def test_a_relative_and_an_absolute_folder_of_one_sweep_share_one(tmp_path):
+    assert command._out(arms(f"conf=cartpole out={tmp_path}/x,y")) == tmp_path
+    assert str(command._out(arms("conf=cartpole dynamics.lr=1e-3,1e-2"))) == "runs"
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
     [
@@ -68,11 +73,56 @@ def test_what_is_wrong_with_several_arms_is_told_once(capsys):
 
 def test_a_job_array_is_told_by_what_its_jobs_wait_for(monkeypatch):
     slurm = pytest.importorskip("mbrl_lightning.sweep.slurm")
-    answers = ["PENDING Resources\nRUNNING None\nRUNNING None\n", ""]
-    answer = lambda *_: SimpleNamespace(stdout=answers.pop(0), stderr="", returncode=0)  # noqa: E731
+    waits, states = "7_0 PENDING Resources\n7_1 RUNNING None\n7_2 RUNNING None\n", {}
+    answers = [
+        (waits, "", 0),
+        ("", "connection refused\n", 1),
+        ("7_0 TIMEOUT TimeLimit\n", "", 0),
+        ("", "Invalid job id", 1),
+    ]
+    answer = lambda *_: SimpleNamespace(**dict(zip(("stdout", "stderr", "returncode"), answers.pop(0))))  # noqa: E731, B905
     monkeypatch.setattr(slurm, "_told", answer)
-    assert slurm._queued("7") == "1 PENDING Resources, 2 RUNNING"
-    assert slurm._queued("7") is None
+    told = [slurm._queued("7", states) for _ in range(4)]
+    assert told == ["1 PENDING Resources, 2 RUNNING", "squeue fails, waiting for it: connection refused", None, None]
+    assert states["7_0"] == "TIMEOUT TimeLimit"
+
+
+@pytest.mark.parametrize(
+    ("state", "log", "status", "part"),
+    [
+        ("TIMEOUT TimeLimit", True, 75, "ended with status 75 (Slurm: TIMEOUT TimeLimit); see"),
+        ("OUT_OF_MEMORY OutOfMemory", True, 1, "the last line"),
+        ("FAILED NonZeroExitCode", False, 1, "never started (Slurm: FAILED NonZeroExitCode)"),
+    ],
+)
+def test_a_run_that_slurm_ended_says_how(state, log, status, part, tmp_path, capsys):
+    slurm = pytest.importorskip("mbrl_lightning.sweep.slurm")
+    paths = SimpleNamespace(result_pickle=tmp_path / "none", stdout=tmp_path / "log")
+    if log:
+        paths.stdout.write_text("the last line\n")
+    slurm._look(job := seed_jobs.Job(0, tmp_path, []), SimpleNamespace(paths=paths), state, False)
+    assert job.status == status
+    assert part in capsys.readouterr().err
+
+
+def test_parameters_of_slurm_are_read_as_submitit_wants_them_or_named():
+    slurm = pytest.importorskip("mbrl_lightning.sweep.slurm")
+    given = {
+        "time": "90",
+        "mem_gb": "0.5",
+        "setup": "module load x",
+        "account": "0012",
+        "name": "7",
+        "exclusive": "true",
+    }
+    read = {"time": 90, "mem_gb": 0.5, "setup": ["module load x"], "account": "0012", "name": "7", "exclusive": True}
+    assert slurm._values(given | {"srun_args": "[-v,-l]"}) == read | {"srun_args": ["-v", "-l"]}
+    with pytest.raises(ConfigError) as raised:
+        slurm._values({"time": "1:00:00", "mem_gb": "lots", "partitoin": "x", "array_parallelism": "few"})
+    assert all(
+        part in raised.value.cause
+        for part in ("whole number of minutes", "mem_gb=lots: a number", "'partition'?", "=few")
+    )
 
 
 def test_without_submitit_or_slurm_what_is_missing_is_named(capsys, monkeypatch):
