@@ -91,7 +91,7 @@ def test_an_array_is_trained_and_tabled_and_a_wrong_parameter_refused(sweep, tmp
 
 
 def test_after_two_signals_nothing_is_left_in_the_queue(sweep, cluster):
-    process = sweep("seeds=8")
+    process = sweep("seeds=8", "loop.iterations=2000")
     while not queue(cluster):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
