@@ -60,9 +60,6 @@ class MetaTest:
             belief = self.adapt(context, shot)
             episodes = self.episodes(tasks, belief)
             returned = self.report("return/policy", episodes, split, shot)
-            if algorithm.spec.metrics is not None:
-                found = algorithm.spec.metrics(episodes)
-                self._all_rows({name: value.mean(1) for name, value in found.items()}, split, shot)
             if shot == size:
                 reference, at_size, summary["return/policy"] = episodes, belief, returned
         if "hidden" in reference.keys():  # noqa: SIM118 - a TensorDict has no `in`
@@ -123,7 +120,14 @@ class MetaTest:
         return {name: self._rows(name, values, split, shot) for name, values in measured.items()}
 
     def report(self, metric: str, episodes: TensorDict, split: str, shot: int) -> float:
-        """Add one row a task with its mean return over episodes `[M, episodes, T]`; returns the mean over tasks."""
+        """Add one row a task with its mean return over episodes `[M, episodes, T]`; returns the mean over tasks.
+
+        The family's own metrics follow, of others than the policy by `@` and who acted.
+        """
+        if self.algorithm.spec.metrics is not None:
+            who, found = metric.removeprefix("return/"), self.algorithm.spec.metrics(episodes)
+            who = "" if who == "policy" else f"@{who}"
+            self._all_rows({f"{name}{who}": value.mean(1) for name, value in found.items()}, split, shot)
         returns = episode_returns(episodes.reshape(-1, episodes.shape[-1]), self.algorithm.spec)
         return self._rows(metric, returns.view(episodes.shape[:2]).mean(1), split, shot)
 

@@ -88,7 +88,11 @@ REWARD = Kind(
     (Column("reward/*=*"), Column("reward/*=*", "the worst of these, of each seed", _worst), Column("reward/*")),
     ("deterministic policy; mean over all steps of the evaluation episodes that are of the kind",),
 )
-BODY = Kind("what the body did", "return/policy", (Column("upright/*"), Column("distance"), Column("info/*")))
+BODY = Kind(
+    "what the body did",
+    "return/policy",
+    (Column("upright/share"), Column("upright/first_fall"), Column("distance"), Column("info/*")),
+)
 
 
 def _errors(suffix: str, targets: str) -> Kind:

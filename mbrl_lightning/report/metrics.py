@@ -64,6 +64,9 @@ def metric(name: str) -> Metric:
     """How a metric is shown; one that is not listed (of a task's parameter, of a user) by the end of its name."""
     if name in METRICS:
         return METRICS[name]
+    of, _, who = name.rpartition("@")
+    if of:
+        return Metric(f"{metric(of).heading}, {metric(f'return/{who}').heading}")
     plain = name.removesuffix("_random")
     if plain != name and plain in METRICS:  # measured on what gathers a context
         return METRICS[plain]._replace(heading=f"{METRICS[plain].heading}, exploration")

@@ -171,6 +171,8 @@ def test_a_families_own_metrics_become_rows(known):
         metrics=lambda episodes: {"distance": episodes["next", "observation"][..., 0].amax(-1) % 100}
     )
     assert values(known(family, full=False)[1], "distance") == [8.0] * 5
+    rows = known(family)[1]
+    assert values(rows, "distance@random") == values(rows, "distance@wrong_belief") == [8.0] * 5
 
 
 # -- with a model

@@ -109,6 +109,8 @@ def test_other_tables_by_hand(rows):
     body = build(rows, "half_cheetah", "test", BODY)
     assert "upright [share of steps]" in body.text()
     assert "distance" not in body.text()  # not measured: no empty column
+    success = [row._replace(metric="info/success@random") for row in rows if row.metric == "return/policy"]
+    assert "success, random policy" in build([*rows, *success], "half_cheetah", "test", BODY).text()
     training = cells_of(line_of(build(rows, "half_cheetah", "", TRAINING).text(), "gssm_aps"))
     assert training[3:6] == ["950 +- 0.71", "900 +- 0", "50.5 +- 0.71"]
     assert training[6:] == ["2", "model 75%, policy 15%, other 10%"]  # 60 s an iteration, added up over two
