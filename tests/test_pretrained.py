@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 def looked_at(path: Path) -> object:
     """A card; to plan 20 episodes takes minutes, and bodies of 1,000 steps are slow to simulate."""
     card = yaml.safe_load(path.read_text())
-    long = "planner.kind" in reads_of(card["algorithm"]) or card["family"] in ("slim_humanoid", "half_cheetah_wide")
+    slow = {"slim_humanoid", "half_cheetah_wide", "half_cheetah_fwd_bwd", "swimmer"}
+    long = card["family"] in slow or "planner.kind" in reads_of(card["algorithm"])
     return pytest.param(path, id=path.parent.name, marks=[pytest.mark.slow] * long)
 
 
