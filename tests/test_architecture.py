@@ -158,7 +158,7 @@ def lines(*parts: str) -> int:
 
 # Lines of the parts that learn, of the package and of its tests. Lowered with what a change takes away, on the way to 5,200,
 # 13,000 and 11,500; raised by what a new method or family needs alone.
-LEARNING, WHOLE, TESTS = 9416, 24257, 19935
+LEARNING, WHOLE, TESTS = 9416, 24257, 19933
 
 
 def test_totals_only_fall():

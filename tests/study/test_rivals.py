@@ -8,7 +8,7 @@ from mbrl_lightning.algorithms import make_algorithm
 from mbrl_lightning.config import load_config
 from mbrl_lightning.envs import family_of
 from mbrl_lightning.errors import ConfigError
-from mbrl_lightning.runs.results import Results
+from mbrl_lightning.runs.results import Results, Row
 from mbrl_lightning.study import STUDIES, adaptation, arm_words, rivals, study
 from mbrl_lightning.study.base import folder_of
 
@@ -53,6 +53,15 @@ def test_each_family_has_its_table_and_panel(tmp_path):
     assert lines["gssm_aps"] == ["gssm_aps", "2", "100", "-0.5", "[-0.6,", "-0.4]", "-0.4", "-0.6", "-0.478"]
     assert lines["gssm"][-2:] == ["-0.7", "-0.8"]  # of which the paper says nothing
     assert (tmp_path / "gssm_policies.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("more", "scale"), [(25, "log"), (3, "linear")])
+def test_steps_are_logarithmic_where_an_arm_makes_more_than_ten_times_anothers(more, scale, tmp_path, monkeypatch):
+    canvas = pytest.importorskip("mbrl_lightning.report.canvas")
+    monkeypatch.setattr(canvas, "save", lambda figure, path: figure)
+    ends = {"gssm": 100, "dr_ppo": 100 * more}.items()
+    rows = [Row(arm, "cartpole", 0, 1, end, "test", 0, 50, "return/policy", -0.5, "") for arm, end in ends]
+    assert rivals.draw(rows, tmp_path / "none.png").axes[0].get_xscale() == scale
 
 
 def test_errors_are_measured_at_every_checkpoint(in_this_process, tmp_path):

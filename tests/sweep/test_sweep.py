@@ -74,12 +74,8 @@ def test_what_is_wrong_with_several_arms_is_told_once(capsys):
 def test_a_job_array_is_told_by_what_its_jobs_wait_for(monkeypatch):
     slurm = pytest.importorskip("mbrl_lightning.sweep.slurm")
     waits, states = "7_0 PENDING Resources\n7_1 RUNNING None\n7_2 RUNNING None\n", {}
-    answers = [
-        (waits, "", 0),
-        ("", "connection refused\n", 1),
-        ("7_0 TIMEOUT TimeLimit\n", "", 0),
-        ("", "Invalid job id", 1),
-    ]
+    over, gone = ("7_0 TIMEOUT TimeLimit\n", "", 0), ("", "Invalid job id", 1)
+    answers = [(waits, "", 0), ("", "connection refused\n", 1), over, gone]
     answer = lambda *_: SimpleNamespace(**dict(zip(("stdout", "stderr", "returncode"), answers.pop(0))))  # noqa: E731, B905
     monkeypatch.setattr(slurm, "_told", answer)
     told = [slurm._queued("7", states) for _ in range(4)]
@@ -107,16 +103,9 @@ def test_a_run_that_slurm_ended_says_how(state, log, status, part, tmp_path, cap
 
 def test_parameters_of_slurm_are_read_as_submitit_wants_them_or_named():
     slurm = pytest.importorskip("mbrl_lightning.sweep.slurm")
-    given = {
-        "time": "90",
-        "mem_gb": "0.5",
-        "setup": "module load x",
-        "account": "0012",
-        "name": "7",
-        "exclusive": "true",
-    }
+    given = {"time": "90", "mem_gb": "0.5", "setup": "module load x", "account": "0012", "name": "7"}
     read = {"time": 90, "mem_gb": 0.5, "setup": ["module load x"], "account": "0012", "name": "7", "exclusive": True}
-    assert slurm._values(given | {"srun_args": "[-v,-l]"}) == read | {"srun_args": ["-v", "-l"]}
+    assert slurm._values(given | {"exclusive": "true", "srun_args": "[-v,-l]"}) == read | {"srun_args": ["-v", "-l"]}
     with pytest.raises(ConfigError) as raised:
         slurm._values({"time": "1:00:00", "mem_gb": "lots", "partitoin": "x", "array_parallelism": "few"})
     assert all(
